@@ -1,0 +1,55 @@
+"""Retrofit the Dense Connector (arXiv 2405.13800) into vision-language models that already exist."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dcsurgery.convert import Conversion, convert_checkpoint
+    from dcsurgery.inspection import Inspection, inspect_checkpoint
+    from dcsurgery.loading import load_model
+    from dcsurgery.plan import ConnectorSpec, SurgeryPlan, make_plan, read_plan
+    from dcsurgery.verification import Report, verify_checkpoint
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConnectorSpec",
+    "Conversion",
+    "Inspection",
+    "Report",
+    "SurgeryPlan",
+    "__version__",
+    "convert_checkpoint",
+    "inspect_checkpoint",
+    "load_model",
+    "make_plan",
+    "read_plan",
+    "verify_checkpoint",
+]
+
+_HOMES = {
+    "ConnectorSpec": "plan",
+    "Conversion": "convert",
+    "Inspection": "inspection",
+    "Report": "verification",
+    "SurgeryPlan": "plan",
+    "convert_checkpoint": "convert",
+    "inspect_checkpoint": "inspection",
+    "load_model": "loading",
+    "make_plan": "plan",
+    "read_plan": "plan",
+    "verify_checkpoint": "verification",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names on first use (PEP 562), so that `import dcsurgery` stays instant."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dcsurgery' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"dcsurgery.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

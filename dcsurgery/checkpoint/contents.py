@@ -1,0 +1,217 @@
+"""A checkpoint's files, opened by header only and checked before anyone relies on them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dcsurgery.checkpoint import checks
+from dcsurgery.checkpoint.headers import (
+    Header,
+    TensorEntry,
+    header_length,
+    parse_header,
+    read_header,
+)
+from dcsurgery.checkpoint.hub import list_repository, read_range
+from dcsurgery.checkpoint.reference import ModelRef, fetch, parse_reference
+from dcsurgery.errors import AnatomyError, CheckpointNotFoundError, MalformedCheckpointError
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+FIRST_RANGE = 100_000
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One safetensors file: its name in the folder, its bytes, its header."""
+
+    name: str
+    size: int
+    header: Header
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's files. Nothing but JSON and headers has been read.
+
+    `side_files` are all files that travel with the weights (tokenizer, processor, code, ...), as
+    posix paths; `left_out` are weights in other formats and safetensors files outside the index,
+    which no loader of this checkpoint reads.
+    """
+
+    ref: ModelRef
+    config: dict[str, Any]
+    config_text: str
+    weights: tuple[WeightFile, ...]
+    index: dict[str, Any] | None
+    side_files: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorEntry]:
+        """Every tensor of every weight file by name."""
+        return {
+            name: entry for file in self.weights for name, entry in file.header.tensors.items()
+        }
+
+    @cached_property
+    def _homes(self) -> dict[str, WeightFile]:
+        return {name: file for file in self.weights for name in file.header.tensors}
+
+    def file_of(self, tensor: str) -> WeightFile:
+        """Return the file that holds a tensor. Raises KeyError for an unknown name."""
+        return self._homes[tensor]
+
+    def find(self, suffix: str) -> str:
+        """Return the one tensor name that ends with a dotted suffix. Raises AnatomyError."""
+        found = [name for name in self.tensors if name == suffix or name.endswith("." + suffix)]
+        if len(found) != 1:
+            what = "no tensor is" if not found else f"{len(found)} tensors are"
+            raise AnatomyError(
+                f"{what} named ...{suffix} in {self.ref.name}",
+                hint="run `dcsurgery inspect MODEL` to see what the checkpoint holds",
+            )
+        return found[0]
+
+    def path(self, name: str) -> Path:
+        """Return the local path of a file of this checkpoint."""
+        if self.ref.folder is None:
+            raise CheckpointNotFoundError(
+                f"the files of {self.ref.name} are not on this machine",
+                hint="fetch them first (open_checkpoint(..., weights=True))",
+            )
+        return self.ref.folder / name
+
+    def read_tensor(self, name: str) -> bytes:
+        """Return a tensor's bytes, from the file or by a range request."""
+        file, entry = self.file_of(name), self.tensors[name]
+        start = file.header.data_start + entry.begin
+        if self.ref.folder is None:
+            return read_range(
+                str(self.ref.repo_id), str(self.ref.commit), file.name, start, entry.nbytes
+            )
+        with self.path(file.name).open("rb") as opened:
+            opened.seek(start)
+            raw = opened.read(entry.nbytes)
+        if len(raw) != entry.nbytes:
+            raise checks.changed(file.name)
+        return raw
+
+    def stamp(self) -> dict[str, tuple[int, int, int]]:
+        """Return (inode, bytes, modification time in ns) of every local file that is copied."""
+        names = [CONFIG, *(file.name for file in self.weights), *self.side_files]
+        if self.index is not None:
+            names.append(INDEX)
+        stamps = {}
+        for name in names:
+            try:
+                found = self.path(name).stat()
+            except OSError:
+                raise checks.changed(name) from None
+            stamps[name] = (found.st_ino, found.st_size, found.st_mtime_ns)
+        return stamps
+
+
+def open_checkpoint(
+    model: str | Path, revision: str | None = None, *, weights: bool = False
+) -> Checkpoint:
+    """Open a folder or a Hub model and check all its headers.
+
+    A Hub model is read by range requests (config, index and header bytes only) unless `weights`,
+    which fetches it into huggingface_hub's cache first. Raises CheckpointError of the fitting kind.
+    """
+    ref = parse_reference(model, revision)
+    if ref.folder is None and (weights or _offline()):
+        ref = fetch(ref)
+    return _open_folder(ref, ref.folder) if ref.folder is not None else _open_remote(ref)
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _open_folder(ref: ModelRef, folder: Path) -> Checkpoint:
+    files = checks.list_files(folder, ref)
+    if ref.in_cache and ref.commit is None:
+        ref = replace(ref, commit=folder.resolve().name)
+
+    def read_json(name: str) -> str:
+        return checks.read_text(folder / name)
+
+    def open_weights(name: str) -> WeightFile:
+        path = checks.safe_path(folder, name, ref)
+        header = read_header(path)
+        return WeightFile(name, header.file_size, header)
+
+    return _assemble(ref, files, read_json, open_weights)
+
+
+def _open_remote(ref: ModelRef) -> Checkpoint:
+    repo_id = str(ref.repo_id)
+    listing = list_repository(repo_id, ref.revision)
+    ref = replace(ref, commit=listing.commit)
+
+    def read_json(name: str) -> str:
+        size = checks.bounded(listing.sizes[name], name)
+        return checks.decode(read_range(repo_id, listing.commit, name, 0, size), name)
+
+    def open_weights(name: str) -> WeightFile:
+        size = listing.sizes[name]
+        blob = read_range(repo_id, listing.commit, name, 0, min(size, FIRST_RANGE))
+        needed = 8 + header_length(blob, size, name)
+        if needed > len(blob):
+            rest = needed - len(blob)
+            blob += read_range(repo_id, listing.commit, name, len(blob), rest)
+        return WeightFile(name, size, parse_header(blob, size, name))
+
+    return _assemble(ref, sorted(listing.sizes), read_json, open_weights)
+
+
+def _assemble(
+    ref: ModelRef,
+    files: list[str],
+    read_json: Callable[[str], str],
+    open_weights: Callable[[str], WeightFile],
+) -> Checkpoint:
+    checks.require_checkpoint(ref, files)
+    config_text = read_json(CONFIG)
+    config = checks.parse_object(config_text, CONFIG)
+    index = checks.parse_object(read_json(INDEX), INDEX) if INDEX in files else None
+    mapping = checks.read_weight_map(index, INDEX) if index is not None else None
+    names = sorted(set(mapping.values())) if mapping is not None else [SINGLE]
+    for name in names:
+        if name not in files:
+            raise CheckpointNotFoundError(
+                f"{ref.name} lacks {name}" + (f", which {INDEX} names" if mapping else ""),
+                hint="the download may be incomplete: fetch the model again",
+            )
+    opened = tuple(open_weights(name) for name in names)
+    homes: dict[str, str] = {}
+    for file in opened:
+        for tensor in file.header.tensors:
+            if tensor in homes:
+                raise MalformedCheckpointError(
+                    f"tensor {tensor} is in both {homes[tensor]} and {file.name}",
+                    hint="loaders would pick one silently; remove the stale copy and its file",
+                )
+            homes[tensor] = file.name
+    if mapping is not None:
+        checks.compare_index(mapping, homes, INDEX)
+    known = {CONFIG, INDEX, *names}
+    others = [name for name in files if name not in known]
+    return Checkpoint(
+        ref=ref,
+        config=config,
+        config_text=config_text,
+        weights=opened,
+        index=index,
+        side_files=tuple(name for name in others if not checks.is_foreign_weight(name)),
+        left_out=tuple(name for name in others if checks.is_foreign_weight(name)),
+    )

@@ -1,0 +1,300 @@
+"""Apply a plan: write a delta or a stock checkpoint. No model is ever loaded, torch never imported."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcsurgery.architectures import find_architecture
+from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
+from dcsurgery.checkpoint.copying import Transfer, write_file
+from dcsurgery.checkpoint.rewrite import (
+    NewTensor,
+    estimate_bytes,
+    write_checkpoint,
+    write_tensors,
+)
+from dcsurgery.checkpoint.staging import check_output, staged_output
+from dcsurgery.connectors import Layers
+from dcsurgery.errors import PlanError, RequestError
+from dcsurgery.features import parse_layers
+from dcsurgery.folding import Rows, encoded, fold_rows, stored_rows, uniform_rows, zero_rows
+from dcsurgery.plan import (
+    CONNECTOR_TENSOR,
+    DELTA_FILE,
+    DELTA_FOLDER,
+    PLAN_FILE,
+    ConnectorSpec,
+    Form,
+    Init,
+    SurgeryPlan,
+    TensorRecord,
+    feature_width,
+    make_plan,
+)
+
+METADATA = {"format": "pt"}
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A plan and what carrying it out would cost: an upper bound of the bytes written."""
+
+    plan: SurgeryPlan
+    bytes_to_write: int
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written, where, and how each file came to be."""
+
+    plan: SurgeryPlan
+    output: Path
+    transfers: tuple[Transfer, ...]
+    seconds: float
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes physically written; shared blocks and hard links cost none."""
+        return sum(item.written for item in self.transfers)
+
+
+def make_spec(
+    connector: str = "dci",
+    groups: int = 2,
+    layers: str | Layers | None = None,
+    init: str = "preserve",
+    seed: int = 0,
+    form: str | None = None,
+) -> ConnectorSpec:
+    """Return a ConnectorSpec from plain values. Raises RequestError or PlanError."""
+    if init not in ("preserve", "paper"):
+        raise RequestError(f"init {init!r} does not exist", hint="choose preserve or paper")
+    if form not in (None, "stock", "delta"):
+        raise RequestError(f"form {form!r} does not exist", hint="choose stock or delta")
+    if seed < 0:
+        raise RequestError(f"seed {seed} is negative", hint="choose a seed of 0 or more")
+    parsed = parse_layers(layers) if isinstance(layers, str) else layers
+    checked: tuple[Init, Form | None] = (init, form)  # type: ignore[assignment]
+    return ConnectorSpec(connector, groups, parsed, checked[0], seed, checked[1])
+
+
+def preview_conversion(
+    model: str | Path,
+    spec: ConnectorSpec,
+    *,
+    revision: str | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+) -> Preview:
+    """Return the whole plan without writing anything; a Hub model's weights are not fetched.
+
+    Raises whatever convert_checkpoint would refuse.
+    """
+    checkpoint = _open(model, revision, weights=False)
+    plan = make_plan(checkpoint, spec)
+    needed = _bytes_to_write(checkpoint, plan)
+    if output is not None:
+        check_output(
+            Path(output), overwrite=overwrite, sources=_sources(checkpoint), needed=needed
+        )
+    return Preview(plan, needed)
+
+
+def convert_checkpoint(
+    model: str | Path,
+    output: str | Path,
+    *,
+    connector: str = "dci",
+    groups: int = 2,
+    layers: str | Layers | None = None,
+    init: str = "preserve",
+    seed: int = 0,
+    form: str | None = None,
+    revision: str | None = None,
+    overwrite: bool = False,
+    link: bool = False,
+) -> Conversion:
+    """Install a connector in a model and write the result to `output`.
+
+    `model` is a folder or a Hub id. Everything is checked before the first byte; `output` appears
+    whole, by one rename. Raises DcSurgeryError of the fitting kind; the source is never changed.
+    """
+    started = time.perf_counter()
+    spec = make_spec(connector, groups, layers, init, seed, form)
+    checkpoint = _open(model, revision, weights=False)
+    plan = make_plan(checkpoint, spec)
+    if plan.form == "stock" and checkpoint.ref.folder is None:
+        checkpoint = _open(model, checkpoint.ref.commit, weights=True)
+        plan = make_plan(checkpoint, spec)
+    target = Path(output)
+    needed = _bytes_to_write(checkpoint, plan)
+    staging = staged_output(
+        target, overwrite=overwrite, sources=_sources(checkpoint), needed=needed
+    )
+    with staging as folder:
+        plan, transfers = _write(checkpoint, plan, folder, link=link)
+    return Conversion(plan, target, transfers, time.perf_counter() - started)
+
+
+def _open(model: str | Path, revision: str | None, *, weights: bool) -> Checkpoint:
+    checkpoint = open_checkpoint(model, revision, weights=weights)
+    if PLAN_FILE in checkpoint.side_files:
+        raise PlanError(
+            f"{checkpoint.ref.name} was already converted by dcsurgery",
+            hint=f"convert its base again; {PLAN_FILE} names it",
+        )
+    return checkpoint
+
+
+def _sources(checkpoint: Checkpoint) -> list[Path]:
+    return [checkpoint.ref.folder] if checkpoint.ref.folder is not None else []
+
+
+def _bytes_to_write(checkpoint: Checkpoint, plan: SurgeryPlan) -> int:
+    delta = list(_delta_tensors(checkpoint, plan).values())
+    small = sum(item.nbytes for item in delta) + 256 * 1024
+    if plan.form == "delta":
+        return small
+    stock = list(_stock_tensors(checkpoint, plan).values())
+    if checkpoint.ref.folder is None:
+        return small + sum(file.size for file in checkpoint.weights) + sum(
+            item.nbytes for item in stock
+        )
+    return small + estimate_bytes(checkpoint, stock)
+
+
+def delta_rows(checkpoint: Checkpoint, plan: SurgeryPlan) -> dict[str, Rows]:
+    """Return the rows of every tensor of a plan's delta, by name."""
+    return {record.name: _draw(plan, record) for record in plan.delta}
+
+
+def _draw(plan: SurgeryPlan, record: TensorRecord) -> Rows:
+    if plan.init == "preserve":
+        return zero_rows(record.shape)
+    anatomy = plan.read_anatomy()
+    # The reference draws one wide first matrix: base and new columns share its fan-in.
+    wide = anatomy.projector.in_features + feature_width(anatomy) * len(plan.blocks)
+    first = anatomy.projector.weight.removesuffix("weight")
+    is_first = record.name == CONNECTOR_TENSOR or record.name.startswith(first)
+    fan_in = wide if is_first else _fan_in(plan, record)
+    return uniform_rows(record.shape, fan_in, plan.seed, record.name)
+
+
+def _fan_in(plan: SurgeryPlan, record: TensorRecord) -> int:
+    """Columns of the matrix a later projector tensor belongs to (a bias shares its weight's)."""
+    matrix = record.name.removesuffix("bias").removesuffix("weight") + "weight"
+    shape = next((item.shape for item in plan.delta if item.name == matrix), record.shape)
+    return shape[-1]
+
+
+def _delta_tensors(checkpoint: Checkpoint, plan: SurgeryPlan) -> dict[str, NewTensor]:
+    rows = delta_rows(checkpoint, plan)
+    return {
+        record.name: NewTensor(
+            record.name,
+            record.dtype,
+            tuple(record.shape),
+            encoded(rows[record.name], record.dtype),
+        )
+        for record in plan.delta
+    }
+
+
+def _stock_tensors(checkpoint: Checkpoint, plan: SurgeryPlan) -> dict[str, NewTensor]:
+    """Return the tensors that replace base tensors in the stock form."""
+    anatomy = plan.read_anatomy()
+    rows = delta_rows(checkpoint, plan)
+    tensors = {}
+    for record in plan.changed:
+        own = rows.get(record.name)
+        if record.name == anatomy.projector.weight:
+            base = own or stored_rows(
+                lambda: checkpoint.read_tensor(anatomy.projector.weight),
+                record.dtype,
+                checkpoint.tensors[record.name].shape,
+            )
+            own = fold_rows(
+                base,
+                rows[CONNECTOR_TENSOR],
+                plan.layout,
+                anatomy.feature_layers,
+                feature_width(anatomy),
+            )
+        if own is None:
+            raise AssertionError(f"nothing makes {record.name}")
+        tensors[record.name] = NewTensor(
+            record.name, record.dtype, tuple(record.shape), encoded(own, record.dtype)
+        )
+    return tensors
+
+
+def edit_config(checkpoint: Checkpoint, plan: SurgeryPlan) -> str:
+    """Return the config's text with the plan's keys changed, all others in place and order."""
+    if plan.stock_layers is None:
+        return checkpoint.config_text
+    stock_config = find_architecture(checkpoint.config).stock_config
+    if stock_config is None:
+        raise AssertionError(f"{plan.architecture} has no stock form")
+    edited = stock_config(checkpoint.config, plan.stock_layers)
+    return json.dumps(edited, indent=2, ensure_ascii=False) + "\n"
+
+
+def _write(
+    checkpoint: Checkpoint, plan: SurgeryPlan, folder: Path, *, link: bool
+) -> tuple[SurgeryPlan, tuple[Transfer, ...]]:
+    relies_on = {
+        name: hashlib.sha256(checkpoint.read_tensor(name)).hexdigest() for name in plan.relies_on
+    }
+    delta = _delta_tensors(checkpoint, plan)
+    stock: dict[str, NewTensor] = {}
+    (folder / DELTA_FOLDER).mkdir()
+    transfers = [write_tensors(folder / DELTA_FILE, list(delta.values()), METADATA)]
+    if plan.form == "stock":
+        stock = _stock_tensors(checkpoint, plan)
+        config = edit_config(checkpoint, plan)
+        transfers += write_checkpoint(checkpoint, folder, stock, config, link=link)
+    plan = plan.model_copy(
+        update={
+            "relies_on": relies_on,
+            "delta": [_hashed(r, delta, {}) for r in plan.delta],
+            "changed": [_hashed(r, stock, relies_on) for r in plan.changed],
+        }
+    )
+    transfers.append(_write_text(folder, PLAN_FILE, plan.model_dump_json(indent=2) + "\n"))
+    if plan.form == "delta":
+        transfers.append(_write_text(folder, "README.md", _delta_readme(plan)))
+    return plan, tuple(transfers)
+
+
+def _hashed(
+    record: TensorRecord, written: Mapping[str, NewTensor], base: Mapping[str, str]
+) -> TensorRecord:
+    update: dict[str, Any] = {"sha256": written[record.name].sha256}
+    return record.model_copy(update=update | {"base_sha256": base.get(record.name)})
+
+
+def _write_text(folder: Path, name: str, text: str) -> Transfer:
+    return Transfer(name, "write", write_file(folder / name, [text.encode()]))
+
+
+def _delta_readme(plan: SurgeryPlan) -> str:
+    commit = f" at commit `{plan.base.commit}`" if plan.base.commit else ""
+    return f"""# Dense Connector delta for {plan.base.id}
+
+This folder holds no base weights: it is a `{plan.kind}` connector for `{plan.base.id}`{commit}.
+
+```python
+import dcsurgery
+
+model = dcsurgery.load_model("path/to/this/folder")
+```
+
+Plain transformers cannot load it. `dense_connector/plan.json` says what it contains and on which
+tensors of the base it relies; `dcsurgery verify` checks it.
+"""

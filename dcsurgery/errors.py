@@ -1,0 +1,75 @@
+"""Every error dcsurgery raises on purpose.
+
+DcSurgeryError                  message + hint; the CLI prints both and exits 1
+├── RequestError                an option or argument that cannot be meant
+├── CheckpointError             something about the files of a model
+│   ├── CheckpointNotFoundError     no such folder, Hub repository, revision or file
+│   ├── MalformedCheckpointError    files that contradict themselves or each other
+│   └── UnsafeFormatError           files that could run code or leave the folder
+├── UnknownArchitectureError    a model class dcsurgery has no anatomy for
+├── AnatomyError                config and tensors disagree about the model
+├── PlanError                   this connector cannot be installed in this model
+├── OutputExistsError           the output is there already, or someone else is writing it
+├── TrainingError               fine-tuning could not start or go on
+├── PublishError                the Hub refused or lost something
+└── VerificationError           a check could not be made (a check that fails is a report, not an error)
+"""
+
+from __future__ import annotations
+
+
+class DcSurgeryError(Exception):
+    """Base of all errors meant for people: `message` says what is wrong, `hint` what to do next."""
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class RequestError(DcSurgeryError):
+    """An option or argument that cannot be meant."""
+
+
+class CheckpointError(DcSurgeryError):
+    """Something is wrong with the files of a model."""
+
+
+class CheckpointNotFoundError(CheckpointError):
+    """No such folder, Hub repository, revision or file."""
+
+
+class MalformedCheckpointError(CheckpointError):
+    """Files that contradict themselves or each other."""
+
+
+class UnsafeFormatError(CheckpointError):
+    """Files that could run code when read, or paths that leave the model folder."""
+
+
+class UnknownArchitectureError(DcSurgeryError):
+    """A model class dcsurgery has no anatomy for."""
+
+
+class AnatomyError(DcSurgeryError):
+    """The config and the tensors disagree about the model."""
+
+
+class PlanError(DcSurgeryError):
+    """The requested connector cannot be installed in this model."""
+
+
+class OutputExistsError(DcSurgeryError):
+    """The output exists already, or another process is writing it."""
+
+
+class TrainingError(DcSurgeryError):
+    """Fine-tuning could not start or go on."""
+
+
+class PublishError(DcSurgeryError):
+    """Publishing to the Hub did not complete."""
+
+
+class VerificationError(DcSurgeryError):
+    """A check could not be made at all; a check that fails is reported instead."""

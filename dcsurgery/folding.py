@@ -1,0 +1,130 @@
+"""Delta + base -> the stock first matrix, in row chunks so that memory stays flat.
+
+The mean of M states followed by a matrix block B is one matrix over all M states: every state gets
+B / M (arXiv 2405.13800 eq. 3-4 are linear up to the projector's first matrix). Columns that fall on
+the same state are added, today's feature included. Sums are fp32 and cast once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dcsurgery.features import FeatureLayout
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+# Rows of a matrix in order, as float32 arrays [rows, columns].
+Rows = Callable[[], Iterator["Array"]]
+
+CHUNK_ROWS = 64
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+def decode(raw: bytes | memoryview, dtype: str) -> Array:
+    """Return little-endian safetensors bytes as a flat float array (float64 for F64, else float32)."""
+    import numpy as np
+
+    if dtype == "BF16":
+        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
+    kind = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype]
+    values = np.frombuffer(raw, kind)
+    return values.astype("<f4") if dtype == "F16" else values
+
+
+def encode(values: Array, dtype: str) -> bytes:
+    """Return a float array as safetensors bytes, rounded to nearest even."""
+    import numpy as np
+
+    if dtype != "BF16":
+        kind = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype]
+        return np.ascontiguousarray(values, kind).tobytes()
+    bits = np.ascontiguousarray(values, "<f4").view("<u4")
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    nan = np.isnan(values)
+    return np.where(nan, (bits >> 16) | 0x40, rounded).astype("<u2").tobytes()
+
+
+def stored_rows(read: Callable[[], bytes], dtype: str, shape: Sequence[int]) -> Rows:
+    """Return the rows of a stored matrix [out, columns]; `read` gives its bytes."""
+    out, columns = shape
+    step = CHUNK_ROWS * columns * ITEM_BYTES[dtype]
+
+    def rows() -> Iterator[Array]:
+        raw = memoryview(read())
+        for start in range(0, out * columns * ITEM_BYTES[dtype], step):
+            yield decode(raw[start : start + step], dtype).reshape(-1, columns)
+
+    return rows
+
+
+def zero_rows(shape: Sequence[int]) -> Rows:
+    """Return the rows of a zero matrix [out, columns]."""
+    out, columns = shape
+
+    def rows() -> Iterator[Array]:
+        import numpy as np
+
+        for start in range(0, out, CHUNK_ROWS):
+            yield np.zeros((min(CHUNK_ROWS, out - start), columns), "<f4")
+
+    return rows
+
+
+def uniform_rows(shape: Sequence[int], fan_in: int, seed: int, name: str) -> Rows:
+    """Return rows drawn as torch.nn.Linear draws them: U(-b, b) with b = fan_in ** -0.5.
+
+    Weights and biases share the bound. A 1-D shape gives one row per value. The stream depends on
+    seed and tensor name only.
+    """
+    out, columns = (*shape, 1)[:2]
+
+    def rows() -> Iterator[Array]:
+        import zlib
+
+        import numpy as np
+
+        draw = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        for start in range(0, out, CHUNK_ROWS):
+            unit = draw.random((min(CHUNK_ROWS, out - start), columns), dtype=np.float32)
+            yield (2 * unit - 1) * np.float32(fan_in**-0.5)
+
+    return rows
+
+
+def fold_rows(
+    base: Rows, delta: Rows, layout: FeatureLayout, feature_layers: Sequence[int], width: int
+) -> Rows:
+    """Return the rows of the stock matrix [out, len(stock layers) * width].
+
+    `base` is W [out, len(feature_layers) * width], `delta` is D [out, len(blocks) * width].
+    """
+    from dcsurgery.features import stock_layers
+
+    place = {
+        layer: slice(index * width, (index + 1) * width)
+        for index, layer in enumerate(stock_layers(layout, feature_layers))
+    }
+
+    def rows() -> Iterator[Array]:
+        import numpy as np
+
+        for old, new in zip(base(), delta(), strict=True):
+            folded = np.zeros((len(old), len(place) * width), np.result_type(old, new))
+            for index, block in enumerate(layout.blocks):
+                share = new[:, index * width : (index + 1) * width] / len(block.layers)
+                for layer in block.layers:
+                    folded[:, place[layer]] += share
+            for index, layer in enumerate(feature_layers):
+                folded[:, place[layer]] += old[:, index * width : (index + 1) * width]
+            yield folded
+
+    return rows
+
+
+def encoded(rows: Rows, dtype: str) -> Callable[[], Iterable[bytes]]:
+    """Return a chunk source for the writer: the rows as safetensors bytes."""
+    return lambda: (encode(chunk, dtype) for chunk in rows())

@@ -1,0 +1,162 @@
+"""load_model: base + delta through attach, or a stock checkpoint as it is."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dcsurgery.architectures import available
+from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
+from dcsurgery.connectors.attach import attach
+from dcsurgery.errors import CheckpointNotFoundError, MalformedCheckpointError, RequestError
+from dcsurgery.plan import (
+    CONNECTOR_TENSOR,
+    DELTA_FILE,
+    PLAN_FILE,
+    SurgeryPlan,
+    describe_base,
+    read_plan,
+)
+
+
+def load_model(
+    path: str | Path, *, revision: str | None = None, base: str | Path | None = None, **kwargs: Any
+) -> Any:
+    """Load a converted folder (or Hub id): the upgraded model, in eval mode.
+
+    A delta is attached to its base (`base` overrides where that is); a stock checkpoint is loaded
+    by transformers alone. Further keywords go to from_pretrained (dtype, device_map, ...).
+    Raises CheckpointError when the base is missing or is not the one the delta was made for.
+    """
+    folder = _local_folder(path, revision)
+    if (folder / "config.json").is_file():
+        return load_stock(folder, **kwargs)
+    plan = read_plan(folder)
+    checkpoint = open_base(plan, base)
+    model = load_stock(checkpoint.ref.folder, **kwargs)
+    install(model, plan, folder)
+    return model
+
+
+def _local_folder(path: str | Path, revision: str | None) -> Path:
+    from dcsurgery.checkpoint.reference import fetch, parse_reference
+
+    found = fetch(parse_reference(path, revision)).folder
+    if found is None:
+        raise CheckpointNotFoundError(f"{path} was not found", hint="check the path or the Hub id")
+    return found
+
+
+def open_base(plan: SurgeryPlan, base: str | Path | None = None) -> Checkpoint:
+    """Open the base of a plan, on this machine, and check that it is the very same one.
+
+    Raises CheckpointNotFoundError when it is gone, MalformedCheckpointError when it differs.
+    """
+    where = base or plan.base.folder or plan.base.id
+    revision = plan.base.commit if base is None and plan.base.folder is None else None
+    try:
+        checkpoint = open_checkpoint(where, revision, weights=True)
+    except CheckpointNotFoundError as error:
+        raise CheckpointNotFoundError(
+            f"the base model {where} is needed and was not found: {error.message}",
+            hint="say where it is now: load_model(..., base=FOLDER), verify --against FOLDER",
+        ) from None
+    check_base(plan, checkpoint)
+    return checkpoint
+
+
+def check_base(plan: SurgeryPlan, checkpoint: Checkpoint) -> None:
+    """Compare config, headers and the projector's bytes with the plan's record."""
+    found = describe_base(checkpoint)
+    problem = None
+    if found.files != plan.base.files:
+        problem = "its weight files have other sizes, names or tensors"
+    elif found.config_sha256 != plan.base.config_sha256:
+        problem = "its config.json differs"
+    for name, digest in plan.relies_on.items() if problem is None else ():
+        if hashlib.sha256(checkpoint.read_tensor(name)).hexdigest() != digest:
+            problem = f"tensor {name} has other values"
+    if problem is not None:
+        raise MalformedCheckpointError(
+            f"{checkpoint.ref.name} is not the base this connector was made for: {problem}",
+            hint=f"the base was {plan.base.id}"
+            + (f" at commit {plan.base.commit}" if plan.base.commit else "")
+            + "; convert this model instead to use it",
+        )
+
+
+def load_stock(folder: Path | str | None, **kwargs: Any) -> Any:
+    """Load a complete checkpoint with transformers; every tensor must be used and found.
+
+    Raises MalformedCheckpointError when the loader reports missing or mismatched tensors.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    kwargs.setdefault("dtype", "auto")
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        folder, output_loading_info=True, **kwargs
+    )
+    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        names = sorted(map(str, info[kind]))
+        if names:
+            raise MalformedCheckpointError(
+                f"transformers reports {kind.replace('_', ' ')} in {folder}: {', '.join(names[:4])}",
+                hint="run `dcsurgery verify` on it; the installed transformers may be too old",
+            )
+    return model.eval()
+
+
+def install(model: nn.Module, plan: SurgeryPlan, folder: Path) -> None:
+    """Attach a plan's connector to its loaded base and set every tensor the delta holds.
+
+    Raises MalformedCheckpointError when the delta's file does not hold what the plan says.
+    """
+    tensors = read_delta(plan, folder)
+    anatomy = plan.read_anatomy()
+    arrange = next((a.arrange for a in available() if a.name == plan.architecture), None)
+    attach(model, anatomy, plan.layout, arrange, tensors.pop(CONNECTOR_TENSOR))
+    parameters = dict(model.named_parameters())
+    for name, value in tensors.items():
+        _set(parameters, name, value)
+
+
+def read_delta(plan: SurgeryPlan, folder: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a delta by name, checked against the plan's hashes."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(folder / DELTA_FILE)
+    except (OSError, SafetensorError) as error:
+        raise MalformedCheckpointError(
+            f"{folder / DELTA_FILE} cannot be read: {str(error)[:100]}", hint="convert again"
+        ) from None
+    stated = {record.name: record for record in plan.delta}
+    if set(stated) != set(tensors):
+        raise MalformedCheckpointError(
+            f"{DELTA_FILE} holds other tensors than {PLAN_FILE} names", hint="convert again"
+        )
+    for name, tensor in tensors.items():
+        raw = tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        if hashlib.sha256(raw).hexdigest() != stated[name].sha256:
+            raise MalformedCheckpointError(
+                f"{name} in {DELTA_FILE} is not the tensor {PLAN_FILE} describes",
+                hint="the files belong to different conversions: convert again",
+            )
+    return tensors
+
+
+def _set(parameters: dict[str, nn.Parameter], name: str, value: torch.Tensor) -> None:
+    """Copy a delta tensor into the parameter of the same name; module paths gain prefixes."""
+    found = [key for key in parameters if key == name or key.endswith("." + name)]
+    if len(found) != 1:
+        raise RequestError(
+            f"the model has {len(found)} parameters named {name}",
+            hint="the delta was made for another version of the base",
+        )
+    with torch.no_grad():
+        parameters[found[0]].copy_(value)

@@ -1,0 +1,204 @@
+"""Tiny LLaVA checkpoints as transformers 4.49 wrote them: old tensor names, old config keys."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dcsurgery.tiny.tokenizer import CHAT_TEMPLATE, special_ids, vocab_size, write_tokenizer
+from dcsurgery.tiny.weights import model_shapes, seeded_tensors, write_weights
+
+if TYPE_CHECKING:
+    import torch
+
+Tower = Literal["clip", "siglip", "pixtral"]
+
+_SPECIALS: dict[str, tuple[str, ...]] = {
+    "clip": ("<image>",),
+    "siglip": ("<image>",),
+    "pixtral": ("[IMG]", "[IMG_BREAK]", "[IMG_END]"),
+}
+# Order is file order: the projector is in the last shard, as in llava-hf/llava-1.5-7b-hf.
+_HUB_NAMES = (
+    (r"^model\.vision_tower\.(vision_model\.)?", "vision_tower.vision_model."),
+    (r"^model\.language_model\.", "language_model.model."),
+    (r"^lm_head\.", "language_model.lm_head."),
+    (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
+)
+
+
+def llava_config(
+    tower: Tower, *, depth: int, width: int, image_size: int, patch_size: int, feature_layer: int
+) -> dict[str, Any]:
+    """Return the config.json of a tiny LLaVA, in words that transformers 4.49 to 5.x all read."""
+    specials = _SPECIALS[tower]
+    vision = {
+        "hidden_size": width,
+        "image_size": image_size,
+        "intermediate_size": 2 * width,
+        "num_attention_heads": 2,
+        "num_hidden_layers": depth,
+        "patch_size": patch_size,
+    }
+    vision |= {
+        "clip": {"model_type": "clip_vision_model", "projection_dim": 8},
+        "siglip": {"model_type": "siglip_vision_model", "vision_use_head": False},
+        "pixtral": {"model_type": "pixtral", "head_dim": width // 2, "rope_theta": 10000.0},
+    }[tower]
+    text = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "max_position_embeddings": 4096,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-05,
+        # Not the default on purpose: a reader that loses the key computes other logits.
+        "rope_theta": 20000.0,
+        "vocab_size": vocab_size(specials),
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": False,
+    }
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "image_seq_length": (image_size // patch_size) ** 2,
+        "image_token_index": special_ids(specials)[specials[0]],
+        "model_type": "llava",
+        "pad_token_id": 0,
+        "projector_hidden_act": "gelu",
+        "text_config": text,
+        "tie_word_embeddings": False,
+        "transformers_version": "4.49.0",
+        "vision_config": vision,
+        "vision_feature_layer": feature_layer,
+        "vision_feature_select_strategy": "default" if tower == "clip" else "full",
+    }
+
+
+def write_llava(
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    tensors: Mapping[str, torch.Tensor] | None = None,
+    shards: int = 1,
+    dtype: str = "float32",
+    seed: int = 0,
+    scale: float = 0.25,
+) -> Path:
+    """Write config.json, generation_config.json and weights of any LLaVA config; return `folder`.
+
+    `tensors` (Hub name -> tensor) replaces seeded weights; names the model lacks are ignored.
+    """
+    import torch
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    folder.mkdir(parents=True, exist_ok=True)
+    shapes = model_shapes(LlavaForConditionalGeneration, LlavaConfig.from_dict(dict(config)))
+    tower = config["vision_config"]["model_type"]
+    weights = seeded_tensors(_hub_names(shapes, tower), seed=seed, scale=scale)
+    given = tensors or {}
+    weights = {
+        name: given.get(name, weights[name]).to(getattr(torch, dtype))
+        for name in _hub_names(shapes, tower)
+    }
+    write_weights(folder, weights, shards)
+    generation = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2}
+    _write_json(folder / "generation_config.json", {**generation, "pad_token_id": 0})
+    _write_json(folder / "config.json", {**config, "torch_dtype": dtype})
+    return folder
+
+
+def write_tiny_llava(
+    folder: Path,
+    tower: Tower = "clip",
+    *,
+    depth: int = 4,
+    width: int = 16,
+    image_size: int = 16,
+    patch_size: int = 4,
+    shards: int = 1,
+    dtype: str = "float32",
+    feature_layer: int | None = None,
+    seed: int = 0,
+    processor: bool = True,
+    scale: float = 0.25,
+) -> Path:
+    """Write a tiny, real LlavaForConditionalGeneration checkpoint into `folder` and return it.
+
+    `feature_layer` defaults to -2 (Pixtral: -1); `shards` > 1 writes an index, projector last;
+    `processor` adds tokenizer, image processor and chat template (Pixtral: no processor_config.json,
+    its processor class needs torchvision).
+    """
+    if feature_layer is None:
+        feature_layer = -1 if tower == "pixtral" else -2
+    config = llava_config(
+        tower,
+        depth=depth,
+        width=width,
+        image_size=image_size,
+        patch_size=patch_size,
+        feature_layer=feature_layer,
+    )
+    write_llava(folder, config, shards=shards, dtype=dtype, seed=seed, scale=scale)
+    if processor:
+        _write_processor(folder, tower, image_size, patch_size)
+    return folder
+
+
+def _hub_names(
+    shapes: Mapping[str, tuple[int, ...]], tower_kind: str
+) -> dict[str, tuple[int, ...]]:
+    """Return Hub name -> shape in file order: tower, language model, projector."""
+    ordered = {}
+    for pattern, prefix in _HUB_NAMES:
+        for name, shape in shapes.items():
+            if re.match(pattern, name):
+                ordered[re.sub(pattern, prefix, name)] = shape
+    if tower_kind == "pixtral":
+        ordered = {name.replace(".vision_model.", "."): shape for name, shape in ordered.items()}
+    return ordered
+
+
+def _write_processor(folder: Path, tower: Tower, image_size: int, patch_size: int) -> None:
+    """Write tokenizer and processor files by hand, with the class names every version resolves."""
+    image_token = _SPECIALS[tower][0]
+    template = CHAT_TEMPLATE.replace("<image>", image_token)
+    write_tokenizer(folder, _SPECIALS[tower], template)
+    square = {"height": image_size, "width": image_size}
+    kinds: dict[str, dict[str, Any]] = {
+        "clip": {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": image_size},
+            "crop_size": square,
+            "do_center_crop": True,
+        },
+        "siglip": {"image_processor_type": "SiglipImageProcessor", "size": square},
+        "pixtral": {
+            "image_processor_type": "PixtralImageProcessor",
+            "size": {"longest_edge": image_size},
+            "patch_size": {"height": patch_size, "width": patch_size},
+        },
+    }
+    image_processor = kinds[tower]
+    if tower != "pixtral":
+        image_processor["processor_class"] = "LlavaProcessor"
+        processor = {
+            "image_token": image_token,
+            "num_additional_image_tokens": 1 if tower == "clip" else 0,
+            "patch_size": patch_size,
+            "processor_class": "LlavaProcessor",
+            "vision_feature_select_strategy": "default" if tower == "clip" else "full",
+        }
+        _write_json(folder / "processor_config.json", processor)
+    _write_json(folder / "preprocessor_config.json", image_processor)
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
