@@ -23,7 +23,15 @@ from dcsurgery.checkpoint.staging import check_output, staged_output
 from dcsurgery.connectors import Layers
 from dcsurgery.errors import PlanError, RequestError
 from dcsurgery.features import parse_layers
-from dcsurgery.folding import Rows, encoded, fold_rows, stored_rows, uniform_rows, zero_rows
+from dcsurgery.folding import (
+    Rows,
+    encoded,
+    fold_rows,
+    rounded,
+    stored_rows,
+    uniform_rows,
+    zero_rows,
+)
 from dcsurgery.plan import (
     CONNECTOR_TENSOR,
     DELTA_FILE,
@@ -157,7 +165,7 @@ def _sources(checkpoint: Checkpoint) -> list[Path]:
 
 
 def _bytes_to_write(checkpoint: Checkpoint, plan: SurgeryPlan) -> int:
-    delta = list(_delta_tensors(checkpoint, plan).values())
+    delta = list(_delta_tensors(plan).values())
     small = sum(item.nbytes for item in delta) + 256 * 1024
     if plan.form == "delta":
         return small
@@ -169,9 +177,9 @@ def _bytes_to_write(checkpoint: Checkpoint, plan: SurgeryPlan) -> int:
     return small + estimate_bytes(checkpoint, stock)
 
 
-def delta_rows(checkpoint: Checkpoint, plan: SurgeryPlan) -> dict[str, Rows]:
-    """Return the rows of every tensor of a plan's delta, by name."""
-    return {record.name: _draw(plan, record) for record in plan.delta}
+def delta_rows(plan: SurgeryPlan) -> dict[str, Rows]:
+    """Return the rows of every tensor of a plan's delta, by name, as its file holds them."""
+    return {record.name: rounded(_draw(plan, record), record.dtype) for record in plan.delta}
 
 
 def _draw(plan: SurgeryPlan, record: TensorRecord) -> Rows:
@@ -193,8 +201,8 @@ def _fan_in(plan: SurgeryPlan, record: TensorRecord) -> int:
     return shape[-1]
 
 
-def _delta_tensors(checkpoint: Checkpoint, plan: SurgeryPlan) -> dict[str, NewTensor]:
-    rows = delta_rows(checkpoint, plan)
+def _delta_tensors(plan: SurgeryPlan) -> dict[str, NewTensor]:
+    rows = delta_rows(plan)
     return {
         record.name: NewTensor(
             record.name,
@@ -209,7 +217,7 @@ def _delta_tensors(checkpoint: Checkpoint, plan: SurgeryPlan) -> dict[str, NewTe
 def _stock_tensors(checkpoint: Checkpoint, plan: SurgeryPlan) -> dict[str, NewTensor]:
     """Return the tensors that replace base tensors in the stock form."""
     anatomy = plan.read_anatomy()
-    rows = delta_rows(checkpoint, plan)
+    rows = delta_rows(plan)
     tensors = {}
     for record in plan.changed:
         own = rows.get(record.name)
@@ -251,7 +259,7 @@ def _write(
     relies_on = {
         name: hashlib.sha256(checkpoint.read_tensor(name)).hexdigest() for name in plan.relies_on
     }
-    delta = _delta_tensors(checkpoint, plan)
+    delta = _delta_tensors(plan)
     stock: dict[str, NewTensor] = {}
     (folder / DELTA_FOLDER).mkdir()
     transfers = [write_tensors(folder / DELTA_FILE, list(delta.values()), METADATA)]

@@ -125,6 +125,11 @@ def fold_rows(
     return rows
 
 
+def rounded(rows: Rows, dtype: str) -> Rows:
+    """Return the rows as a file of `dtype` would give them back."""
+    return lambda: (decode(encode(c, dtype), dtype).reshape(c.shape) for c in rows())
+
+
 def encoded(rows: Rows, dtype: str) -> Callable[[], Iterable[bytes]]:
     """Return a chunk source for the writer: the rows as safetensors bytes."""
     return lambda: (encode(chunk, dtype) for chunk in rows())

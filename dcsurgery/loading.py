@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,19 @@ def check_base(plan: SurgeryPlan, checkpoint: Checkpoint) -> None:
         )
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' load report: every caller reads loading_info itself."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def load_stock(folder: Path | str | None, **kwargs: Any) -> Any:
     """Load a complete checkpoint with transformers; every tensor must be used and found.
 
@@ -97,9 +112,10 @@ def load_stock(folder: Path | str | None, **kwargs: Any) -> Any:
     from transformers import AutoModelForImageTextToText
 
     kwargs.setdefault("dtype", "auto")
-    model, info = AutoModelForImageTextToText.from_pretrained(
-        folder, output_loading_info=True, **kwargs
-    )
+    with quiet_transformers():
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            folder, output_loading_info=True, **kwargs
+        )
     for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         names = sorted(map(str, info[kind]))
         if names:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dcsurgery import __version__
 from dcsurgery.anatomy import Anatomy, Projector, VisionTower
-from dcsurgery.architectures import Architecture, find_architecture
+from dcsurgery.architectures import Architecture, Form, find_architecture
 from dcsurgery.checkpoint.contents import Checkpoint, WeightFile
 from dcsurgery.checkpoint.headers import TensorEntry
 from dcsurgery.connectors import Layers, find_kind
@@ -29,7 +29,6 @@ DELTA_FILE = f"{DELTA_FOLDER}/model.safetensors"
 CONNECTOR_TENSOR = "dense_connector.weight"
 DELTA_LOADER = "dcsurgery.load_model"
 
-Form = Literal["stock", "delta"]
 Init = Literal["preserve", "paper"]
 
 

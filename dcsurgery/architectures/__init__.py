@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.checkpoint.headers import TensorEntry
@@ -16,6 +16,7 @@ from dcsurgery.errors import UnknownArchitectureError
 if TYPE_CHECKING:
     from torch import Tensor
 
+Form = Literal["stock", "delta"]
 Config = dict[str, Any]
 Tensors = Mapping[str, TensorEntry]
 
@@ -41,7 +42,7 @@ class Architecture:
     stock_loader: str = ""
 
     @property
-    def forms(self) -> tuple[str, ...]:
+    def forms(self) -> tuple[Form, ...]:
         """Output forms this family can take."""
         return ("stock", "delta") if self.stock_config else ("delta",)
 

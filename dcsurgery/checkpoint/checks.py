@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dcsurgery.checkpoint.reference import ModelRef, is_cache_path
+from dcsurgery.checkpoint.reference import FOREIGN_PREFIXES, FOREIGN_SUFFIXES, ModelRef
 from dcsurgery.errors import (
+    CheckpointError,
     CheckpointNotFoundError,
     MalformedCheckpointError,
     RequestError,
@@ -18,17 +19,20 @@ from dcsurgery.errors import (
 )
 
 MAX_JSON = 64 * 1024 * 1024
+MAX_CONFIG = 10 * 1024 * 1024
 IGNORED = {".git", ".cache", ".gitattributes", ".gitignore", "__pycache__", ".DS_Store"}
-FOREIGN = (
-    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".ot",
-    ".safetensors.index.json", ".bin.index.json",
-)  # fmt: skip
+FOREIGN = (*FOREIGN_SUFFIXES, ".safetensors", ".safetensors.index.json", ".bin.index.json")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 DELTA_PLAN = "dense_connector/plan.json"
 
 
 def is_foreign_weight(name: str) -> bool:
-    """Return whether a file holds (or indexes) weights that this checkpoint's loader never reads."""
-    return name.endswith(FOREIGN)
+    """Return whether a file holds (or indexes) weights that this checkpoint's loader never reads.
+
+    Safetensors files outside the index count: some engines read every one they find in a folder, so
+    a copy of a stray file could replace tensors of the converted model.
+    """
+    return name.endswith(FOREIGN) or name.startswith(FOREIGN_PREFIXES)
 
 
 def changed(name: str) -> MalformedCheckpointError:
@@ -38,7 +42,7 @@ def changed(name: str) -> MalformedCheckpointError:
     )
 
 
-def list_files(folder: Path, ref: ModelRef) -> list[str]:
+def list_files(folder: Path) -> list[str]:
     """Return every regular file below a folder as sorted posix paths; links must stay inside it.
 
     Raises UnsafeFormatError for links that leave the folder (or the same Hub cache) and for
@@ -56,13 +60,23 @@ def list_files(folder: Path, ref: ModelRef) -> list[str]:
         for name in [*names, *(item for item in folders if (Path(root) / item).is_symlink())]:
             relative = (Path(root) / name).relative_to(folder).as_posix()
             if name not in IGNORED:
-                safe_path(folder, relative, ref)
+                path = safe_path(folder, relative)
+                _require_usable(path, relative)
                 if name in names:
                     found.append(relative)
     return sorted(found)
 
 
-def safe_path(folder: Path, name: str, ref: ModelRef) -> Path:
+def _require_usable(path: Path, name: str) -> None:
+    if not name.isprintable():
+        raise MalformedCheckpointError(
+            f"the file name {name!r} is not printable text", hint="rename or remove the file"
+        )
+    if not os.access(path, os.R_OK):
+        raise MalformedCheckpointError(f"{name} cannot be read", hint="check its permissions")
+
+
+def safe_path(folder: Path, name: str) -> Path:
     """Return folder / name after checking that it is a regular file that stays inside.
 
     Inside means the folder, or the same Hub cache when the folder is a snapshot of one.
@@ -73,28 +87,29 @@ def safe_path(folder: Path, name: str, ref: ModelRef) -> Path:
         mode = real.stat().st_mode
     except (OSError, RuntimeError):
         raise CheckpointNotFoundError(
-            f"{name} in {folder} is a link to nothing or cannot be opened",
+            f"{name!r} in {folder} is a link to nothing or cannot be opened",
             hint="the download may be incomplete: fetch the model again",
         ) from None
-    inside = real.is_relative_to(folder.resolve())
-    in_same_cache = is_cache_path(folder) and _cache_root(folder) in real.parents
-    if not inside and not in_same_cache:
+    home = folder.resolve()
+    if not any(real.is_relative_to(root) for root in (home, *_blob_folders(home))):
         raise UnsafeFormatError(
-            f"{name} in {folder} leads out of the folder, to {real}",
-            hint="replace the link by the file itself if you trust it",
+            f"{name!r} in {folder} leads out of the folder, to {real}",
+            hint="replace the link by the file itself (`cp -rL` copies a folder so) if you trust it",
         )
     if not stat.S_ISREG(mode) and not (stat.S_ISDIR(mode) and not path.is_symlink()):
         raise UnsafeFormatError(
-            f"{name} in {folder} is not a regular file", hint="remove it from the model folder"
+            f"{name!r} in {folder} is not a regular file", hint="remove it from the model folder"
         )
     return path
 
 
-def _cache_root(folder: Path) -> Path:
-    resolved = folder.resolve()
-    return next(
-        parent.parent for parent in (resolved, *resolved.parents) if parent.name[:8] == "models--"
-    )
+def _blob_folders(home: Path) -> tuple[Path, ...]:
+    """Where a Hub snapshot's files may live; not the whole cache, which a hostile folder could fake."""
+    for snapshot in (home, *home.parents):
+        model = snapshot.parent.parent
+        if snapshot.parent.name == "snapshots" and model.name.startswith("models--"):
+            return model / "blobs", model.parent / "blobs"
+    return ()
 
 
 def read_text(path: Path) -> str:
@@ -110,7 +125,7 @@ def read_text(path: Path) -> str:
 
 def bounded(size: int, name: str) -> int:
     """Return `size`, or raise MalformedCheckpointError when no JSON file is that large."""
-    if size > MAX_JSON:
+    if size > (MAX_CONFIG if name == "config.json" else MAX_JSON):
         raise MalformedCheckpointError(
             f"{name} has {size} bytes, far more than such a file needs", hint="fetch it again"
         )
@@ -131,9 +146,11 @@ def parse_object(text: str, name: str) -> dict[str, Any]:
     """Parse a JSON object without duplicate keys. Raises MalformedCheckpointError."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            raise ValueError("a key appears twice")
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in result:
+                raise ValueError(f"the key {key[:80]!r} appears twice")
+            result[key] = value
         return result
 
     try:
@@ -147,12 +164,12 @@ def parse_object(text: str, name: str) -> dict[str, Any]:
     return value
 
 
-def require_checkpoint(ref: ModelRef, files: list[str]) -> None:
+def require_checkpoint(ref: ModelRef, files: list[str], read: Callable[[str], str]) -> None:
     """Refuse folders that are no safetensors checkpoint, saying what they are."""
     if DELTA_PLAN in files and "config.json" not in files:
         raise RequestError(
-            f"{ref.name} is a delta written by dcsurgery, not a base model",
-            hint=f"load it with dcsurgery.load_model({ref.name!r}), check it with `dcsurgery verify`",
+            f"{ref.name} is a delta written by dcsurgery, made for {_base_of(read)}, not a model",
+            hint=f"name that model; dcsurgery.load_model({ref.name!r}) loads both together",
         )
     if "config.json" not in files:
         raise CheckpointNotFoundError(
@@ -166,7 +183,7 @@ def require_checkpoint(ref: ModelRef, files: list[str]) -> None:
         )
     if single or index:
         return
-    pickles = [name for name in files if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    pickles = [name for name in files if name.endswith(PICKLES)]
     if pickles:
         raise UnsafeFormatError(
             f"{ref.name} holds its weights as pickles only ({', '.join(pickles[:3])}), "
@@ -177,6 +194,15 @@ def require_checkpoint(ref: ModelRef, files: list[str]) -> None:
         f"{ref.name} has neither model.safetensors nor model.safetensors.index.json",
         hint="fetch the model again, or name the folder that holds its weights",
     )
+
+
+def _base_of(read: Callable[[str], str]) -> str:
+    try:
+        base = parse_object(read(DELTA_PLAN), DELTA_PLAN).get("base")
+    except CheckpointError:
+        base = None
+    name = base.get("id") if isinstance(base, dict) else None
+    return repr(name[:200]) if isinstance(name, str) else "another model"
 
 
 def read_weight_map(index: Mapping[str, Any], name: str) -> dict[str, str]:
@@ -218,7 +244,7 @@ def compare_index(mapping: Mapping[str, str], homes: Mapping[str, str], name: st
         stated, found = mapping.get(tensor), homes.get(tensor)
         if stated != found:
             places = (
-                f"{name} places tensor {tensor} in {stated or 'no file'}, "
+                f"{name} places tensor {tensor[:200]!r} in {stated or 'no file'}, "
                 f"it is in {found or 'no file'}"
             )
             raise MalformedCheckpointError(

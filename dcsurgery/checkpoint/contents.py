@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,14 +17,14 @@ from dcsurgery.checkpoint.headers import (
     parse_header,
     read_header,
 )
-from dcsurgery.checkpoint.hub import list_repository, read_range
+from dcsurgery.checkpoint.hub import HubUnreachableError, list_repository, read_range
 from dcsurgery.checkpoint.reference import ModelRef, fetch, parse_reference
 from dcsurgery.errors import AnatomyError, CheckpointNotFoundError, MalformedCheckpointError
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-FIRST_RANGE = 100_000
+CONNECTIONS = 8
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,7 @@ class Checkpoint:
     @cached_property
     def tensors(self) -> dict[str, TensorEntry]:
         """Every tensor of every weight file by name."""
-        return {
-            name: entry for file in self.weights for name, entry in file.header.tensors.items()
-        }
+        return {name: entry for file in self.weights for name, entry in file.header.tensors.items()}
 
     @cached_property
     def _homes(self) -> dict[str, WeightFile]:
@@ -97,9 +94,12 @@ class Checkpoint:
             return read_range(
                 str(self.ref.repo_id), str(self.ref.commit), file.name, start, entry.nbytes
             )
-        with self.path(file.name).open("rb") as opened:
-            opened.seek(start)
-            raw = opened.read(entry.nbytes)
+        try:
+            with self.path(file.name).open("rb") as opened:
+                opened.seek(start)
+                raw = opened.read(entry.nbytes)
+        except OSError:
+            raise checks.changed(file.name) from None
         if len(raw) != entry.nbytes:
             raise checks.changed(file.name)
         return raw
@@ -124,21 +124,25 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a folder or a Hub model and check all its headers.
 
-    A Hub model is read by range requests (config, index and header bytes only) unless `weights`,
-    which fetches it into huggingface_hub's cache first. Raises CheckpointError of the fitting kind.
+    A Hub model is read by range requests (config, index and header bytes only); `weights` then
+    fetches it into huggingface_hub's cache. Where the Hub cannot be reached, a cached snapshot is
+    opened instead. Raises CheckpointError of the fitting kind.
     """
     ref = parse_reference(model, revision)
-    if ref.folder is None and (weights or _offline()):
-        ref = fetch(ref)
-    return _open_folder(ref, ref.folder) if ref.folder is not None else _open_remote(ref)
-
-
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    if ref.folder is None:
+        try:
+            remote = _open_remote(ref)
+        except HubUnreachableError:
+            ref = fetch(ref, cached_only=not weights)
+        else:
+            if not weights:
+                return remote
+            ref = fetch(remote.ref)
+    return _open_folder(ref, Path(ref.folder or ""))
 
 
 def _open_folder(ref: ModelRef, folder: Path) -> Checkpoint:
-    files = checks.list_files(folder, ref)
+    files = checks.list_files(folder)
     if ref.in_cache and ref.commit is None:
         ref = replace(ref, commit=folder.resolve().name)
 
@@ -146,8 +150,7 @@ def _open_folder(ref: ModelRef, folder: Path) -> Checkpoint:
         return checks.read_text(folder / name)
 
     def open_weights(name: str) -> WeightFile:
-        path = checks.safe_path(folder, name, ref)
-        header = read_header(path)
+        header = read_header(checks.safe_path(folder, name))
         return WeightFile(name, header.file_size, header)
 
     return _assemble(ref, files, read_json, open_weights)
@@ -164,11 +167,8 @@ def _open_remote(ref: ModelRef) -> Checkpoint:
 
     def open_weights(name: str) -> WeightFile:
         size = listing.sizes[name]
-        blob = read_range(repo_id, listing.commit, name, 0, min(size, FIRST_RANGE))
-        needed = 8 + header_length(blob, size, name)
-        if needed > len(blob):
-            rest = needed - len(blob)
-            blob += read_range(repo_id, listing.commit, name, len(blob), rest)
+        blob = read_range(repo_id, listing.commit, name, 0, min(size, 8))
+        blob += read_range(repo_id, listing.commit, name, 8, header_length(blob, size, name))
         return WeightFile(name, size, parse_header(blob, size, name))
 
     return _assemble(ref, sorted(listing.sizes), read_json, open_weights)
@@ -180,7 +180,7 @@ def _assemble(
     read_json: Callable[[str], str],
     open_weights: Callable[[str], WeightFile],
 ) -> Checkpoint:
-    checks.require_checkpoint(ref, files)
+    checks.require_checkpoint(ref, files, read_json)
     config_text = read_json(CONFIG)
     config = checks.parse_object(config_text, CONFIG)
     index = checks.parse_object(read_json(INDEX), INDEX) if INDEX in files else None
@@ -192,13 +192,15 @@ def _assemble(
                 f"{ref.name} lacks {name}" + (f", which {INDEX} names" if mapping else ""),
                 hint="the download may be incomplete: fetch the model again",
             )
-    opened = tuple(open_weights(name) for name in names)
+    # In parallel for the Hub, where each shard waits for two answers.
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        opened = tuple(pool.map(open_weights, names))
     homes: dict[str, str] = {}
     for file in opened:
         for tensor in file.header.tensors:
             if tensor in homes:
                 raise MalformedCheckpointError(
-                    f"tensor {tensor} is in both {homes[tensor]} and {file.name}",
+                    f"tensor {tensor[:200]!r} is in both {homes[tensor]} and {file.name}",
                     hint="loaders would pick one silently; remove the stale copy and its file",
                 )
             homes[tensor] = file.name

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import stat
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -71,9 +73,22 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    _require(len(result) == len(pairs), "a key appears twice")
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        _require(key not in result, f"the key {_label(key)} appears twice")
+        result[key] = value
     return result
+
+
+def _label(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _parse_int(text: str) -> int:
+    # Python reads -0 as the integer 0, safetensors refuses it; no u64 has more than 20 digits.
+    _require(not text.startswith("-") and len(text) <= 20, f"{_label(text)} is no size or offset")
+    return int(text)
 
 
 def _refuse_constant(name: str) -> Any:
@@ -94,7 +109,8 @@ def header_length(first: bytes, file_size: int, where: str) -> int:
     length: int = struct.unpack("<Q", first[:8])[0]
     if length > min(MAX_HEADER, file_size - 8):
         raise _malformed(
-            where, f"the header claims {length} bytes, the file has {file_size} and 100 MB is the limit"
+            where,
+            f"the header claims {length} bytes, the file has {file_size} and 100 MB is the limit",
         )
     return length
 
@@ -109,7 +125,12 @@ def parse_header(blob: bytes, file_size: int, where: str) -> Header:
         _require(len(blob) >= 8 + length, "the header is cut off")
         text = blob[8 : 8 + length].decode("utf-8")
         _require(text.startswith("{"), "the header does not begin with {")
-        table = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        table = json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
+            parse_int=_parse_int,
+        )
         _require(isinstance(table, dict), "the header is not an object")
         metadata = _read_metadata(table.pop("__metadata__", None))
         entries = [_read_entry(name, value) for name, value in table.items()]
@@ -136,7 +157,9 @@ def _read_metadata(value: Any) -> dict[str, str] | None:
 
 
 def _has_surrogate(mapping: Mapping[str, str]) -> bool:
-    return any("\ud800" <= char <= "\udfff" for pair in mapping.items() for part in pair for char in part)
+    return any(
+        "\ud800" <= char <= "\udfff" for pair in mapping.items() for part in pair for char in part
+    )
 
 
 def _natural(value: Any) -> bool:
@@ -144,30 +167,34 @@ def _natural(value: Any) -> bool:
 
 
 def _read_entry(name: str, value: Any) -> TensorEntry:
-    label = name if len(name) < 120 else name[:120] + "..."
+    label = _label(name)
     _require(not _has_surrogate({name: ""}), "a tensor name is not Unicode")
     fields = {"dtype", "shape", "data_offsets"}
     _require(
-        isinstance(value, dict) and set(value) == fields, f"{label!r} lacks dtype, shape or offsets"
+        isinstance(value, dict) and set(value) == fields,
+        f"{label} does not have exactly dtype, shape, data_offsets",
     )
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    _require(isinstance(dtype, str) and dtype in DTYPE_BITS, f"{label!r} has an unknown dtype")
     _require(
-        isinstance(shape, list) and all(map(_natural, shape)), f"{label!r} has an impossible shape"
+        isinstance(dtype, str) and dtype in DTYPE_BITS,
+        f"{label} has an unknown dtype {_label(dtype)}",
+    )
+    _require(
+        isinstance(shape, list) and all(map(_natural, shape)), f"{label} has an impossible shape"
     )
     valid = isinstance(offsets, list) and len(offsets) == 2 and all(map(_natural, offsets))
-    _require(valid, f"{label!r} has impossible offsets")
+    _require(valid, f"{label} has impossible offsets")
     bits = DTYPE_BITS[dtype]
     # Rust multiplies left to right and refuses overflow even when a later 0 would cancel it.
     count = 1
     for dim in shape:
         count *= dim
-        _require(count < _MAX_SIZE, f"{label!r} has an impossible shape")
-    _require(count * bits < _MAX_SIZE, f"{label!r} has an impossible shape")
+        _require(count < _MAX_SIZE, f"{label} has an impossible shape")
+    _require(count * bits < _MAX_SIZE, f"{label} has an impossible shape")
     begin, end = offsets
     _require(
         count * bits == 8 * (end - begin),
-        f"{label!r} has shape {shape} of {dtype} but offsets {begin}..{end}",
+        f"{label} has shape {_label(shape)} of {dtype} but offsets {begin}..{end}",
     )
     return TensorEntry(name, dtype, tuple(shape), begin, end)
 
@@ -175,7 +202,9 @@ def _read_entry(name: str, value: Any) -> TensorEntry:
 def _check_cover(entries: Sequence[TensorEntry], data_size: int) -> None:
     at = 0
     for entry in entries:
-        _require(entry.begin == at, f"tensor {entry.name!r} overlaps another or leaves a hole")
+        _require(
+            entry.begin == at, f"tensor {_label(entry.name)} overlaps another or leaves a hole"
+        )
         at = entry.end
     _require(at == data_size, f"the tensors need {at} bytes of data, the file has {data_size}")
 
@@ -183,8 +212,10 @@ def _check_cover(entries: Sequence[TensorEntry], data_size: int) -> None:
 def read_header(path: Path) -> Header:
     """Read and check the header of a local file. Raises MalformedCheckpointError."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
+            raise _malformed(path.name, "it is not a regular file")
         with path.open("rb") as file:
-            size = path.stat().st_size
+            size = os.fstat(file.fileno()).st_size
             first = file.read(8)
             length = header_length(first, size, path.name)
             return parse_header(first + file.read(length), size, path.name)

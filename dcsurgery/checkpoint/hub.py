@@ -9,6 +9,13 @@ from dataclasses import dataclass
 from dcsurgery.errors import CheckpointError, CheckpointNotFoundError, DcSurgeryError
 
 
+TIMEOUT_S = 30.0
+
+
+class HubUnreachableError(CheckpointNotFoundError):
+    """No answer from the Hub, or none wanted: only what is cached can be opened."""
+
+
 @dataclass(frozen=True)
 class HubListing:
     """A repository at one commit: file name -> bytes."""
@@ -30,6 +37,7 @@ def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
 
 def _translate(error: Exception, repo_id: str, revision: str | None) -> CheckpointError:
     from huggingface_hub import errors
+    from huggingface_hub.errors import HFValidationError
 
     at = f" at revision {revision}" if revision else ""
     if isinstance(error, errors.GatedRepoError):
@@ -41,23 +49,35 @@ def _translate(error: Exception, repo_id: str, revision: str | None) -> Checkpoi
         return CheckpointNotFoundError(
             f"{repo_id} has no revision {revision!r}", hint="leave --revision out for the newest"
         )
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return HubUnreachableError(
+            f"{repo_id}{at} is not wholly in the local cache and the Hub cannot be reached",
+            hint="check the network and HF_HUB_OFFLINE, or pass a local folder",
+        )
     if isinstance(error, errors.EntryNotFoundError):
         return CheckpointNotFoundError(
             f"{repo_id}{at} lacks a file that is needed", hint="check the repository's file list"
         )
-    if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
+    if isinstance(error, errors.RepositoryNotFoundError | HFValidationError):
         return CheckpointNotFoundError(
             f"neither a folder nor a Hub model is named {repo_id}",
             hint="check the spelling; for a private model run `hf auth login` first",
         )
-    if isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
-        return CheckpointNotFoundError(
-            f"{repo_id}{at} is not in the local cache and the Hub cannot be reached",
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code if error.response is not None else "no status"
+        refused = status in (401, 403)
+        return CheckpointError(
+            f"the Hub answered {status} when asked for {repo_id}{at}",
+            hint="log in again with `hf auth login`, or unset HF_TOKEN" if refused else "try again",
+        )
+    if isinstance(error, ConnectionError) or "httpx" in type(error).__module__:
+        return HubUnreachableError(
+            f"the Hub cannot be reached for {repo_id}{at} ({type(error).__name__})",
             hint="check the network and HF_HUB_OFFLINE, or pass a local folder",
         )
     return CheckpointError(
         f"the Hub did not deliver {repo_id}{at} ({type(error).__name__})",
-        hint="check the network and try again; DCSURGERY_DEBUG=1 shows the details",
+        hint="check the disk and the network and try again; DCSURGERY_DEBUG=1 shows the details",
     )
 
 
@@ -69,7 +89,9 @@ def list_repository(repo_id: str, revision: str | None) -> HubListing:
     with hub_errors(repo_id, revision):
         from huggingface_hub import HfApi
 
-        info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
+        info = HfApi().model_info(
+            repo_id, revision=revision, files_metadata=True, timeout=TIMEOUT_S
+        )
         sizes = {item.rfilename: item.size or 0 for item in info.siblings or []}
         return HubListing(commit=str(info.sha), sizes=sizes)
 
@@ -89,11 +111,14 @@ def read_range(repo_id: str, commit: str, name: str, start: int, length: int) ->
         request = get_session().stream(
             "GET",
             hf_hub_url(repo_id, name, revision=commit),
-            headers={**build_hf_headers(), "Range": wanted},
+            headers={**build_hf_headers(), "Range": wanted, "Accept-Encoding": "identity"},
             follow_redirects=True,
+            timeout=TIMEOUT_S,
         )
-        body = b""
+        body = bytearray()
         with request as response:
+            if response.is_error:
+                response.read()
             hf_raise_for_status(response)
             # A server may ignore the range and send the whole file: stop when there is enough.
             if response.status_code == 206 or start == 0:
@@ -106,4 +131,4 @@ def read_range(repo_id: str, commit: str, name: str, start: int, length: int) ->
             f"the Hub sent {len(body)} of {length} bytes of {name}",
             hint="try again; a proxy in between may not support range requests",
         )
-    return body[:length]
+    return bytes(body[:length])

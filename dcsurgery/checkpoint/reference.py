@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,10 +11,18 @@ from dcsurgery.checkpoint.hub import hub_errors
 from dcsurgery.errors import CheckpointNotFoundError, RequestError
 
 # Everything a stock checkpoint needs; other weight formats of the same model stay on the Hub.
-LEFT_ON_HUB = (
-    "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.ot",
-    "original/*", "consolidated*", "onnx/*",
+FOREIGN_SUFFIXES = (
+    ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".gguf", ".onnx", ".onnx_data", ".h5",
+    ".msgpack", ".ot", ".tflite",
 )  # fmt: skip
+FOREIGN_PREFIXES = ("original/", "onnx/", "consolidated")
+LEFT_ON_HUB = (
+    *(f"*{suffix}" for suffix in FOREIGN_SUFFIXES),
+    *(f"{prefix}*" for prefix in FOREIGN_PREFIXES),
+)
+_SHARED_BLOB = re.compile(r"/blobs/([0-9a-f]{2})/\1[0-9a-f]{62}$")
+_REPO_PART = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
+_REPO_ID = re.compile(rf"({_REPO_PART}/)?{_REPO_PART}(?<![.-])")
 
 
 @dataclass(frozen=True)
@@ -27,14 +37,19 @@ class ModelRef:
 
     @property
     def in_cache(self) -> bool:
-        """True when the folder is a Hub cache snapshot, whose files nothing else may share."""
-        return self.folder is not None and is_cache_path(self.folder)
+        """True when the folder or one of its weights lies in a Hub cache: nothing may share them."""
+        if self.folder is None:
+            return False
+        return is_cache_path(self.folder) or any(
+            map(is_cache_path, self.folder.glob("*.safetensors"))
+        )
 
 
 def is_cache_path(path: Path) -> bool:
-    """Return whether a path lies in a Hub cache (models--org--name/snapshots or blobs)."""
-    parts = path.resolve().parts
-    return any(
+    """Return whether a path lies in a Hub cache: models--org--name/..., or the shared blobs/ab/ab..."""
+    real = path.resolve()
+    parts = real.parts
+    return _SHARED_BLOB.search(real.as_posix()) is not None or any(
         part.startswith("models--") and following in ("snapshots", "blobs", "refs")
         for part, following in zip(parts, (*parts[1:], ""), strict=True)
     )
@@ -47,43 +62,51 @@ def parse_reference(model: str | Path, revision: str | None = None) -> ModelRef:
     folder or a file where a folder is expected.
     """
     name = str(model)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    if not name.strip():
+        raise RequestError("the model's name is empty", hint="name a folder or a Hub id")
+    # os.path answers False for names that are too long or hold NUL; pathlib raises.
+    folder = Path(os.path.expanduser(name))
+    if os.path.isdir(folder):
         if revision is not None:
             raise RequestError(
                 f"{name} is a folder, which has no revision {revision!r}",
                 hint="leave --revision out, or name a Hub id",
             )
         return ModelRef(name=name, folder=folder)
-    if folder.exists():
-        raise RequestError(f"{name} is a file", hint="name the folder that holds config.json")
+    if os.path.lexists(folder):
+        raise RequestError(f"{name} is not a folder", hint="name the folder that holds config.json")
     if not _looks_like_repo(name):
         raise CheckpointNotFoundError(
-            f"there is no folder {name}, and it is not a Hub id",
+            f"there is no folder {name[:200]!r}, and it is not a Hub id",
             hint="check the path, or write a Hub id such as llava-hf/llava-1.5-7b-hf",
         )
     return ModelRef(name=name, repo_id=name, revision=revision)
 
 
 def _looks_like_repo(name: str) -> bool:
-    import re
+    # huggingface_hub's own rules; importing it for a mistyped path would take a second.
+    forbidden = "--" in name or ".." in name or name.endswith(".git") or len(name) > 96
+    return not forbidden and _REPO_ID.fullmatch(name) is not None
 
-    part = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}"
-    return re.fullmatch(f"{part}(/{part})?", name) is not None and ".." not in name
 
-
-def fetch(ref: ModelRef) -> ModelRef:
+def fetch(ref: ModelRef, *, cached_only: bool = False) -> ModelRef:
     """Download a Hub model into huggingface_hub's cache and return the reference to its snapshot.
 
-    A folder is returned unchanged. Raises CheckpointNotFoundError or CheckpointError.
+    A folder is returned unchanged. `cached_only` asks nobody and accepts a snapshot that lacks files
+    (what is missing shows when it is opened). Raises CheckpointNotFoundError or CheckpointError.
     """
     if ref.folder is not None or ref.repo_id is None:
         return ref
     with hub_errors(ref.repo_id, ref.revision):
         from huggingface_hub import snapshot_download
 
+        # Everything is expected of a download, but only config and weights of a cached copy.
         path = snapshot_download(
-            ref.repo_id, revision=ref.commit or ref.revision, ignore_patterns=list(LEFT_ON_HUB)
+            ref.repo_id,
+            revision=ref.commit or ref.revision,
+            ignore_patterns=None if cached_only else list(LEFT_ON_HUB),
+            allow_patterns=["config.json", "model*.safetensors*"] if cached_only else None,
+            local_files_only=cached_only,
         )
     folder = Path(path)
     return replace(ref, folder=folder, commit=folder.name)

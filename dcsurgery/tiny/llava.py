@@ -35,7 +35,7 @@ def llava_config(
 ) -> dict[str, Any]:
     """Return the config.json of a tiny LLaVA, in words that transformers 4.49 to 5.x all read."""
     specials = _SPECIALS[tower]
-    vision = {
+    vision: dict[str, Any] = {
         "hidden_size": width,
         "image_size": image_size,
         "intermediate_size": 2 * width,
@@ -43,11 +43,12 @@ def llava_config(
         "num_hidden_layers": depth,
         "patch_size": patch_size,
     }
-    vision |= {
+    kinds: dict[str, dict[str, Any]] = {
         "clip": {"model_type": "clip_vision_model", "projection_dim": 8},
         "siglip": {"model_type": "siglip_vision_model", "vision_use_head": False},
         "pixtral": {"model_type": "pixtral", "head_dim": width // 2, "rope_theta": 10000.0},
-    }[tower]
+    }
+    vision |= kinds[tower]
     text = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -82,7 +83,7 @@ def llava_config(
     }
 
 
-def write_llava(
+def write_llava(  # noqa: PLR0913
     folder: Path,
     config: Mapping[str, Any],
     *,
@@ -115,7 +116,7 @@ def write_llava(
     return folder
 
 
-def write_tiny_llava(
+def write_tiny_llava(  # noqa: PLR0913
     folder: Path,
     tower: Tower = "clip",
     *,
@@ -133,8 +134,8 @@ def write_tiny_llava(
     """Write a tiny, real LlavaForConditionalGeneration checkpoint into `folder` and return it.
 
     `feature_layer` defaults to -2 (Pixtral: -1); `shards` > 1 writes an index, projector last;
-    `processor` adds tokenizer, image processor and chat template (Pixtral: no processor_config.json,
-    its processor class needs torchvision).
+    `processor` adds tokenizer, image processor and chat template. Pixtral gets LlavaProcessor too
+    (its own needs torchvision): right for images of one size per batch, without row breaks.
     """
     if feature_layer is None:
         feature_layer = -1 if tower == "pixtral" else -2
@@ -186,17 +187,15 @@ def _write_processor(folder: Path, tower: Tower, image_size: int, patch_size: in
             "patch_size": {"height": patch_size, "width": patch_size},
         },
     }
-    image_processor = kinds[tower]
-    if tower != "pixtral":
-        image_processor["processor_class"] = "LlavaProcessor"
-        processor = {
-            "image_token": image_token,
-            "num_additional_image_tokens": 1 if tower == "clip" else 0,
-            "patch_size": patch_size,
-            "processor_class": "LlavaProcessor",
-            "vision_feature_select_strategy": "default" if tower == "clip" else "full",
-        }
-        _write_json(folder / "processor_config.json", processor)
+    processor = {
+        "image_token": image_token,
+        "num_additional_image_tokens": 1 if tower == "clip" else 0,
+        "patch_size": patch_size,
+        "processor_class": "LlavaProcessor",
+        "vision_feature_select_strategy": "default" if tower == "clip" else "full",
+    }
+    _write_json(folder / "processor_config.json", processor)
+    image_processor = {**kinds[tower], "processor_class": "LlavaProcessor"}
     _write_json(folder / "preprocessor_config.json", image_processor)
 
 

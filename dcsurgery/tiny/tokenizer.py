@@ -26,7 +26,9 @@ def vocab_size(specials: Sequence[str]) -> int:
     return -(-(len(CONTROL_TOKENS) + len(specials) + 256) // 8) * 8
 
 
-def write_tokenizer(folder: Path, specials: Sequence[str], chat_template: str | None = None) -> None:
+def write_tokenizer(
+    folder: Path, specials: Sequence[str], chat_template: str | None = None
+) -> None:
     """Write tokenizer.json, its config and the chat template.
 
     The config is written by hand: what transformers 5 saves names a class that 4.x does not know.

@@ -1,0 +1,120 @@
+"""What is inside a checkpoint and which connectors fit, from config and headers alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dcsurgery.anatomy import Anatomy
+from dcsurgery.architectures import find_architecture
+from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
+from dcsurgery.connectors import KINDS
+from dcsurgery.errors import PlanError
+from dcsurgery.folding import ITEM_BYTES
+from dcsurgery.plan import PLAN_FILE, ConnectorSpec, Form, make_plan
+
+
+@dataclass(frozen=True)
+class FormCost:
+    """One connector in one output form. `extra_bytes` is the growth of what is loaded;
+    `extra_flops_per_image` counts two per multiply-add for `image_tokens` tokens."""
+
+    form: Form
+    loader: str
+    new_parameters: int
+    extra_bytes: int
+    extra_flops_per_image: int
+    image_tokens: int
+
+
+@dataclass(frozen=True)
+class ConnectorOffer:
+    """One connector kind with its default layout, or the reason why it does not fit."""
+
+    kind: str
+    summary: str
+    blocks: tuple[tuple[int, ...], ...]
+    costs: tuple[FormCost, ...]
+    notes: tuple[str, ...]
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class WeightSummary:
+    """A weight file: name, bytes, number of tensors."""
+
+    name: str
+    size: int
+    tensors: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The answer of `dcsurgery inspect`; to_dict() is its stable JSON form."""
+
+    model: str
+    commit: str | None
+    class_name: str
+    anatomy: Anatomy
+    parameters: int
+    weights: tuple[WeightSummary, ...]
+    side_files: tuple[str, ...]
+    left_out: tuple[str, ...]
+    converted: bool
+    offers: tuple[ConnectorOffer, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; keys only ever get added."""
+        values = asdict(self)
+        values["schema_version"] = 1
+        values["anatomy"]["tower"]["grid"] = self.anatomy.tower.grid
+        values["anatomy"]["feature_layer"] = self.anatomy.feature_layer
+        return values
+
+
+def inspect_checkpoint(model: str | Path, revision: str | None = None) -> Inspection:
+    """Inspect a folder or a Hub model (config, index and header bytes only).
+
+    Raises CheckpointError, UnknownArchitectureError or AnatomyError.
+    """
+    checkpoint = open_checkpoint(model, revision)
+    architecture = find_architecture(checkpoint.config)
+    anatomy = architecture.dissect(checkpoint.config, checkpoint.tensors)
+    return Inspection(
+        model=checkpoint.ref.name,
+        commit=checkpoint.ref.commit,
+        class_name=checkpoint.config["architectures"][0],
+        anatomy=anatomy,
+        parameters=sum(math.prod(entry.shape) for entry in checkpoint.tensors.values()),
+        weights=tuple(
+            WeightSummary(file.name, file.size, len(file.header.tensors))
+            for file in checkpoint.weights
+        ),
+        side_files=checkpoint.side_files,
+        left_out=checkpoint.left_out,
+        converted=PLAN_FILE in checkpoint.side_files,
+        offers=tuple(_offer(checkpoint, kind, architecture.forms) for kind in KINDS),
+    )
+
+
+def _offer(checkpoint: Checkpoint, kind: str, forms: tuple[Form, ...]) -> ConnectorOffer:
+    summary = KINDS[kind].summary
+    try:
+        plans = [make_plan(checkpoint, ConnectorSpec(kind=kind, form=form)) for form in forms]
+    except PlanError as error:
+        return ConnectorOffer(kind, summary, (), (), (), refused=error.message)
+    costs = tuple(
+        FormCost(
+            form=plan.form,
+            loader=plan.loader,
+            new_parameters=plan.new_parameters,
+            extra_bytes=plan.new_parameters * ITEM_BYTES[plan.delta[0].dtype],
+            extra_flops_per_image=plan.extra_flops_per_image,
+            image_tokens=plan.image_tokens,
+        )
+        for plan in plans
+    )
+    blocks = tuple(tuple(layers) for layers in plans[0].blocks)
+    return ConnectorOffer(kind, summary, blocks, costs, tuple(plans[0].notes))

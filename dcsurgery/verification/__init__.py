@@ -1,0 +1,40 @@
+"""Prove what a conversion changed and what it did not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dcsurgery.verification.report import Check, Report
+
+__all__ = ["Check", "Report", "verify_checkpoint"]
+
+
+def verify_checkpoint(
+    path: str | Path,
+    *,
+    against: str | Path | None = None,
+    images: Sequence[str | Path] = (),
+    deep: bool = False,
+    logits: bool = False,
+) -> Report:
+    """Verify a converted folder against its base and return the report.
+
+    Structure is checked always (bytes, config, plan); features (tower, connector and projector,
+    without the language model) on `images`, or on a drawn one; `logits` runs the whole models;
+    `deep` also hashes what a hard link already proves equal and compares with the Hub's digests.
+    Raises DcSurgeryError when a check cannot be made, never when one fails.
+    """
+    from dcsurgery.verification.structure import open_pair, structure_checks
+
+    pair = open_pair(Path(path), against)
+    checks = structure_checks(pair, deep=deep)
+    if all(check.passed for check in checks):
+        from dcsurgery.verification.parity import feature_checks, logit_checks
+
+        checks += feature_checks(pair, [Path(image) for image in images])
+        if logits:
+            checks += logit_checks(pair, [Path(image) for image in images])
+    return Report(
+        output=str(path), base=pair.base.ref.name, form=pair.plan.form, checks=tuple(checks)
+    )

@@ -1,0 +1,345 @@
+"""What every architecture must keep. A family's tests subclass Contract and name one `tiny()`.
+
+    class TestMyFamily(Contract):
+        @classmethod
+        def tiny(cls, folder, shards):
+            return TinyModel(write_tiny_my_family(folder, shards=shards), inputs)
+
+Families whose wiring differs also override `states`, `rows` or `loud_norms`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dcsurgery
+from dcsurgery.anatomy import Anatomy
+from dcsurgery.architectures import Architecture, find_architecture
+from dcsurgery.checkpoint.contents import open_checkpoint
+from dcsurgery.connectors.attach import attach, find_module
+from dcsurgery.features import FeatureLayout
+from dcsurgery.plan import ConnectorSpec, SurgeryPlan, make_plan
+from tests.surgery import digests, random_matrix, write_delta, write_folded
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A checkpoint folder and its inputs.
+
+    `inputs(model, batch, images)` returns keyword arguments for `batch` prompts with `images`
+    images each (0: text only). `forward(model, inputs)` returns logits.
+    """
+
+    folder: Path
+    inputs: Callable[[Any, int, int], dict[str, Tensor]]
+    forward: Callable[[Any, dict[str, Tensor]], Tensor] = lambda model, inputs: (
+        model(**inputs).logits
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """One connector on one tiny model."""
+
+    tiny: TinyModel
+    spec: ConnectorSpec
+    architecture: Architecture
+    plan: SurgeryPlan
+
+    @property
+    def anatomy(self) -> Anatomy:
+        return self.plan.read_anatomy()
+
+    @property
+    def layout(self) -> FeatureLayout:
+        return self.plan.layout
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"connector": self.spec.kind, "groups": self.spec.groups, "layers": self.spec.layers}
+
+    def attached(self, weight: Tensor | None = None, **kwargs: Any) -> Any:
+        model = load(self.tiny.folder, **kwargs)
+        attach(model, self.anatomy, self.layout, self.architecture.arrange, weight)
+        return model
+
+
+def load(folder: Path, **kwargs: Any) -> Any:
+    """Load with plain transformers; every key must be found, used and of the right shape."""
+    from transformers import AutoModelForImageTextToText
+
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        folder, output_loading_info=True, **{"dtype": torch.float32, **kwargs}
+    )
+    assert not any(info[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")), info
+    return model.eval()
+
+
+def make_case(tiny: TinyModel, spec: ConnectorSpec) -> Case:
+    checkpoint = open_checkpoint(tiny.folder)
+    return Case(tiny, spec, find_architecture(checkpoint.config), make_plan(checkpoint, spec))
+
+
+def logits(case: Case, model: Any, batch: int = 1, images: int = 1) -> Tensor:
+    inputs = case.tiny.inputs(model, batch, images)
+    with torch.no_grad():
+        return case.tiny.forward(model, inputs)
+
+
+class Contract:
+    """Inherited by the test class of every architecture."""
+
+    specs: tuple[ConnectorSpec, ...] = (
+        ConnectorSpec("dci"),
+        ConnectorSpec("dci", groups=3),
+        ConnectorSpec("sci"),
+    )
+
+    @classmethod
+    def tiny(cls, folder: Path, shards: int) -> TinyModel:
+        """Write the family's tiny checkpoint into `folder` as `shards` weight files."""
+        raise NotImplementedError
+
+    def states(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Return all hidden states of the tower from transformers' own output_hidden_states."""
+        pixels = inputs["pixel_values"].to(model.dtype)
+        extra = {key: inputs[key] for key in ("image_sizes",) if key in inputs}
+        tower = model.model.vision_tower
+        return tuple(tower(pixels, output_hidden_states=True, **extra).hidden_states)
+
+    def rows(self, model: Any, state: Tensor) -> Tensor:
+        """Restate `arrange`: one hidden state as rows of the projector's first matrix."""
+        return state
+
+    def loud_norms(self, model: Any) -> tuple[nn.Module, ...]:
+        """Norms between tower and site, replaced by identity when the site's input is compared."""
+        return ()
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def tiny_model(cls, tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+        return cls.tiny(tmp_path_factory.mktemp("single") / "base", 1)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def base(cls, tiny_model: TinyModel) -> Any:
+        """The unmodified model in fp32: do not change it."""
+        return load(tiny_model.folder)
+
+    @pytest.fixture()
+    def case(self, request: pytest.FixtureRequest, tiny_model: TinyModel) -> Case:
+        return make_case(tiny_model, request.param)
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if "case" in metafunc.fixturenames:
+            ids = [f"{spec.kind}{spec.groups}" for spec in self.specs]
+            metafunc.parametrize("case", self.specs, ids=ids, indirect=True)
+
+    @contextmanager
+    def restated(self, case: Case, model: Any, weight: Tensor) -> Iterator[None]:
+        """Make a plain model compute the paper's formula from stored hidden states, no attach."""
+
+        def extend(site: nn.Module, args: Any, output: Tensor) -> Tensor:
+            means = [
+                torch.stack([states[layer] for layer in block.layers]).mean(0)
+                for block in case.layout.blocks
+            ]
+            joined = torch.cat([self.rows(model, mean) for mean in means], dim=-1)
+            return output + (joined @ weight.T).reshape(output.shape)
+
+        with torch.no_grad():
+            states = self.states(model, case.tiny.inputs(model, 1, 1))
+        handle = find_module(model, case.anatomy.projector.site).register_forward_hook(extend)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def test_anatomy_is_the_loaded_model(self, case: Case, base: Any) -> None:
+        anatomy, tower = case.anatomy, case.anatomy.tower
+        site = find_module(base, anatomy.projector.site)
+        blocks = find_module(base, tower.blocks)
+        assert site.weight.shape == (anatomy.projector.out_features, anatomy.projector.in_features)
+        assert isinstance(blocks, nn.ModuleList) and len(blocks) == tower.depth
+        states = self.states(base, case.tiny.inputs(base, 1, 1))
+        assert len(states) == tower.depth + 1
+        assert states[0].shape[-1] == tower.width
+        assert states[0].shape[-2] == tower.grid**2 + tower.prefix_tokens
+
+    def test_site_reads_the_feature_layer(self, case: Case, base: Any) -> None:
+        """Catches a wrong arrange or layer, which zero weights cannot show."""
+        seen: list[Tensor] = []
+        site = find_module(base, case.anatomy.projector.site)
+        handles = [site.register_forward_pre_hook(lambda module, args: seen.append(args[0]))]
+        for norm in self.loud_norms(base):
+            handles.append(norm.register_forward_hook(lambda module, args, output: args[0]))
+        inputs = case.tiny.inputs(base, 1, 1)
+        try:
+            with torch.no_grad():
+                case.tiny.forward(base, inputs)
+                states = self.states(base, inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        rows = [self.rows(base, states[layer]) for layer in case.anatomy.feature_layers]
+        expected = torch.cat(rows, dim=-1)
+        assert torch.equal(seen[0].reshape(expected.shape), expected)
+        assert expected.shape[-2] == case.anatomy.image_tokens
+        arrange = case.architecture.arrange
+        if arrange is not None:
+            assert torch.equal(arrange(base, states[1]), self.rows(base, states[1]))
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_zero_matrix_is_the_base_bit_for_bit(self, case: Case, dtype: torch.dtype) -> None:
+        base = load(case.tiny.folder, dtype=dtype)
+        model = case.attached(dtype=dtype)
+        for batch, images in ((1, 1), (1, 2), (2, 1), (2, 0)):
+            assert torch.equal(
+                logits(case, model, batch, images), logits(case, base, batch, images)
+            )
+
+    def test_one_tensor_is_added(self, case: Case, base: Any) -> None:
+        model = case.attached()
+        assert type(model) is type(base)
+        added = model.state_dict().keys() - base.state_dict().keys()
+        assert added == {"dense_connector.weight"}
+        assert base.state_dict().keys() < model.state_dict().keys()
+        size = model.dense_connector.weight.numel()
+        assert size == sum(p.numel() for p in model.parameters()) - sum(
+            p.numel() for p in base.parameters()
+        )
+
+    def test_random_matrix_is_the_formula(self, case: Case, base: Any) -> None:
+        weight = random_matrix(case.plan)
+        found = logits(case, case.attached(weight))
+        with self.restated(case, base, weight):
+            expected = logits(case, base)
+        assert (found - logits(case, base)).abs().max() > 0.05
+        assert (found - expected).abs().max() <= TOLERANCE
+
+    def test_images_do_not_mix(self, case: Case, base: Any) -> None:
+        """Two prompts at once give what each gives alone; text without images is untouched."""
+        model = case.attached(random_matrix(case.plan))
+        inputs = case.tiny.inputs(model, 2, 1)
+        with torch.no_grad():
+            both = case.tiny.forward(model, inputs)
+            for index in range(2):
+                alone = {key: value[index : index + 1] for key, value in inputs.items()}
+                single = case.tiny.forward(model, alone)
+                assert (single - both[index : index + 1]).abs().max() <= TOLERANCE
+        assert torch.equal(logits(case, model, 2, 0), logits(case, base, 2, 0))
+        assert logits(case, model, 1, 2).isfinite().all()
+
+    def test_greedy_generate(self, case: Case, base: Any) -> None:
+        zero = case.attached()
+        inputs = case.tiny.inputs(base, 1, 1)
+        settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+        assert torch.equal(zero.generate(**inputs, **settings), base.generate(**inputs, **settings))
+        model = case.attached(random_matrix(case.plan))
+        answer = model.generate(**inputs, **settings)
+        ids = inputs["input_ids"]
+        for step in range(4):
+            repeated = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            with torch.no_grad():
+                scores = case.tiny.forward(model, repeated)[:, -1].clone()
+            scores[:, model.generation_config.eos_token_id] = -torch.inf
+            ids = torch.cat([ids, scores.argmax(-1, keepdim=True)], dim=1)
+            assert torch.equal(answer[:, : ids.shape[1]], ids), step
+
+    def test_gradients_reach_every_block_and_nothing_frozen(self, case: Case) -> None:
+        model = case.attached().requires_grad_(False)
+        model.dense_connector.weight.requires_grad_(True)
+        case.tiny.forward(model, case.tiny.inputs(model, 1, 1)).square().mean().backward()
+        grad = model.dense_connector.weight.grad
+        assert grad is not None
+        for block in grad.chunk(len(case.layout.blocks), dim=1):
+            assert block.abs().max() > 0
+        assert all(
+            p.grad is None for n, p in model.named_parameters() if n != "dense_connector.weight"
+        )
+
+    def test_delta_loads_as_it_was(self, case: Case, tmp_path: Path) -> None:
+        weight = random_matrix(case.plan)
+        write_delta(case.tiny.folder, tmp_path / "delta", weight, **case.options)
+        model = dcsurgery.load_model(tmp_path / "delta", dtype=torch.float32)
+        assert torch.equal(model.dense_connector.weight, weight)
+        assert torch.equal(logits(case, model), logits(case, case.attached(weight)))
+
+    def test_fresh_delta_is_the_base(self, case: Case, base: Any, tmp_path: Path) -> None:
+        dcsurgery.convert_checkpoint(
+            case.tiny.folder, tmp_path / "delta", form="delta", **case.options
+        )
+        model = dcsurgery.load_model(tmp_path / "delta", dtype=torch.float32)
+        assert torch.equal(logits(case, model), logits(case, base))
+
+    def test_stock_form_is_the_base(self, case: Case, base: Any, tmp_path: Path) -> None:
+        self._needs_stock(case)
+        out = tmp_path / "stock"
+        plan = dcsurgery.convert_checkpoint(case.tiny.folder, out, **case.options).plan
+        assert (logits(case, load(out)) - logits(case, base)).abs().max() <= TOLERANCE
+        assert (
+            logits(case, dcsurgery.load_model(out)) - logits(case, base)
+        ).abs().max() <= TOLERANCE
+        self._check_untouched(case, out, plan)
+
+    def test_folded_matrix_is_the_attached_one(self, case: Case, tmp_path: Path) -> None:
+        self._needs_stock(case)
+        weight = random_matrix(case.plan)
+        plan = write_folded(case.tiny.folder, tmp_path / "stock", weight, **case.options)
+        stock = load(tmp_path / "stock")
+        model = case.attached(weight)
+        for batch, images in ((1, 1), (2, 1), (1, 2)):
+            difference = logits(case, stock, batch, images) - logits(case, model, batch, images)
+            assert difference.abs().max() <= TOLERANCE
+        self._check_untouched(case, tmp_path / "stock", plan)
+
+    def test_paper_init_agrees_in_both_forms(self, case: Case, tmp_path: Path) -> None:
+        self._needs_stock(case)
+        for form in ("stock", "delta"):
+            dcsurgery.convert_checkpoint(
+                case.tiny.folder, tmp_path / form, form=form, init="paper", seed=5, **case.options
+            )
+        model = dcsurgery.load_model(tmp_path / "delta", dtype=torch.float32)
+        difference = logits(case, load(tmp_path / "stock")) - logits(case, model)
+        assert difference.abs().max() <= TOLERANCE
+
+    def test_sharded_is_single(self, case: Case, tmp_path: Path) -> None:
+        sharded = make_case(self.tiny(tmp_path / "base", 3), case.spec)
+        assert (sharded.tiny.folder / "model.safetensors.index.json").is_file()
+        assert digests(sharded.tiny.folder) == digests(case.tiny.folder)
+        weight = random_matrix(case.plan)
+        write_delta(sharded.tiny.folder, tmp_path / "delta", weight, **case.options)
+        model = dcsurgery.load_model(tmp_path / "delta", dtype=torch.float32)
+        expected = logits(case, case.attached(weight))
+        assert torch.equal(logits(sharded, model), expected)
+        if "stock" in case.architecture.forms:
+            plan = write_folded(sharded.tiny.folder, tmp_path / "stock", weight, **case.options)
+            found = logits(sharded, load(tmp_path / "stock"))
+            assert (found - expected).abs().max() <= TOLERANCE
+            self._check_untouched(sharded, tmp_path / "stock", plan)
+
+    def _needs_stock(self, case: Case) -> None:
+        if "stock" not in case.architecture.forms:
+            pytest.skip(f"{case.architecture.name} has no stock form")
+
+    def _check_untouched(self, case: Case, folder: Path, plan: SurgeryPlan) -> None:
+        """Every tensor but the planned ones, and every side file, is the base's."""
+        before, after = digests(case.tiny.folder), digests(folder)
+        changed = {record.name for record in plan.changed}
+        assert before.keys() == after.keys()
+        assert {name for name in before if before[name] != after[name]} <= changed
+        rewritten = {"config.json", "model.safetensors.index.json"}
+        for path in case.tiny.folder.iterdir():
+            if path.suffix != ".safetensors" and path.name not in rewritten:
+                assert (folder / path.name).read_bytes() == path.read_bytes()

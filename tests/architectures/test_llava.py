@@ -1,0 +1,67 @@
+"""LLaVA-1.5 in the Hugging Face layout, with each of its towers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcsurgery.plan import ConnectorSpec
+from dcsurgery.tiny import llava_config, write_tiny_llava
+from dcsurgery.tiny.llava import Tower, write_llava
+from tests.architectures.contract import Contract, TinyModel
+
+
+def llava_inputs(model: Any, batch: int, images: int) -> dict[str, Tensor]:
+    """Random pixels and `<s> <image>... words` for a 16 pixel, 4 pixel patch tower."""
+    draw = torch.Generator().manual_seed(11)
+    words = torch.randint(40, 200, (batch, 5), generator=draw)
+    start = torch.full((batch, 1), 1)
+    image = torch.full((batch, 16 * images), model.config.image_token_id)
+    ids = torch.cat([start, image, words], dim=1)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if images:
+        inputs["pixel_values"] = torch.randn(batch * images, 3, 16, 16, generator=draw)
+        if model.config.vision_config.model_type == "pixtral":
+            inputs["image_sizes"] = torch.tensor([[16, 16]] * (batch * images))
+    return inputs
+
+
+class LlavaContract(Contract):
+    tower: Tower
+
+    @classmethod
+    def tiny(cls, folder: Path, shards: int) -> TinyModel:
+        write_tiny_llava(folder, cls.tower, shards=shards)
+        return TinyModel(folder, llava_inputs)
+
+
+class TestClip(LlavaContract):
+    tower = "clip"
+
+    def rows(self, model: Any, state: Tensor) -> Tensor:
+        return state[:, 1:]
+
+
+class TestSiglip(LlavaContract):
+    tower = "siglip"
+
+
+class TestPixtral(LlavaContract):
+    tower = "pixtral"
+
+
+class TestBaseThatReadsSeveralLayers(Contract):
+    """A base whose config lists layers already, out of order; SigLIP, patch tokens only."""
+
+    specs = (ConnectorSpec("dci"), ConnectorSpec("sci", layers=((0, 3),)))
+
+    @classmethod
+    def tiny(cls, folder: Path, shards: int) -> TinyModel:
+        config = llava_config(
+            "siglip", depth=4, width=16, image_size=16, patch_size=4, feature_layer=-2
+        )
+        config["vision_feature_layer"] = [-2, 1]
+        return TinyModel(write_llava(folder, config, shards=shards), llava_inputs)

@@ -1,0 +1,58 @@
+"""Tests are offline, single-threaded and quiet, whatever the machine's settings."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before anything imports huggingface_hub: it reads these once.
+_home = tempfile.TemporaryDirectory(prefix="dcsurgery-tests-")
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HOME=_home.name,
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    TOKENIZERS_PARALLELISM="false",
+    TRANSFORMERS_VERBOSITY="error",
+)
+os.environ.pop("HF_TOKEN", None)
+os.environ.pop("HF_HUB_CACHE", None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def single_thread() -> Iterator[None]:
+    """Sums in one order: bit equality is asserted."""
+    import torch
+    from transformers.utils import logging
+
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    yield
+    _home.cleanup()
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny LLaVA with a CLIP tower, one weight file. Do not write into it."""
+    from dcsurgery.tiny import write_tiny_llava
+
+    return write_tiny_llava(tmp_path_factory.mktemp("tiny") / "clip", "clip")
+
+
+@pytest.fixture(scope="session")
+def tiny_siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny LLaVA with a SigLIP tower, three weight files. Do not write into it."""
+    from dcsurgery.tiny import write_tiny_llava
+
+    return write_tiny_llava(tmp_path_factory.mktemp("tiny") / "siglip", "siglip", shards=3)
+
+
+@pytest.fixture(scope="session")
+def tiny_pixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny LLaVA with a Pixtral tower, one weight file. Do not write into it."""
+    from dcsurgery.tiny import write_tiny_llava
+
+    return write_tiny_llava(tmp_path_factory.mktemp("tiny") / "pixtral", "pixtral")

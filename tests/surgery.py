@@ -1,0 +1,71 @@
+"""Shared by several tests: install a matrix of our choice and write it in either form."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from dcsurgery import read_plan
+from dcsurgery.checkpoint.contents import open_checkpoint
+from dcsurgery.checkpoint.rewrite import NewTensor, write_checkpoint
+from dcsurgery.convert import convert_checkpoint, edit_config
+from dcsurgery.folding import encoded, fold_rows, stored_rows
+from dcsurgery.plan import CONNECTOR_TENSOR, DELTA_FILE, PLAN_FILE, SurgeryPlan, feature_width
+
+
+def random_matrix(plan: SurgeryPlan, seed: int = 7, scale: float = 0.25) -> torch.Tensor:
+    """Return a seeded D [out, G * width] for a plan."""
+    shape = next(record.shape for record in plan.delta if record.name == CONNECTOR_TENSOR)
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """SHA-256 of a tensor's bytes."""
+    raw = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(raw).hexdigest()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Tensor name -> SHA-256, read by safetensors itself."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            found |= {name: digest(file.get_tensor(name)) for name in file.keys()}
+    return found
+
+
+def write_delta(base: Path, output: Path, matrix: torch.Tensor, **options: Any) -> SurgeryPlan:
+    """Convert `base` to a delta whose connector matrix is `matrix`, as training would leave it."""
+    convert_checkpoint(base, output, form="delta", **options)
+    plan = read_plan(output)
+    save_file({CONNECTOR_TENSOR: matrix}, output / DELTA_FILE, metadata={"format": "pt"})
+    records = [record.model_copy(update={"sha256": digest(matrix)}) for record in plan.delta]
+    plan = plan.model_copy(update={"delta": records})
+    (output / PLAN_FILE).write_text(plan.model_dump_json(), encoding="utf-8")
+    return plan
+
+
+def write_folded(base: Path, output: Path, matrix: torch.Tensor, **options: Any) -> SurgeryPlan:
+    """Write `base` with `matrix` folded into its first matrix: a stock checkpoint."""
+    plan = convert_checkpoint(base, output.with_name(output.name + "-zero"), **options).plan
+    checkpoint = open_checkpoint(base)
+    anatomy = plan.read_anatomy()
+    name = anatomy.projector.weight
+    entry = checkpoint.tensors[name]
+    folded = fold_rows(
+        stored_rows(lambda: checkpoint.read_tensor(name), entry.dtype, entry.shape),
+        stored_rows(lambda: matrix.numpy().tobytes(), "F32", matrix.shape),
+        plan.layout,
+        anatomy.feature_layers,
+        feature_width(anatomy),
+    )
+    shape = tuple(next(record.shape for record in plan.changed if record.name == name))
+    new = NewTensor(name, entry.dtype, shape, encoded(folded, entry.dtype))
+    output.mkdir()
+    write_checkpoint(checkpoint, output, {name: new}, edit_config(checkpoint, plan), link=False)
+    return plan

@@ -1,0 +1,124 @@
+"""The reference implementation's own numbers; see golden/README.md."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, safe_open
+from torch import Tensor
+
+import dcsurgery
+from dcsurgery.connectors import find_kind
+from dcsurgery.features import FeatureLayout
+from dcsurgery.tiny import llava_config
+from dcsurgery.tiny.llava import Tower, write_llava
+from tests.architectures.contract import load
+from tests.surgery import write_delta, write_folded
+
+GOLDEN = Path(__file__).parent / "golden"
+KINDS = ("dci", "sci")
+TOWERS: tuple[Tower, ...] = ("clip", "siglip")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "dci": {"connector": "dci"},
+    "sci": {"connector": "sci", "layers": "7,15"},
+}
+
+
+@cache
+def golden(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    path = GOLDEN / f"{name}.safetensors"
+    with safe_open(path, "pt") as file:
+        return load_file(path), json.loads(file.metadata()["golden"])
+
+
+def reference_layout(kind: str, feature_layer: int, depth: int) -> FeatureLayout:
+    layers = ((7, 15),) if kind == "sci" else None
+    return find_kind(kind).layout(feature_layer, depth, 2, layers)
+
+
+@pytest.mark.parametrize("case", ["clip_p16", "clip_p64", "siglip_p16", "siglip_p25"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_connector_layouts(kind: str, case: str) -> None:
+    tensors, _ = golden(f"dense_connector_{kind}")
+    states = tensors[f"{case}.hidden_states"]
+    is_clip = case.startswith("clip")
+    # The reference cuts SigLIP's 27th block off; its feature is our state 26 of 27 blocks.
+    layout = reference_layout(kind, 23 if is_clip else 26, 24 if is_clip else 27)
+    patches = states[:, :, 1:] if is_clip else states
+    blocks = [patches[list(block.layers)].mean(0) for block in layout.blocks]
+    joined = torch.cat([tensors[f"{case}.image_features"], *blocks], dim=-1)
+    torch.testing.assert_close(joined, tensors[f"{case}.output"], atol=1e-6, rtol=0)
+
+
+def golden_config(tower: Tower) -> dict[str, Any]:
+    sizes = golden(f"llava_dc_{tower}")[1]["config"]
+    config = llava_config(
+        tower,
+        depth=sizes["layers"],
+        width=sizes["hidden"],
+        image_size=sizes["image"],
+        patch_size=sizes["patch"],
+        feature_layer=-2,
+    )
+    config["vision_config"]["intermediate_size"] = sizes["inter"]
+    config["text_config"]["hidden_size"] = sizes["llm"]
+    config["text_config"]["num_attention_heads"] = 1
+    config["text_config"]["num_key_value_heads"] = 1
+    return config
+
+
+@pytest.fixture(params=[(tower, kind) for tower in TOWERS for kind in KINDS], ids="-".join)
+def path_case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str, Tower]:
+    """A LLaVA checkpoint with the golden tower and the base part of the golden projector."""
+    tower, kind = request.param
+    tensors, record = golden(f"llava_dc_{tower}")
+    width = record["config"]["hidden"]
+    given = {name: value for name, value in tensors.items() if name.startswith("vision_tower.")}
+    for ours, theirs in (("linear_1", "0"), ("linear_2", "2")):
+        for part in ("weight", "bias"):
+            given[f"multi_modal_projector.{ours}.{part}"] = tensors[
+                f"{kind}.mm_projector.{theirs}.{part}"
+            ]
+    first = "multi_modal_projector.linear_1.weight"
+    given[first] = given[first][:, :width]
+    folder = write_llava(tmp_path / "base", golden_config(tower), tensors=given)
+    loaded = load_file(folder / "model.safetensors")
+    used = [name for name in given if not name.startswith("vision_tower.vision_model.head.")]
+    assert all(torch.equal(loaded[name], given[name]) for name in used)
+    return folder, kind, tower
+
+
+def image_features(model: Any, pixels: Tensor) -> Tensor:
+    with torch.no_grad():
+        found = model.get_image_features(pixel_values=pixels)
+    found = getattr(found, "pooler_output", found)
+    return torch.stack(list(found)) if isinstance(found, (tuple, list)) else found
+
+
+def check_path(model: Any, tower: Tower, kind: str) -> None:
+    tensors, _ = golden(f"llava_dc_{tower}")
+    expected = tensors[f"{kind}.image_features"]
+    found = image_features(model, tensors["pixel_values"]).reshape(expected.shape)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def golden_matrix(tower: Tower, kind: str) -> Tensor:
+    tensors, record = golden(f"llava_dc_{tower}")
+    return tensors[f"{kind}.mm_projector.0.weight"][:, record["config"]["hidden"] :].contiguous()
+
+
+def test_image_path_delta(path_case: tuple[Path, str, Tower], tmp_path: Path) -> None:
+    folder, kind, tower = path_case
+    write_delta(folder, tmp_path / "delta", golden_matrix(tower, kind), **OPTIONS[kind])
+    check_path(dcsurgery.load_model(tmp_path / "delta"), tower, kind)
+
+
+def test_image_path_stock(path_case: tuple[Path, str, Tower], tmp_path: Path) -> None:
+    folder, kind, tower = path_case
+    write_folded(folder, tmp_path / "stock", golden_matrix(tower, kind), **OPTIONS[kind])
+    check_path(load(tmp_path / "stock"), tower, kind)
