@@ -1,4 +1,4 @@
-"""Retrofit the Dense Connector (arXiv 2405.13800) into vision-language models that already exist."""
+"""Retrofit the Dense Connector (arXiv 2405.13800) into existing vision-language models."""
 
 from __future__ import annotations
 

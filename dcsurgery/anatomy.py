@@ -10,8 +10,8 @@ class VisionTower:
     """The image encoder.
 
     `kind` is the config's model type ("clip_vision_model"); `blocks` the dotted module path of its
-    list of blocks, as a suffix ("vision_tower.encoder.layers"; an optional "vision_model." inside is
-    ignored, older transformers have it); `width` channels C; `depth` number of blocks;
+    list of blocks, as a suffix ("vision_tower.encoder.layers"; an optional "vision_model." inside
+    is ignored, older transformers have it); `width` channels C; `depth` number of blocks;
     `prefix_tokens` tokens before the patch tokens (CLS); `image_size` and `patch_size` in pixels.
     """
 
@@ -33,8 +33,9 @@ class VisionTower:
 class Projector:
     """The map from tower width to language width.
 
-    `site` is the module path suffix of its first matrix, `weight` the full tensor name of that matrix
-    in the checkpoint ([out_features, in_features]), `tensors` every tensor name of the projector.
+    `site` is the module path suffix of its first matrix, `weight` the full tensor name of that
+    matrix in the checkpoint ([out_features, in_features]), `tensors` every tensor name of the
+    projector.
     """
 
     site: str
@@ -49,8 +50,8 @@ class Anatomy:
     """Tower, projector and the wire between them.
 
     `feature_layers` are the hidden states the projector reads today, non-negative, in the order in
-    which their channels are joined (one entry in most models); `dropped_tokens` leading tokens are cut
-    off before the projector; `image_tokens` counts the embeddings of one image (of `image_size`
+    which their channels are joined (one entry in most models); `dropped_tokens` leading tokens are
+    cut off before the projector; `image_tokens` counts the embeddings of one image (of `image_size`
     pixels square where the tower takes any size); `language_model` is the text config's model type;
     `dtype` the safetensors dtype of the projector.
     """

@@ -1,4 +1,4 @@
-"""Apply a plan: write a delta or a stock checkpoint. No model is ever loaded, torch never imported."""
+"""Apply a plan: write a delta or a stock checkpoint. No model is loaded, torch never imported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcsurgery.architectures import find_architecture
+from dcsurgery.architectures import Form, find_architecture
 from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
 from dcsurgery.checkpoint.copying import Transfer, write_file
 from dcsurgery.checkpoint.rewrite import (
@@ -38,7 +38,6 @@ from dcsurgery.plan import (
     DELTA_FOLDER,
     PLAN_FILE,
     ConnectorSpec,
-    Form,
     Init,
     SurgeryPlan,
     TensorRecord,
@@ -108,13 +107,11 @@ def preview_conversion(
     plan = make_plan(checkpoint, spec)
     needed = _bytes_to_write(checkpoint, plan)
     if output is not None:
-        check_output(
-            Path(output), overwrite=overwrite, sources=_sources(checkpoint), needed=needed
-        )
+        check_output(Path(output), overwrite=overwrite, sources=_sources(checkpoint), needed=needed)
     return Preview(plan, needed)
 
 
-def convert_checkpoint(
+def convert_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
     model: str | Path,
     output: str | Path,
     *,
@@ -171,8 +168,10 @@ def _bytes_to_write(checkpoint: Checkpoint, plan: SurgeryPlan) -> int:
         return small
     stock = list(_stock_tensors(checkpoint, plan).values())
     if checkpoint.ref.folder is None:
-        return small + sum(file.size for file in checkpoint.weights) + sum(
-            item.nbytes for item in stock
+        return (
+            small
+            + sum(file.size for file in checkpoint.weights)
+            + sum(item.nbytes for item in stock)
         )
     return small + estimate_bytes(checkpoint, stock)
 

@@ -49,7 +49,7 @@ def _build(base: Path, say: Say) -> None:
 def _inspect(base: Path, say: Say) -> None:
     found = inspect_checkpoint(base)
     tower, projector = found.anatomy.tower, found.anatomy.projector
-    say(f"\n2. inspect: {tower.depth} blocks of width {tower.width}, hidden states 0..{tower.depth}")
+    say(f"\n2. inspect: {tower.depth} blocks of width {tower.width}, states 0..{tower.depth}")
     say(
         f"   the projector ({projector.in_features} -> {projector.out_features}) reads state "
         f"{found.anatomy.feature_layer} alone; the other {tower.depth} are thrown away"
@@ -99,7 +99,7 @@ def _load(base: Path, stock: Path, delta: Path, say: Say) -> None:
     inputs = _inputs(base)
     with torch.no_grad():
         logits = {name: model(**inputs).logits for name, model in models.items()}
-        say("\n5. The same photograph and question through all three, plain transformers for stock:")
+        say("\n5. One photograph, one question, all three models (stock in plain transformers):")
         for name in ("stock", "delta"):
             worst = (logits[name] - logits["base"]).abs().max().item()
             equal = "bit-equal" if torch.equal(logits[name], logits["base"]) else "not bit-equal"

@@ -12,7 +12,7 @@ DcSurgeryError                  message + hint; the CLI prints both and exits 1
 ├── OutputExistsError           the output is there already, or someone else is writing it
 ├── TrainingError               fine-tuning could not start or go on
 ├── PublishError                the Hub refused or lost something
-└── VerificationError           a check could not be made (a check that fails is a report, not an error)
+└── VerificationError           a check could not be made (one that fails is a report)
 """
 
 from __future__ import annotations

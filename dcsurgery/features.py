@@ -1,13 +1,14 @@
 """Which hidden states a connector reads: the only file with layer-index arithmetic.
 
-`hidden_states[0]` is the embeddings, `hidden_states[i]` the output of block i, so a tower of depth n
-has states 0..n. The paper counts the embeddings as layer 1: its layer i is state i - 1.
+`hidden_states[0]` is the embeddings, `hidden_states[i]` the output of block i, so a tower of depth
+n has states 0..n. The paper counts the embeddings as layer 1: its layer i is state i - 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from dcsurgery.errors import PlanError
@@ -68,7 +69,7 @@ def resolve_layer(layer: int, depth: int) -> int:
 
 
 def distinct_layers(layers: Sequence[int], depth: int) -> tuple[int, ...]:
-    """Resolve a list of states and sort it. Raises PlanError when it is empty or names one twice."""
+    """Resolve a list of states and sort it. Raises PlanError for none, or one named twice."""
     resolved = tuple(sorted(resolve_layer(layer, depth) for layer in layers))
     if not resolved or len(set(resolved)) != len(resolved):
         raise PlanError(
@@ -90,15 +91,15 @@ def split_evenly(count: int, groups: int) -> tuple[range, ...]:
         )
     size, larger = divmod(count, groups)
     bounds = [index * size + min(index, larger) for index in range(groups + 1)]
-    return tuple(range(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True))
+    return tuple(range(start, stop) for start, stop in pairwise(bounds))
 
 
 def dci_blocks(feature_layer: int, groups: int) -> tuple[FeatureBlock, ...]:
     """Split the states up to the feature layer F into `groups` runs of adjacent states.
 
-    States 0..F when F + 1 is divisible by `groups`, else 0..F-1 when F is, else 0..F split as equally
-    as possible with the larger runs first. The first two give both reference cases (arXiv 2405.13800,
-    eq. 3: CLIP-L F = 23 -> 0..11, 12..23; SigLIP F = 26 -> 0..12, 13..25).
+    States 0..F when F + 1 is divisible by `groups`, else 0..F-1 when F is, else 0..F split as
+    equally as possible with the larger runs first. The first two give both reference cases (arXiv
+    2405.13800, eq. 3: CLIP-L F = 23 -> 0..11, 12..23; SigLIP F = 26 -> 0..12, 13..25).
     Raises PlanError when there are more groups than states.
     """
     states = feature_layer + 1

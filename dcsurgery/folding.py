@@ -25,7 +25,7 @@ ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 def decode(raw: bytes | memoryview, dtype: str) -> Array:
-    """Return little-endian safetensors bytes as a flat float array (float64 for F64, else float32)."""
+    """Return safetensors bytes as a flat float array (float64 for F64, else float32)."""
     import numpy as np
 
     if dtype == "BF16":

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from dcsurgery.anatomy import Anatomy
-from dcsurgery.architectures import find_architecture
+from dcsurgery.architectures import Form, find_architecture
 from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
 from dcsurgery.connectors import KINDS
 from dcsurgery.errors import PlanError
 from dcsurgery.folding import ITEM_BYTES
-from dcsurgery.plan import PLAN_FILE, ConnectorSpec, Form, make_plan
+from dcsurgery.plan import PLAN_FILE, ConnectorSpec, make_plan
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def load_stock(folder: Path | str | None, **kwargs: Any) -> Any:
         names = sorted(map(str, info[kind]))
         if names:
             raise MalformedCheckpointError(
-                f"transformers reports {kind.replace('_', ' ')} in {folder}: {', '.join(names[:4])}",
+                f"{folder} has {kind.replace('_', ' ')}: {', '.join(names[:4])}",
                 hint="run `dcsurgery verify` on it; the installed transformers may be too old",
             )
     return model.eval()

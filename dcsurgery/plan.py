@@ -34,7 +34,8 @@ Init = Literal["preserve", "paper"]
 
 @dataclass(frozen=True)
 class ConnectorSpec:
-    """What the user asks for. `layers` overrides the kind's rule; `form` None lets the family choose."""
+    """What the user asks for. `layers` overrides the kind's rule; without `form` the family
+    chooses."""
 
     kind: str = "dci"
     groups: int = 2

@@ -105,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
             status, headers, body = error.status, error.headers, b"{}"
         self.send(path, status, headers, body)
 
-    do_HEAD = do_GET  # noqa: N815
+    do_HEAD = do_GET
 
     def send(self, path: str, status: int, headers: dict[str, str], body: bytes) -> None:
         """Write the answer and log what was really sent."""

@@ -27,10 +27,10 @@ class Architecture:
 
     `class_names` are the values of config["architectures"][0] it answers to (model_type collides
     between families). `dissect` reads the anatomy from config and tensor shapes, without torch.
-    `arrange` turns one hidden state [B, N, C] into rows of the projector's first matrix, without any
-    norm; None drops the prefix tokens the anatomy says are dropped. `stock_config` returns a copy of
-    the config that makes stock code read the given hidden states; None when it has no words for it.
-    `stock_loader` says what loads the stock form; `checkpoints` are public examples.
+    `arrange` turns one hidden state [B, N, C] into rows of the projector's first matrix, without
+    any norm; None drops the prefix tokens the anatomy says are dropped. `stock_config` returns a
+    copy of the config that makes stock code read the given hidden states; None when it has no words
+    for it. `stock_loader` says what loads the stock form; `checkpoints` are public examples.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Shared readings of config and tensor shapes; every function raises AnatomyError on contradiction."""
+"""Shared readings of config and tensor shapes; each raises AnatomyError on contradiction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LLaVA-1.5 and its relatives in transformers: CLIP, SigLIP or Pixtral tower, two-layer projector."""
+"""LLaVA-1.5 and its relatives: CLIP, SigLIP or Pixtral tower, two-layer projector."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def safe_path(folder: Path, name: str) -> Path:
     if not any(real.is_relative_to(root) for root in (home, *_blob_folders(home))):
         raise UnsafeFormatError(
             f"{name!r} in {folder} leads out of the folder, to {real}",
-            hint="replace the link by the file itself (`cp -rL` copies a folder so) if you trust it",
+            hint="replace the link by the file itself (`cp -rL` does) if you trust it",
         )
     if not stat.S_ISREG(mode) and not (stat.S_ISDIR(mode) and not path.is_symlink()):
         raise UnsafeFormatError(
@@ -104,7 +104,7 @@ def safe_path(folder: Path, name: str) -> Path:
 
 
 def _blob_folders(home: Path) -> tuple[Path, ...]:
-    """Where a Hub snapshot's files may live; not the whole cache, which a hostile folder could fake."""
+    """Where a snapshot's files may live: not all of the cache, a hostile folder could fake one."""
     for snapshot in (home, *home.parents):
         model = snapshot.parent.parent
         if snapshot.parent.name == "snapshots" and model.name.startswith("models--"):

@@ -137,7 +137,8 @@ def open_checkpoint(
         else:
             if not weights:
                 return remote
-            ref = fetch(remote.ref)
+            # Not by commit: huggingface_hub would not note the branch, and not find it offline.
+            ref = fetch(ref)
     return _open_folder(ref, Path(ref.folder or ""))
 
 

@@ -103,7 +103,7 @@ def _malformed(where: str, problem: str) -> MalformedCheckpointError:
 
 
 def header_length(first: bytes, file_size: int, where: str) -> int:
-    """Return N from a file's first 8 bytes. Raises MalformedCheckpointError when it cannot be true."""
+    """Return N from a file's first 8 bytes, or raise MalformedCheckpointError for a lie."""
     if len(first) < 8 or file_size < 8:
         raise _malformed(where, f"{file_size} bytes are too few for a header")
     length: int = struct.unpack("<Q", first[:8])[0]

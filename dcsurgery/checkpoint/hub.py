@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from dcsurgery.errors import CheckpointError, CheckpointNotFoundError, DcSurgeryError
 
-
 TIMEOUT_S = 30.0
 
 
@@ -63,20 +62,26 @@ def _translate(error: Exception, repo_id: str, revision: str | None) -> Checkpoi
             f"neither a folder nor a Hub model is named {repo_id}",
             hint="check the spelling; for a private model run `hf auth login` first",
         )
+    return _translate_failure(error, f"{repo_id}{at}")
+
+
+def _translate_failure(error: Exception, wanted: str) -> CheckpointError:
+    from huggingface_hub import errors
+
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code if error.response is not None else "no status"
         refused = status in (401, 403)
         return CheckpointError(
-            f"the Hub answered {status} when asked for {repo_id}{at}",
+            f"the Hub answered {status} when asked for {wanted}",
             hint="log in again with `hf auth login`, or unset HF_TOKEN" if refused else "try again",
         )
     if isinstance(error, ConnectionError) or "httpx" in type(error).__module__:
         return HubUnreachableError(
-            f"the Hub cannot be reached for {repo_id}{at} ({type(error).__name__})",
+            f"the Hub cannot be reached for {wanted} ({type(error).__name__})",
             hint="check the network and HF_HUB_OFFLINE, or pass a local folder",
         )
     return CheckpointError(
-        f"the Hub did not deliver {repo_id}{at} ({type(error).__name__})",
+        f"the Hub did not deliver {wanted} ({type(error).__name__})",
         hint="check the disk and the network and try again; DCSURGERY_DEBUG=1 shows the details",
     )
 
@@ -104,8 +109,8 @@ def read_range(repo_id: str, commit: str, name: str, start: int, length: int) ->
     if not length:
         return b""
     with hub_errors(repo_id, commit):
-        from huggingface_hub import get_session, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+        from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
         wanted = f"bytes={start}-{start + length - 1}"
         request = get_session().stream(

@@ -37,7 +37,7 @@ class ModelRef:
 
     @property
     def in_cache(self) -> bool:
-        """True when the folder or one of its weights lies in a Hub cache: nothing may share them."""
+        """True when the folder or one of its weights lies in a Hub cache: share nothing."""
         if self.folder is None:
             return False
         return is_cache_path(self.folder) or any(
@@ -46,7 +46,7 @@ class ModelRef:
 
 
 def is_cache_path(path: Path) -> bool:
-    """Return whether a path lies in a Hub cache: models--org--name/..., or the shared blobs/ab/ab..."""
+    """Return whether a path lies in a Hub cache (models--org--name/... or blobs/ab/ab...)."""
     real = path.resolve()
     parts = real.parts
     return _SHARED_BLOB.search(real.as_posix()) is not None or any(
@@ -92,8 +92,9 @@ def _looks_like_repo(name: str) -> bool:
 def fetch(ref: ModelRef, *, cached_only: bool = False) -> ModelRef:
     """Download a Hub model into huggingface_hub's cache and return the reference to its snapshot.
 
-    A folder is returned unchanged. `cached_only` asks nobody and accepts a snapshot that lacks files
-    (what is missing shows when it is opened). Raises CheckpointNotFoundError or CheckpointError.
+    A folder is returned unchanged. `cached_only` asks nobody and accepts a snapshot that lacks
+    files (what is missing shows when it is opened). Raises CheckpointNotFoundError or
+    CheckpointError.
     """
     if ref.folder is not None or ref.repo_id is None:
         return ref

@@ -14,7 +14,14 @@ from dcsurgery.checkpoint import copying
 from dcsurgery.checkpoint.checks import changed
 from dcsurgery.checkpoint.contents import CONFIG, INDEX, Checkpoint
 from dcsurgery.checkpoint.copying import Transfer
-from dcsurgery.checkpoint.headers import DTYPE_BITS, PAGE, Header, TensorEntry, lay_out, render_header
+from dcsurgery.checkpoint.headers import (
+    DTYPE_BITS,
+    PAGE,
+    Header,
+    TensorEntry,
+    lay_out,
+    render_header,
+)
 
 
 @dataclass
@@ -65,7 +72,8 @@ def write_tensors(
 def rewrite_shard(
     source: Path, header: Header, target: Path, replacements: Mapping[str, NewTensor]
 ) -> Transfer:
-    """Write `source` with some tensors replaced, in the same order, every other byte moved as it is.
+    """Write `source` with some tensors replaced, in the same order, every other byte moved as it
+    is.
 
     The new header is padded so that the data keeps its offset modulo the page size: on file systems
     that share blocks, unchanged data costs nothing. Raises CheckpointError.
@@ -105,7 +113,7 @@ def rewrite_shard(
 def _steps(
     old: Sequence[TensorEntry], new: Sequence[TensorEntry], replacements: Mapping[str, NewTensor]
 ) -> Iterator[tuple[int, int, int, NewTensor | None]]:
-    """Yield (source offset, bytes, target offset, replacement); unchanged neighbours are one step."""
+    """Yield (source offset, bytes, target offset, replacement); unchanged neighbours join."""
     start = length = to = 0
     for before, after in zip(old, new, strict=True):
         if before.name not in replacements:
@@ -161,11 +169,11 @@ def write_checkpoint(
     *,
     link: bool = False,
 ) -> tuple[Transfer, ...]:
-    """Write a whole checkpoint into an empty folder: only shards with replaced tensors are rewritten.
+    """Write a whole checkpoint into an empty folder, only shards with new tensors rewritten.
 
-    config.json comes last, so that nothing takes a half-written folder for a model. `link` hard-links
-    unchanged weights, never those of a Hub cache. Raises CheckpointError for a full disk and for a
-    source that changes underway.
+    config.json comes last, so that nothing takes a half-written folder for a model. `link` hard
+    links unchanged weights, never those of a Hub cache. Raises CheckpointError for a full disk and
+    for a source that changes underway.
     """
     before = checkpoint.stamp()
     link = link and not checkpoint.ref.in_cache

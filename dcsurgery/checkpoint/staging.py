@@ -1,7 +1,8 @@
 """An output folder that exists whole or not at all.
 
-`OUT.partial/` holds a lock and `new/`, the folder being filled. The kernel frees the lock of a killed
-process, so the next run recognises its remains and clears them. One rename publishes `new/` as OUT.
+`OUT.partial/` holds a lock and `new/`, the folder being filled. The kernel frees the lock of a
+killed process, so the next run recognises its remains and clears them. One rename publishes `new/`
+as OUT.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dcsurgery.checkpoint.copying import fcntl
 from dcsurgery.checkpoint.reference import is_cache_path
 from dcsurgery.errors import CheckpointError, OutputExistsError, RequestError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 LOCK = "lock"
 NEW = "new"
@@ -72,9 +77,7 @@ def _check_replaceable(output: Path) -> None:
     here = Path.cwd().resolve()
     precious = {Path(resolved.anchor), Path.home().resolve(), here, *here.parents}
     if resolved in precious or resolved in Path.home().resolve().parents:
-        raise RequestError(
-            f"{output} is not a folder to replace", hint="choose another --output"
-        )
+        raise RequestError(f"{output} is not a folder to replace", hint="choose another --output")
 
 
 def _existing_parent(output: Path) -> Path:
@@ -178,7 +181,7 @@ def _clear(root: Path, lock: int) -> None:
 
 
 def _take(lock: int, root: Path, output: Path) -> bool:
-    """Lock; False when the root was replaced meanwhile. Raises OutputExistsError when it is busy."""
+    """Lock; False when the root was replaced meanwhile. Raises OutputExistsError if busy."""
     try:
         if fcntl is not None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

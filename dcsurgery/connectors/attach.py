@@ -1,7 +1,7 @@
 """Install a connector on a loaded model: hooks on the tower's blocks and on the projector's site.
 
-The branch is y = site(x) + D g, with g the feature blocks joined along channels and D the new matrix
-[out, G * width] (arXiv 2405.13800 eq. 4 written as a sum: [W | D][x; g] = W x + D g).
+The branch is y = site(x) + D g, with g the feature blocks joined along channels and D the new
+matrix [out, G * width] (arXiv 2405.13800 eq. 4 written as a sum: [W | D][x; g] = W x + D g).
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class DenseConnector(nn.Module):
         ready, self._pass.ready = self._pass.ready, None
         if ready is None:
             raise RequestError(
-                "the projector ran without a vision tower pass, so the dense connector has no states",
-                hint="pass pixel_values to the model; precomputed tower features cannot be upgraded",
+                "the projector ran without the vision tower: the dense connector has no states",
+                hint="pass pixel_values to the model, not precomputed tower features",
             )
         blocks = zip(ready, self.layout.blocks, strict=True)
         means = [self._rows(total / len(block.layers)) for total, block in blocks]
@@ -107,11 +107,11 @@ class DenseConnector(nn.Module):
         return state[:, self.dropped :] if self.dropped else state
 
     def refuse_save(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Stand-in for save_pretrained: stock code would load such a folder as the base, silently."""
+        """Stand-in for save_pretrained: stock code would load the result as the base."""
         raise RequestError(
             "save_pretrained on an upgraded model would write a folder that plain transformers "
             "loads as the unmodified base",
-            hint="use dcsurgery.save_delta(model, plan, folder), or `dcsurgery convert --form stock`",
+            hint="save dense_connector.weight as the delta's tensor, or convert with --form stock",
         )
 
 
@@ -132,9 +132,8 @@ def find_module(model: nn.Module, suffix: str) -> nn.Module:
     Raises AnatomyError unless there is exactly one.
     """
     first, _, rest = suffix.partition(".")
-    pattern = re.compile(
-        rf"(?:^|\.){re.escape(first)}" + (rf"\.(?:vision_model\.)?{re.escape(rest)}$" if rest else "$")
-    )
+    inner = rf"\.(?:vision_model\.)?{re.escape(rest)}" if rest else ""
+    pattern = re.compile(rf"(?:^|\.){re.escape(first)}{inner}$")
     found = [(name, module) for name, module in model.named_modules() if pattern.search(name)]
     if len(found) != 1:
         names = ", ".join(name for name, _ in found) or "none"
@@ -142,7 +141,8 @@ def find_module(model: nn.Module, suffix: str) -> nn.Module:
             f"{type(model).__name__} should have one module named ...{suffix}, found {names}",
             hint="the installed transformers may name it otherwise; report this with its version",
         )
-    return found[0][1]
+    module: nn.Module = found[0][1]
+    return module
 
 
 def attach(

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from dcsurgery.features import FeatureBlock, FeatureLayout, dci_blocks, distinct_layers, split_evenly
+from dcsurgery.features import (
+    FeatureBlock,
+    FeatureLayout,
+    dci_blocks,
+    distinct_layers,
+    split_evenly,
+)
 
 SUMMARY = "means of adjacent groups of hidden states, joined along channels"
 
@@ -22,4 +28,3 @@ def layout(
     return FeatureLayout(
         "dci", tuple(FeatureBlock(distinct_layers(group, depth)) for group in layers)
     )
-

@@ -1,4 +1,4 @@
-"""Tiny models built offline, with the names and files of real checkpoints, for the demo and the tests."""
+"""Tiny models built offline: names and files of real checkpoints, for the demo and the tests."""
 
 from __future__ import annotations
 

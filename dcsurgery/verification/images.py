@@ -21,14 +21,14 @@ def open_images(paths: Sequence[Path]) -> list[Any]:
 
     Raises RequestError for a file that is missing or is no picture.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     images = []
     for path in paths or [sample_photo()]:
         try:
             with Image.open(path) as image:
                 images.append(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+        except (OSError, Image.DecompressionBombError, SyntaxError) as error:
             raise RequestError(
                 f"{path} is not a picture that can be read ({str(error)[:80]})",
                 hint="pass PNG or JPEG files to --image",

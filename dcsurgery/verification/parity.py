@@ -20,9 +20,9 @@ from dcsurgery.verification.images import open_images
 from dcsurgery.verification.report import Check
 from dcsurgery.verification.structure import Pair
 
-# Allowed difference between fold and branch, relative to the largest value. A fold rounds W / M once
-# to the file's dtype: bf16 keeps 8 bits, fp16 11; at zero nothing is rounded and only the order of
-# the fp32 sum differs.
+# Allowed difference between fold and branch, relative to the largest value. A fold rounds W / M
+# once to the file's dtype: bf16 keeps 8 bits, fp16 11; at zero nothing is rounded and only the
+# order of the fp32 sum differs.
 FOLD_LIMITS = {"F64": 1e-5, "F32": 1e-5, "F16": 2e-3, "BF16": 1e-2}
 LOGIT_LIMITS = {"F64": 1e-5, "F32": 1e-5, "F16": 2e-2, "BF16": 1e-1}
 # A state that overflows turns into NaN even under a zero matrix (0 * inf): fp16 is the narrow one.
@@ -169,9 +169,7 @@ def _formula_check(
     """Restate the connector from all hidden states, stacked, and compare with the hooks' result."""
     anatomy = plan.read_anatomy()
     states = hidden_states(model, plan, inputs)
-    arrange: Arrange | None = next(
-        a.arrange for a in available() if a.name == plan.architecture
-    )
+    arrange: Arrange | None = next(a.arrange for a in available() if a.name == plan.architecture)
     means = [torch.stack([states[i] for i in block]).mean(dim=0) for block in plan.blocks]
     rows = [
         arrange(model, mean) if arrange else mean[:, anatomy.dropped_tokens :] for mean in means

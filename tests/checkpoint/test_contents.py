@@ -114,7 +114,8 @@ FILES: dict[str, tuple[dict[str, bytes], type[DcSurgeryError]]] = {
     "index is a list": (with_index([]), MalformedCheckpointError),
     "index without metadata": (with_index({"weight_map": GOOD_MAP}), MalformedCheckpointError),
     "index without map": (with_index({"metadata": {}}), MalformedCheckpointError),
-    "index map is a list": (with_index({"metadata": {}, "weight_map": []}), MalformedCheckpointError),
+    "index map is a list": (
+        with_index({"metadata": {}, "weight_map": []}), MalformedCheckpointError),
     "index duplicate": (
         sharded() | {INDEX: b'{"metadata":{},"metadata":{}}'}, MalformedCheckpointError),
     "index value is a number": (
@@ -230,15 +231,13 @@ def test_hostile_nodes(name: str, tmp_path: Path) -> None:
     check_refused(folder, kind)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_unreadable_files_are_clean_errors(tmp_path: Path) -> None:
-    folder = write(tmp_path, sharded())
-    for name in ("tokenizer.json", FIRST, "config.json", "sub"):
-        mode = (folder / name).stat().st_mode
-        (folder / name).chmod(0)
-        with pytest.raises(MalformedCheckpointError):
-            open_checkpoint(folder)
-        (folder / name).chmod(mode)
+@pytest.mark.parametrize("name", ["tokenizer.json", FIRST, "config.json"])
+def test_unreadable_files_are_clean_errors(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Root reads a file of any mode, so the answer of the system is replaced.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != name)
+    check_refused(write(tmp_path, sharded()), MalformedCheckpointError)
 
 
 def test_links_inside_the_folder_are_fine(tmp_path: Path) -> None:

@@ -25,6 +25,11 @@ from dcsurgery.errors import MalformedCheckpointError
 from tests.checkpoint.folders import raw_file, shard
 
 
+def accept(blob: bytes) -> None:
+    """Raise unless safetensors itself accepts the file."""
+    deserialize(blob)  # type: ignore[no-untyped-call]
+
+
 def parse_or_none(blob: bytes) -> Header | None:
     """The header, or None after a clean refusal."""
     try:
@@ -114,7 +119,7 @@ def test_header_limit_holds_before_anything_is_read() -> None:
 def test_odd_but_sound_headers_are_accepted(header: str) -> None:
     blob = raw_file(header, b"\0" if "[0,1]" in header else b"")
     assert parse_or_none(blob) is not None
-    deserialize(blob)
+    accept(blob)
 
 
 def test_entries_come_in_offset_order(tmp_path: Path) -> None:
@@ -169,7 +174,7 @@ def test_rendered_headers_round_trip(
         assert list(header.tensors.values()) == entries
         assert header.metadata == metadata
         assert (header.data_start, header.data_size) == (len(head), len(data))
-        deserialize(head + data)
+        accept(head + data)
 
 
 def test_metadata_comes_first_and_json_is_compact() -> None:
@@ -197,14 +202,14 @@ loose_tensors = st.fixed_dictionaries(
 def test_what_we_accept_safetensors_accepts(table: object, size: int) -> None:
     blob = raw_file(json.dumps(table), bytes(size))
     if parse_or_none(blob) is not None:
-        deserialize(blob)
+        accept(blob)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=64))
 def test_any_bytes_are_parsed_or_refused_cleanly(blob: bytes) -> None:
     if parse_or_none(blob) is not None:
-        deserialize(blob)
+        accept(blob)
 
 
 def test_mutated_headers_never_fool_us() -> None:
@@ -229,5 +234,5 @@ def test_mutated_headers_never_fool_us() -> None:
             blob[:8] = struct.pack("<Q", max(0, len(blob) - 8 - 44))
         if parse_or_none(bytes(blob)) is not None:
             accepted += 1
-            deserialize(bytes(blob))
+            accept(bytes(blob))
     assert accepted

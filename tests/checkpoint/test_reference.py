@@ -66,6 +66,15 @@ def test_cache_paths(tmp_path: Path) -> None:
     assert ModelRef("mine", folder=tmp_path / "mine").in_cache
 
 
+def test_a_local_folder_needs_no_hub_client() -> None:
+    code = "import sys, dcsurgery.checkpoint.contents; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert not loaded & {"huggingface_hub", "torch", "transformers", "numpy", "safetensors"}
+
+
 CHILD = """
 import json, sys
 from dcsurgery.checkpoint.contents import open_checkpoint
@@ -157,6 +166,7 @@ def test_fetching_fills_the_cache_and_works_offline(client: Client) -> None:
     client.hub.log.clear()
     for weights in (False, True):
         offline = client.open("org/model", weights=weights, HF_HUB_OFFLINE="1")
+        assert "error" not in offline, offline
         assert (offline["commit"], offline["in_cache"]) == (found["commit"], True)
         assert offline["side"] == found["side"]
     unreachable = client.open("org/model", HF_ENDPOINT="http://127.0.0.1:9")
