@@ -17,7 +17,7 @@ from dcsurgery.connectors import find_kind
 from dcsurgery.features import FeatureLayout
 from dcsurgery.tiny import llava_config
 from dcsurgery.tiny.llava import Tower, write_llava
-from tests.architectures.contract import load
+from tests.architectures.cases import load
 from tests.surgery import write_delta, write_folded
 
 GOLDEN = Path(__file__).parent / "golden"

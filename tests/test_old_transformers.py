@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from dcsurgery.convert import convert_checkpoint
-from tests.architectures.contract import load
+from tests.architectures.cases import load
 from tests.architectures.test_llava import llava_inputs
 from tests.surgery import random_matrix, write_folded
 

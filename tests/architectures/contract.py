@@ -10,9 +10,8 @@ Families whose wiring differs also override `states`, `rows` or `loud_norms`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,80 +20,13 @@ import torch
 from torch import Tensor, nn
 
 import dcsurgery
-from dcsurgery.anatomy import Anatomy
-from dcsurgery.architectures import Architecture, find_architecture
-from dcsurgery.checkpoint.contents import open_checkpoint
-from dcsurgery.connectors.attach import attach, find_module
-from dcsurgery.features import FeatureLayout
-from dcsurgery.plan import ConnectorSpec, SurgeryPlan, make_plan
+from dcsurgery.connectors.attach import find_module
+from dcsurgery.plan import ConnectorSpec, SurgeryPlan
+from tests.architectures.cases import Case, TinyModel, load, logits, make_case
 from tests.surgery import digests, random_matrix, write_delta, write_folded
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TOLERANCE = 1e-5
-
-
-@dataclass(frozen=True)
-class TinyModel:
-    """A checkpoint folder and its inputs.
-
-    `inputs(model, batch, images)` returns keyword arguments for `batch` prompts with `images`
-    images each (0: text only). `forward(model, inputs)` returns logits.
-    """
-
-    folder: Path
-    inputs: Callable[[Any, int, int], dict[str, Tensor]]
-    forward: Callable[[Any, dict[str, Tensor]], Tensor] = lambda model, inputs: (
-        model(**inputs).logits
-    )
-
-
-@dataclass(frozen=True)
-class Case:
-    """One connector on one tiny model."""
-
-    tiny: TinyModel
-    spec: ConnectorSpec
-    architecture: Architecture
-    plan: SurgeryPlan
-
-    @property
-    def anatomy(self) -> Anatomy:
-        return self.plan.read_anatomy()
-
-    @property
-    def layout(self) -> FeatureLayout:
-        return self.plan.layout
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"connector": self.spec.kind, "groups": self.spec.groups, "layers": self.spec.layers}
-
-    def attached(self, weight: Tensor | None = None, **kwargs: Any) -> Any:
-        model = load(self.tiny.folder, **kwargs)
-        attach(model, self.anatomy, self.layout, self.architecture.arrange, weight)
-        return model
-
-
-def load(folder: Path, **kwargs: Any) -> Any:
-    """Load with plain transformers; every key must be found, used and of the right shape."""
-    from transformers import AutoModelForImageTextToText
-
-    model, info = AutoModelForImageTextToText.from_pretrained(
-        folder, output_loading_info=True, **{"dtype": torch.float32, **kwargs}
-    )
-    assert not any(info[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")), info
-    return model.eval()
-
-
-def make_case(tiny: TinyModel, spec: ConnectorSpec) -> Case:
-    checkpoint = open_checkpoint(tiny.folder)
-    return Case(tiny, spec, find_architecture(checkpoint.config), make_plan(checkpoint, spec))
-
-
-def logits(case: Case, model: Any, batch: int = 1, images: int = 1) -> Tensor:
-    inputs = case.tiny.inputs(model, batch, images)
-    with torch.no_grad():
-        return case.tiny.forward(model, inputs)
 
 
 class Contract:

@@ -11,7 +11,8 @@ from torch import Tensor
 from dcsurgery.plan import ConnectorSpec
 from dcsurgery.tiny import llava_config, write_tiny_llava
 from dcsurgery.tiny.llava import Tower, write_llava
-from tests.architectures.contract import Contract, TinyModel
+from tests.architectures.cases import TinyModel
+from tests.architectures.contract import Contract
 
 
 def llava_inputs(model: Any, batch: int, images: int) -> dict[str, Tensor]:
@@ -23,7 +24,8 @@ def llava_inputs(model: Any, batch: int, images: int) -> dict[str, Tensor]:
     ids = torch.cat([start, image, words], dim=1)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if images:
-        inputs["pixel_values"] = torch.randn(batch * images, 3, 16, 16, generator=draw)
+        pixels = torch.randn(batch * images, 3, 16, 16, generator=draw)
+        inputs["pixel_values"] = pixels.to(model.dtype)
         if model.config.vision_config.model_type == "pixtral":
             inputs["image_sizes"] = torch.tensor([[16, 16]] * (batch * images))
     return inputs
