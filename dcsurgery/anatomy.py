@@ -9,40 +9,61 @@ from dataclasses import dataclass
 class VisionTower:
     """The image encoder.
 
-    `kind` is the config's model type ("clip_vision_model"); `blocks` the dotted module path of its
-    list of blocks, as a suffix ("vision_tower.encoder.layers"; an optional "vision_model." inside
-    is ignored, older transformers have it); `width` channels C; `depth` number of blocks;
-    `prefix_tokens` tokens before the patch tokens (CLS); `image_size` and `patch_size` in pixels.
+    `kind` is the config's model type ("clip_vision_model"); `module` the dotted path suffix of the
+    module whose call is one pass over images ("vision_tower"); `blocks` that of its list of blocks
+    ("vision_tower.encoder.layers"; an optional "vision_model." inside is ignored, older
+    transformers have it); `width` channels C; `depth` number of blocks; `prefix_tokens` tokens
+    before the patch tokens (CLS); `image_size` and `patch_size` in pixels. `twins` are the (module,
+    blocks) of further towers of the same shape that feed the same projector.
     """
 
     kind: str
+    module: str
     blocks: str
     width: int
     depth: int
     prefix_tokens: int
     image_size: int
     patch_size: int
+    twins: tuple[tuple[str, str], ...] = ()
 
     @property
     def grid(self) -> int:
         """Patches along one side of a square image of `image_size` pixels."""
         return self.image_size // self.patch_size
 
+    @property
+    def paths(self) -> tuple[tuple[str, str], ...]:
+        """(module, blocks) of every tower."""
+        return ((self.module, self.blocks), *self.twins)
+
 
 @dataclass(frozen=True)
-class Projector:
-    """The map from tower width to language width.
+class Site:
+    """A module whose output is the product of a first matrix of the projector.
 
-    `site` is the module path suffix of its first matrix, `weight` the full tensor name of that
-    matrix in the checkpoint ([out_features, in_features]), `tensors` every tensor name of the
-    projector.
+    `module` is its dotted path suffix, `weight` the full tensor name of the matrix in the
+    checkpoint, `in_features` the channels it reads, `out_features` the last dimension of its
+    output (channels for a convolution).
     """
 
-    site: str
+    module: str
     weight: str
     in_features: int
     out_features: int
+
+
+@dataclass(frozen=True)
+class Projector:
+    """The map from tower width to language width: its sites (one in most models) and tensors."""
+
+    sites: tuple[Site, ...]
     tensors: tuple[str, ...]
+
+    @property
+    def out_features(self) -> int:
+        """Rows of all first matrices together."""
+        return sum(site.out_features for site in self.sites)
 
 
 @dataclass(frozen=True)
@@ -50,21 +71,27 @@ class Anatomy:
     """Tower, projector and the wire between them.
 
     `feature_layers` are the hidden states the projector reads today, non-negative, in the order in
-    which their channels are joined (one entry in most models); `dropped_tokens` leading tokens are
-    cut off before the projector; `image_tokens` counts the embeddings of one image (of `image_size`
-    pixels square where the tower takes any size); `language_model` is the text config's model type;
-    `dtype` the safetensors dtype of the projector.
+    which their channels are joined (one entry in most models); `feature_width` the channels of one
+    hidden state where the first matrix reads it (a multiple of the tower's width when neighbouring
+    patches are merged before); `dropped_tokens` leading tokens are cut off before the projector;
+    `image_tokens` counts the embeddings of one image (of `image_size` pixels square where the tower
+    takes any size); `language_model` is the text config's model type; `dtype` the safetensors dtype
+    of the projector. `first_state` is the shallowest state the stock config can name; `normed`
+    means that the feature read today has passed the tower's last norm.
     """
 
     architecture: str
     tower: VisionTower
     projector: Projector
     feature_layers: tuple[int, ...]
+    feature_width: int
     dropped_tokens: int
     image_tokens: int
     variable_resolution: bool
     language_model: str
     dtype: str
+    first_state: int = 0
+    normed: bool = False
 
     @property
     def feature_layer(self) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from dcsurgery.architectures import Form, find_architecture
+from dcsurgery.architectures import Form, find_architecture, named
 from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
 from dcsurgery.checkpoint.copying import Transfer, write_file
 from dcsurgery.checkpoint.rewrite import (
@@ -20,29 +20,36 @@ from dcsurgery.checkpoint.rewrite import (
     write_tensors,
 )
 from dcsurgery.checkpoint.staging import check_output, staged_output
-from dcsurgery.connectors import Layers
+from dcsurgery.connectors.spec import Init, Layers
 from dcsurgery.errors import PlanError, RequestError
 from dcsurgery.features import parse_layers
 from dcsurgery.folding import (
     Rows,
+    constant_rows,
     encoded,
     fold_rows,
     rounded,
+    row_range,
     stored_rows,
     uniform_rows,
-    zero_rows,
 )
 from dcsurgery.plan import (
+    CONNECTOR_PREFIX,
     CONNECTOR_TENSOR,
     DELTA_FILE,
     DELTA_FOLDER,
     PLAN_FILE,
     ConnectorSpec,
-    Init,
     SurgeryPlan,
     TensorRecord,
-    feature_width,
     make_plan,
+)
+from dcsurgery.processors import (
+    PROCESSOR_FILE,
+    edit_processor,
+    processor_files,
+    read_processor,
+    render_processor,
 )
 
 METADATA = {"format": "pt"}
@@ -71,13 +78,15 @@ class Conversion:
         return sum(item.written for item in self.transfers)
 
 
-def make_spec(
+def make_spec(  # noqa: PLR0913 - one keyword per CLI option, by design
     connector: str = "dci",
     groups: int = 2,
     layers: str | Layers | None = None,
     init: str = "preserve",
     seed: int = 0,
     form: str | None = None,
+    norm: bool = False,
+    pool: int = 1,
 ) -> ConnectorSpec:
     """Return a ConnectorSpec from plain values. Raises RequestError or PlanError."""
     if init not in ("preserve", "paper"):
@@ -87,8 +96,9 @@ def make_spec(
     if seed < 0:
         raise RequestError(f"seed {seed} is negative", hint="choose a seed of 0 or more")
     parsed = parse_layers(layers) if isinstance(layers, str) else layers
-    checked: tuple[Init, Form | None] = (init, form)  # type: ignore[assignment]
-    return ConnectorSpec(connector, groups, parsed, checked[0], seed, checked[1])
+    return ConnectorSpec(
+        connector, groups, parsed, cast(Init, init), seed, cast(Form | None, form), norm, pool
+    )
 
 
 def preview_conversion(
@@ -121,6 +131,8 @@ def convert_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
     init: str = "preserve",
     seed: int = 0,
     form: str | None = None,
+    norm: bool = False,
+    pool: int = 1,
     revision: str | None = None,
     overwrite: bool = False,
     link: bool = False,
@@ -131,7 +143,7 @@ def convert_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
     whole, by one rename. Raises DcSurgeryError of the fitting kind; the source is never changed.
     """
     started = time.perf_counter()
-    spec = make_spec(connector, groups, layers, init, seed, form)
+    spec = make_spec(connector, groups, layers, init, seed, form, norm, pool)
     checkpoint = _open(model, revision, weights=False)
     plan = make_plan(checkpoint, spec)
     if plan.form == "stock" and checkpoint.ref.folder is None:
@@ -182,15 +194,20 @@ def delta_rows(plan: SurgeryPlan) -> dict[str, Rows]:
 
 
 def _draw(plan: SurgeryPlan, record: TensorRecord) -> Rows:
-    if plan.init == "preserve":
-        return zero_rows(record.shape)
-    anatomy = plan.read_anatomy()
+    name = record.name.removeprefix(CONNECTOR_PREFIX)
+    if name == "norm_weight":
+        return constant_rows(record.shape, 1)
+    if plan.init == "preserve" or name in ("mix", "norm_bias"):
+        return constant_rows(record.shape, 0)
+    anatomy = plan.anatomy
     # The reference draws one wide first matrix: base and new columns share its fan-in.
-    wide = anatomy.projector.in_features + feature_width(anatomy) * len(plan.blocks)
-    first = anatomy.projector.weight.removesuffix("weight")
-    is_first = record.name == CONNECTOR_TENSOR or record.name.startswith(first)
-    fan_in = wide if is_first else _fan_in(plan, record)
-    return uniform_rows(record.shape, fan_in, plan.seed, record.name)
+    for site in anatomy.projector.sites:
+        if name == "weight" or record.name.startswith(site.weight.removesuffix("weight")):
+            wide = site.in_features
+            if plan.axis == "channel":
+                wide += anatomy.feature_width * len(plan.blocks)
+            return uniform_rows(record.shape, wide, plan.seed, record.name)
+    return uniform_rows(record.shape, _fan_in(plan, record), plan.seed, record.name)
 
 
 def _fan_in(plan: SurgeryPlan, record: TensorRecord) -> int:
@@ -202,43 +219,53 @@ def _fan_in(plan: SurgeryPlan, record: TensorRecord) -> int:
 
 def _delta_tensors(plan: SurgeryPlan) -> dict[str, NewTensor]:
     rows = delta_rows(plan)
-    return {
-        record.name: NewTensor(
-            record.name,
-            record.dtype,
-            tuple(record.shape),
-            encoded(rows[record.name], record.dtype),
-        )
-        for record in plan.delta
-    }
+    return {record.name: _new_tensor(record, rows[record.name]) for record in plan.delta}
+
+
+def _new_tensor(record: TensorRecord, rows: Rows) -> NewTensor:
+    return NewTensor(record.name, record.dtype, tuple(record.shape), encoded(rows, record.dtype))
 
 
 def _stock_tensors(checkpoint: Checkpoint, plan: SurgeryPlan) -> dict[str, NewTensor]:
     """Return the tensors that replace base tensors in the stock form."""
-    anatomy = plan.read_anatomy()
     rows = delta_rows(plan)
-    tensors = {}
-    for record in plan.changed:
-        own = rows.get(record.name)
-        if record.name == anatomy.projector.weight:
-            base = own or stored_rows(
-                lambda: checkpoint.read_tensor(anatomy.projector.weight),
-                record.dtype,
-                checkpoint.tensors[record.name].shape,
-            )
-            own = fold_rows(
-                base,
-                rows[CONNECTOR_TENSOR],
-                plan.layout,
-                anatomy.feature_layers,
-                feature_width(anatomy),
-            )
-        if own is None:
-            raise AssertionError(f"nothing makes {record.name}")
-        tensors[record.name] = NewTensor(
-            record.name, record.dtype, tuple(record.shape), encoded(own, record.dtype)
+
+    def base_rows(name: str) -> Rows:
+        entry = checkpoint.tensors[name]
+        return rows.get(name) or stored_rows(
+            lambda: checkpoint.read_tensor(name), entry.dtype, entry.shape
         )
-    return tensors
+
+    folded = fold_sites(plan, base_rows, rows[CONNECTOR_TENSOR])
+    return {
+        record.name: _new_tensor(record, folded.get(record.name) or rows[record.name])
+        for record in plan.changed
+    }
+
+
+def fold_sites(
+    plan: SurgeryPlan,
+    base_rows: Callable[[str], Rows],
+    matrix: Rows,
+    shares: Sequence[Sequence[float]] | None = None,
+) -> dict[str, Rows]:
+    """Return the folded rows of every first matrix by tensor name.
+
+    `base_rows(name)` gives the rows of a base matrix, `matrix` those of D, `shares` the weights of
+    the states inside their blocks (equal when None).
+    """
+    anatomy = plan.anatomy
+    columns = named(plan.architecture).stock_columns(anatomy, plan.stock_layers or ())
+    folded, start = {}, 0
+    for site in anatomy.projector.sites:
+        stop = start + site.out_features
+        own = row_range(matrix, start, stop)
+        base = base_rows(site.weight)
+        folded[site.weight] = fold_rows(
+            base, own, plan.layout, columns, anatomy.feature_width, shares
+        )
+        start = stop
+    return folded
 
 
 def edit_config(checkpoint: Checkpoint, plan: SurgeryPlan) -> str:
@@ -274,9 +301,27 @@ def _write(
         }
     )
     transfers.append(_write_text(folder, PLAN_FILE, plan.model_dump_json(indent=2) + "\n"))
+    if plan.processor_changes:
+        transfers += _write_processor(checkpoint, plan, folder)
     if plan.form == "delta":
         transfers.append(_write_text(folder, "README.md", _delta_readme(plan)))
     return plan, tuple(transfers)
+
+
+def _write_processor(checkpoint: Checkpoint, plan: SurgeryPlan, folder: Path) -> list[Transfer]:
+    """Write the base's processor with the connector's token count, so that AutoProcessor fits."""
+    transfers = []
+    for name in processor_files(checkpoint):
+        content = checkpoint.read_file(name)
+        if name == PROCESSOR_FILE:
+            architecture = named(plan.architecture)
+            before = read_processor(checkpoint)
+            content = render_processor(
+                edit_processor(before, architecture, plan.anatomy, plan.layout)
+            )
+        (folder / name).parent.mkdir(exist_ok=True)
+        transfers.append(Transfer(name, "write", write_file(folder / name, [content])))
+    return transfers
 
 
 def _hashed(

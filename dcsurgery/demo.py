@@ -48,10 +48,10 @@ def _build(base: Path, say: Say) -> None:
 
 def _inspect(base: Path, say: Say) -> None:
     found = inspect_checkpoint(base)
-    tower, projector = found.anatomy.tower, found.anatomy.projector
+    tower, site = found.anatomy.tower, found.anatomy.projector.sites[0]
     say(f"\n2. inspect: {tower.depth} blocks of width {tower.width}, states 0..{tower.depth}")
     say(
-        f"   the projector ({projector.in_features} -> {projector.out_features}) reads state "
+        f"   the projector ({site.in_features} -> {site.out_features}) reads state "
         f"{found.anatomy.feature_layer} alone; the other {tower.depth} are thrown away"
     )
 

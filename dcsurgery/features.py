@@ -6,9 +6,10 @@ n has states 0..n. The paper counts the embeddings as layer 1: its layer i is st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Literal
 
 from dcsurgery.errors import PlanError
@@ -28,16 +29,76 @@ class FeatureBlock:
 
 @dataclass(frozen=True)
 class FeatureLayout:
-    """Feature blocks from shallow to deep, joined after today's feature along `axis`."""
+    """What a connector adds to today's feature: blocks from shallow to deep, joined along `axis`.
+
+    Along channels a block's mean meets columns of a new matrix; along tokens it is averaged over
+    every `stride` raster-ordered tokens (the remainder is dropped) and appended. `mixed` learns the
+    weight of every state inside its block, softmax over the block, equal at the start; `normed`
+    puts a LayerNorm on every block. `pool` divides the sides of the token grid after the projector.
+    """
 
     kind: str
     blocks: tuple[FeatureBlock, ...]
     axis: Axis = "channel"
+    stride: int = 1
+    mixed: bool = False
+    normed: bool = False
+    pool: int = 1
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Every hidden state that some block reads, ascending."""
         return tuple(sorted({layer for block in self.blocks for layer in block.layers}))
+
+    @property
+    def foldable(self) -> bool:
+        """True when the connector is one matrix over hidden states, so that a stock form exists."""
+        return self.axis == "channel" and not self.normed and self.pool == 1
+
+    @property
+    def changes_tokens(self) -> bool:
+        """True when an image occupies another number of embeddings than before."""
+        return self.axis == "token" or self.pool != 1
+
+    @property
+    def spans(self) -> tuple[slice, ...]:
+        """Where each block's states lie when those of all blocks are listed one after another."""
+        bounds = accumulate((len(block.layers) for block in self.blocks), initial=0)
+        return tuple(slice(start, stop) for start, stop in pairwise(bounds))
+
+    def appended_tokens(self, patch_tokens: int) -> int:
+        """Tokens the connector appends to an image of `patch_tokens`."""
+        return len(self.blocks) * (patch_tokens // self.stride) if self.axis == "token" else 0
+
+    def count_tokens(self, patch_tokens: int) -> int:
+        """Image tokens the language model gets for a square grid of `patch_tokens`."""
+        side = math.isqrt(patch_tokens)
+        kept = (side // self.pool) ** 2 if self.pool > 1 else patch_tokens
+        return kept + self.appended_tokens(patch_tokens)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a folded matrix of `total` columns keeps what.
+
+    `base` pairs the columns of the old matrix with the new ones; `states` are the columns that read
+    one hidden state.
+    """
+
+    total: int
+    base: tuple[tuple[slice, slice], ...]
+    states: Mapping[int, slice]
+
+
+def joined_columns(layers: Sequence[int], feature_layers: Sequence[int], width: int) -> Columns:
+    """Return the columns of a matrix that reads whole states side by side, in the given order."""
+
+    def block(index: int) -> slice:
+        return slice(index * width, (index + 1) * width)
+
+    states = {layer: block(index) for index, layer in enumerate(layers)}
+    base = tuple((block(index), states[layer]) for index, layer in enumerate(feature_layers))
+    return Columns(len(layers) * width, base, states)
 
 
 def describe_layers(layers: Sequence[int]) -> str:
@@ -94,28 +155,29 @@ def split_evenly(count: int, groups: int) -> tuple[range, ...]:
     return tuple(range(start, stop) for start, stop in pairwise(bounds))
 
 
-def dci_blocks(feature_layer: int, groups: int) -> tuple[FeatureBlock, ...]:
-    """Split the states up to the feature layer F into `groups` runs of adjacent states.
+def dci_blocks(feature_layer: int, groups: int, first: int = 0) -> tuple[FeatureBlock, ...]:
+    """Split the states from `first` to the feature layer F into `groups` runs of adjacent states.
 
-    States 0..F when F + 1 is divisible by `groups`, else 0..F-1 when F is, else 0..F split as
-    equally as possible with the larger runs first. The first two give both reference cases (arXiv
-    2405.13800, eq. 3: CLIP-L F = 23 -> 0..11, 12..23; SigLIP F = 26 -> 0..12, 13..25).
+    All of them when their number is divisible by `groups`, else all but F when that is, else all
+    split as equally as possible with the larger runs first. The first two give both reference cases
+    (arXiv 2405.13800, eq. 3: CLIP-L F = 23 -> 0..11, 12..23; SigLIP F = 26 -> 0..12, 13..25).
     Raises PlanError when there are more groups than states.
     """
-    states = feature_layer + 1
-    if groups > 0 and states % groups and feature_layer and feature_layer % groups == 0:
-        states = feature_layer
-    return tuple(FeatureBlock(tuple(run)) for run in split_evenly(states, groups))
+    states = feature_layer + 1 - first
+    if groups > 0 and states % groups and states > 1 and (states - 1) % groups == 0:
+        states -= 1
+    runs = split_evenly(states, groups)
+    return tuple(FeatureBlock(tuple(first + state for state in run)) for run in runs)
 
 
-def sci_layers(feature_layer: int) -> tuple[int, ...]:
+def sci_layers(feature_layer: int, first: int = 0) -> tuple[int, ...]:
     """States at one and two thirds of the way to the feature layer F.
 
     The paper's layers 8 and 16 of 24 (states 7 and 15 for F = 23), scaled with depth:
     round((F + 1) k / 3) - 1 for k = 1, 2. The reference keeps 7 and 15 for SigLIP: `--layers 7,15`.
     """
     thirds = (round((feature_layer + 1) * k / 3) - 1 for k in (1, 2))
-    return tuple(sorted({layer for layer in thirds if 0 <= layer < feature_layer}))
+    return tuple(sorted({layer for layer in thirds if first <= layer < feature_layer}))
 
 
 def parse_layers(text: str) -> tuple[tuple[int, ...], ...]:

@@ -7,10 +7,11 @@ the same state are added, today's feature included. Sums are fp32 and cast once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dcsurgery.features import FeatureLayout
+from dcsurgery.features import Columns, FeatureLayout
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,15 +62,15 @@ def stored_rows(read: Callable[[], bytes], dtype: str, shape: Sequence[int]) -> 
     return rows
 
 
-def zero_rows(shape: Sequence[int]) -> Rows:
-    """Return the rows of a zero matrix [out, columns]."""
-    out, columns = shape
+def constant_rows(shape: Sequence[int], value: float) -> Rows:
+    """Return rows that hold one value; a 1-D shape gives one row per value."""
+    out, columns = (*shape, 1)[:2]
 
     def rows() -> Iterator[Array]:
         import numpy as np
 
         for start in range(0, out, CHUNK_ROWS):
-            yield np.zeros((min(CHUNK_ROWS, out - start), columns), "<f4")
+            yield np.full((min(CHUNK_ROWS, out - start), columns), value, "<f4")
 
     return rows
 
@@ -95,34 +96,72 @@ def uniform_rows(shape: Sequence[int], fan_in: int, seed: int, name: str) -> Row
     return rows
 
 
+def learned_shares(layout: FeatureLayout, logits: Sequence[float]) -> list[list[float]]:
+    """Return the softmax of mix's logits [all states], block by block."""
+    shares = []
+    for span in layout.spans:
+        values = [math.exp(value - max(logits[span])) for value in logits[span]]
+        shares.append([value / sum(values) for value in values])
+    return shares
+
+
 def fold_rows(
-    base: Rows, delta: Rows, layout: FeatureLayout, feature_layers: Sequence[int], width: int
+    base: Rows,
+    delta: Rows,
+    layout: FeatureLayout,
+    columns: Columns,
+    width: int,
+    shares: Sequence[Sequence[float]] | None = None,
 ) -> Rows:
-    """Return the rows of the stock matrix [out, len(stock layers) * width].
+    """Return the rows of the stock matrix [out, columns.total].
 
-    `base` is W [out, len(feature_layers) * width], `delta` is D [out, len(blocks) * width].
+    `base` is W [out, old columns], `delta` is D [out, len(blocks) * width]; `shares` are the
+    weights of the states inside their blocks, equal when None.
     """
-    from dcsurgery.features import stock_layers
-
-    place = {
-        layer: slice(index * width, (index + 1) * width)
-        for index, layer in enumerate(stock_layers(layout, feature_layers))
-    }
 
     def rows() -> Iterator[Array]:
         import numpy as np
 
         for old, new in zip(base(), delta(), strict=True):
-            folded = np.zeros((len(old), len(place) * width), np.result_type(old, new))
+            folded = np.zeros((len(old), columns.total), np.result_type(old, new))
             for index, block in enumerate(layout.blocks):
-                share = new[:, index * width : (index + 1) * width] / len(block.layers)
-                for layer in block.layers:
-                    folded[:, place[layer]] += share
-            for index, layer in enumerate(feature_layers):
-                folded[:, place[layer]] += old[:, index * width : (index + 1) * width]
+                part = new[:, index * width : (index + 1) * width]
+                if shares is None:
+                    part = part / len(block.layers)
+                for position, layer in enumerate(block.layers):
+                    share = part if shares is None else part * np.float32(shares[index][position])
+                    folded[:, columns.states[layer]] += share
+            for source, target in columns.base:
+                folded[:, target] += old[:, source]
             yield folded
 
     return rows
+
+
+def row_range(rows: Rows, start: int, stop: int) -> Rows:
+    """Return rows start..stop-1, in the chunks that a matrix of that size has."""
+
+    def part() -> Iterator[Array]:
+        import numpy as np
+
+        held: list[Array] = []
+        at, wanted = 0, min(CHUNK_ROWS, stop - start)
+        for chunk in rows():
+            own = chunk[max(start - at, 0) : max(stop - at, 0)]
+            at += len(chunk)
+            while len(own):
+                room = wanted - sum(map(len, held))
+                held.append(own[:room])
+                own = own[room:]
+                if sum(map(len, held)) == wanted:
+                    yield np.concatenate(held) if len(held) > 1 else held[0]
+                    held = []
+            if at >= stop:
+                break
+        if held:
+            yield np.concatenate(held)
+
+    return part
 
 
 def rounded(rows: Rows, dtype: str) -> Rows:

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from dcsurgery.architectures import available
+from dcsurgery.architectures import named
 from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
 from dcsurgery.connectors.attach import attach
 from dcsurgery.errors import CheckpointNotFoundError, MalformedCheckpointError, RequestError
 from dcsurgery.plan import (
-    CONNECTOR_TENSOR,
+    CONNECTOR_PREFIX,
     DELTA_FILE,
     PLAN_FILE,
     SurgeryPlan,
@@ -96,12 +96,15 @@ def quiet_transformers() -> Iterator[None]:
     """Silence transformers' load report: every caller reads loading_info itself."""
     from transformers.utils import logging
 
-    before = logging.get_verbosity()
+    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def load_stock(folder: Path | str | None, **kwargs: Any) -> Any:
@@ -132,9 +135,15 @@ def install(model: nn.Module, plan: SurgeryPlan, folder: Path) -> None:
     Raises MalformedCheckpointError when the delta's file does not hold what the plan says.
     """
     tensors = read_delta(plan, folder)
-    anatomy = plan.read_anatomy()
-    arrange = next((a.arrange for a in available() if a.name == plan.architecture), None)
-    attach(model, anatomy, plan.layout, arrange, tensors.pop(CONNECTOR_TENSOR))
+    architecture = named(plan.architecture)
+    own = {
+        name.removeprefix(CONNECTOR_PREFIX): tensors.pop(name)
+        for name in list(tensors)
+        if name.startswith(CONNECTOR_PREFIX)
+    }
+    attach(model, plan.anatomy, plan.layout, architecture.arrange, own)
+    if plan.layout.changes_tokens and architecture.resize is not None:
+        architecture.resize(model, plan.layout)
     parameters = dict(model.named_parameters())
     for name, value in tensors.items():
         _set(parameters, name, value)

@@ -8,41 +8,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+import math
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dcsurgery import __version__
-from dcsurgery.anatomy import Anatomy, Projector, VisionTower
+from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import Architecture, Form, find_architecture
 from dcsurgery.checkpoint.contents import Checkpoint, WeightFile
 from dcsurgery.checkpoint.headers import TensorEntry
-from dcsurgery.connectors import Layers, find_kind
+from dcsurgery.connectors import connector_shapes, make_layout
+from dcsurgery.connectors.spec import ConnectorSpec, Init
 from dcsurgery.errors import CheckpointNotFoundError, MalformedCheckpointError, PlanError
 from dcsurgery.features import FeatureBlock, FeatureLayout, stock_layers
+from dcsurgery.processors import plan_processor
+
+__all__ = ["ConnectorSpec", "SurgeryPlan", "make_plan", "read_plan"]
 
 DELTA_FOLDER = "dense_connector"
 PLAN_FILE = f"{DELTA_FOLDER}/plan.json"
 DELTA_FILE = f"{DELTA_FOLDER}/model.safetensors"
-CONNECTOR_TENSOR = "dense_connector.weight"
+CONNECTOR_PREFIX = "dense_connector."
+CONNECTOR_TENSOR = f"{CONNECTOR_PREFIX}weight"
 DELTA_LOADER = "dcsurgery.load_model"
-
-Init = Literal["preserve", "paper"]
-
-
-@dataclass(frozen=True)
-class ConnectorSpec:
-    """What the user asks for. `layers` overrides the kind's rule; without `form` the family
-    chooses."""
-
-    kind: str = "dci"
-    groups: int = 2
-    layers: Layers | None = None
-    init: Init = "preserve"
-    seed: int = 0
-    form: Form | None = None
 
 
 class _Record(BaseModel):
@@ -86,17 +76,22 @@ class SurgeryPlan(_Record):
     tool: str = f"dcsurgery {__version__}"
     base: BaseRecord
     architecture: str
-    anatomy: dict[str, Any]
+    anatomy: Anatomy
     kind: str
     groups: int
     blocks: list[list[int]] = Field(min_length=1)
     axis: Literal["channel", "token"] = "channel"
+    stride: int = Field(default=1, ge=1)
+    mixed: bool = False
+    normed: bool = False
+    pool: int = Field(default=1, ge=1)
     feature_layers: list[int]
     form: Form
     init: Init
     seed: int
     stock_layers: list[int] | None
     config_changes: dict[str, dict[str, Any]]
+    processor_changes: dict[str, dict[str, Any]] = {}
     changed: list[TensorRecord]
     delta: list[TensorRecord]
     relies_on: dict[str, str | None]
@@ -109,28 +104,20 @@ class SurgeryPlan(_Record):
     @property
     def layout(self) -> FeatureLayout:
         """The feature layout the plan installs."""
-        blocks = tuple(FeatureBlock(tuple(layers)) for layers in self.blocks)
-        return FeatureLayout(self.kind, blocks, self.axis)
+        return FeatureLayout(
+            self.kind,
+            tuple(FeatureBlock(tuple(layers)) for layers in self.blocks),
+            self.axis,
+            stride=self.stride,
+            mixed=self.mixed,
+            normed=self.normed,
+            pool=self.pool,
+        )
 
-    def read_anatomy(self) -> Anatomy:
-        """The base's anatomy as recorded."""
-        values = dict(self.anatomy)
-        tower = VisionTower(**values.pop("tower"))
-        projector = values.pop("projector")
-        projector["tensors"] = tuple(projector["tensors"])
-        values["feature_layers"] = tuple(values["feature_layers"])
-        return Anatomy(tower=tower, projector=Projector(**projector), **values)
-
-
-def feature_width(anatomy: Anatomy) -> int:
-    """Channels of one arranged feature at the projector's first matrix."""
-    return anatomy.projector.in_features // len(anatomy.feature_layers)
-
-
-def make_layout(anatomy: Anatomy, spec: ConnectorSpec) -> FeatureLayout:
-    """Return the layout a spec means for this anatomy. Raises PlanError or RequestError."""
-    kind = find_kind(spec.kind)
-    return kind.layout(anatomy.feature_layer, anatomy.tower.depth, spec.groups, spec.layers)
+    @property
+    def exact_start(self) -> bool:
+        """True when installing the connector changes no output at all."""
+        return self.init == "preserve" and not self.layout.changes_tokens
 
 
 def header_digest(weights: WeightFile) -> str:
@@ -164,55 +151,108 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
     architecture = find_architecture(checkpoint.config)
     anatomy = architecture.dissect(checkpoint.config, checkpoint.tensors)
     layout = make_layout(anatomy, spec)
-    form = _choose_form(architecture, spec)
+    form = _choose_form(architecture, anatomy, layout, spec)
     layers = stock_layers(layout, anatomy.feature_layers) if form == "stock" else None
-    width = feature_width(anatomy)
-    out = anatomy.projector.out_features
-    new_matrix = TensorRecord(
-        name=CONNECTOR_TENSOR,
-        file=DELTA_FILE,
-        dtype=anatomy.dtype,
-        shape=[out, width * len(layout.blocks)],
-    )
     redrawn = _redrawn(checkpoint, anatomy) if spec.init == "paper" else []
-    added = len(layers) - len(anatomy.feature_layers) if layers else len(layout.blocks)
+    processor_changes, notes = plan_processor(checkpoint, architecture, anatomy, layout)
+    connector = _connector(anatomy, layout)
+    new, flops = _cost(architecture, anatomy, layout, layers)
     return SurgeryPlan(
         base=describe_base(checkpoint),
         architecture=architecture.name,
-        anatomy=asdict(anatomy),
+        anatomy=anatomy,
         kind=spec.kind,
         groups=len(layout.blocks),
         blocks=[list(block.layers) for block in layout.blocks],
         axis=layout.axis,
+        stride=layout.stride,
+        mixed=layout.mixed,
+        normed=layout.normed,
+        pool=layout.pool,
         feature_layers=list(anatomy.feature_layers),
         form=form,
         init=spec.init,
         seed=spec.seed,
         stock_layers=list(layers) if layers else None,
         config_changes=_config_changes(architecture, checkpoint.config, layers),
-        changed=_changed(checkpoint, anatomy, layers, redrawn),
-        delta=[new_matrix, *(r.model_copy(update={"file": DELTA_FILE}) for r in redrawn)],
+        processor_changes=processor_changes,
+        changed=_changed(architecture, checkpoint, anatomy, layers, redrawn),
+        delta=[*connector, *(r.model_copy(update={"file": DELTA_FILE}) for r in redrawn)],
         relies_on=dict.fromkeys(anatomy.projector.tensors),
-        new_parameters=out * width * added,
-        extra_flops_per_image=2 * anatomy.image_tokens * out * width * added,
-        image_tokens=anatomy.image_tokens,
+        new_parameters=new,
+        extra_flops_per_image=flops,
+        image_tokens=layout.count_tokens(anatomy.image_tokens),
         loader=architecture.stock_loader if form == "stock" else DELTA_LOADER,
-        notes=_notes(anatomy, layout, spec),
+        notes=[*_notes(anatomy, layout, spec), *notes],
     )
 
 
-def _choose_form(architecture: Architecture, spec: ConnectorSpec) -> Form:
-    form: Form = spec.form or ("stock" if "stock" in architecture.forms else "delta")
-    if form not in architecture.forms:
-        raise PlanError(
-            f"the config of {architecture.name} has no words for several hidden states, "
-            "so there is no stock form",
-            hint="use --form delta",
+def _connector(anatomy: Anatomy, layout: FeatureLayout) -> list[TensorRecord]:
+    return [
+        TensorRecord(
+            name=CONNECTOR_PREFIX + name,
+            file=DELTA_FILE,
+            dtype=anatomy.dtype if name == "weight" else "F32",
+            shape=list(shape),
         )
-    return form
+        for name, shape in connector_shapes(anatomy, layout).items()
+    ]
+
+
+def _cost(
+    architecture: Architecture,
+    anatomy: Anatomy,
+    layout: FeatureLayout,
+    layers: tuple[int, ...] | None,
+) -> tuple[int, int]:
+    """Return new parameters and extra FLOPs per image, two per multiply-add, of what is loaded.
+
+    Appended tokens pass the projector (all its matrices); sums and pooling are not counted.
+    """
+    projector, tokens = anatomy.projector, anatomy.image_tokens
+    if layers is not None:
+        columns = architecture.stock_columns(anatomy, layers).total
+        added = sum(site.out_features * (columns - site.in_features) for site in projector.sites)
+        return added, 2 * tokens * added
+    shapes = connector_shapes(anatomy, layout)
+    new = sum(math.prod(shape) for shape in shapes.values())
+    if layout.axis == "token":
+        first = sum(site.out_features * site.in_features for site in projector.sites)
+        return new, 2 * layout.appended_tokens(tokens) * first
+    return new, 2 * tokens * math.prod(shapes["weight"])
+
+
+def _choose_form(
+    architecture: Architecture, anatomy: Anatomy, layout: FeatureLayout, spec: ConnectorSpec
+) -> Form:
+    problem = None
+    if "stock" not in architecture.forms:
+        problem = f"the config of {architecture.name} has no words for several hidden states"
+    elif not layout.foldable:
+        what = "a norm" if layout.normed else "another number of image tokens"
+        problem = f"stock code cannot be told of {what}"
+    elif layout.layers[0] < anatomy.first_state:
+        problem = (
+            f"the config of {architecture.name} cannot name hidden state {layout.layers[0]} "
+            f"(it begins with {anatomy.first_state})"
+        )
+    if problem is None:
+        return spec.form or "stock"
+    if spec.form == "stock":
+        raise PlanError(f"{problem}, so there is no stock form", hint="use --form delta")
+    return "delta"
 
 
 def _redrawn(checkpoint: Checkpoint, anatomy: Anatomy) -> list[TensorRecord]:
+    """The tensors `--init paper` draws: the reference defines it for linear layers alone."""
+    names = set(anatomy.projector.tensors)
+    for name in sorted(names):
+        matrix = name.removesuffix("bias").removesuffix("weight") + "weight"
+        if matrix not in names or len(checkpoint.tensors[matrix].shape) != 2:
+            raise PlanError(
+                f"--init paper is defined for projectors of linear layers, {name} is none",
+                hint="use --init preserve, which keeps the projector as it is",
+            )
     return [_rewritten(checkpoint, name, None) for name in anatomy.projector.tensors]
 
 
@@ -228,6 +268,7 @@ def _rewritten(checkpoint: Checkpoint, name: str, shape: list[int] | None) -> Te
 
 
 def _changed(
+    architecture: Architecture,
     checkpoint: Checkpoint,
     anatomy: Anatomy,
     layers: tuple[int, ...] | None,
@@ -235,10 +276,11 @@ def _changed(
 ) -> list[TensorRecord]:
     if layers is None:
         return []
-    weight = anatomy.projector.weight
-    shape = [anatomy.projector.out_features, feature_width(anatomy) * len(layers)]
-    others = [record for record in redrawn if record.name != weight]
-    return [_rewritten(checkpoint, weight, shape), *others]
+    columns = architecture.stock_columns(anatomy, layers).total
+    sites = anatomy.projector.sites
+    weights = {site.weight: [site.out_features, columns] for site in sites}
+    folded = [_rewritten(checkpoint, name, shape) for name, shape in weights.items()]
+    return [*folded, *(record for record in redrawn if record.name not in weights)]
 
 
 def _config_changes(
@@ -256,26 +298,50 @@ def _config_changes(
 
 def _notes(anatomy: Anatomy, layout: FeatureLayout, spec: ConnectorSpec) -> list[str]:
     notes = []
-    sizes = {len(block.layers) for block in layout.blocks}
-    if spec.kind == "dci" and spec.layers is None:
-        last = layout.layers[-1]
-        if len(sizes) > 1:
-            notes.append(
-                f"states 0..{last} do not divide by {spec.groups}: groups of {sorted(sizes)} states"
-            )
-        elif last < anatomy.feature_layer:
-            notes.append(
-                f"groups stop at state {last}: 0..{anatomy.feature_layer} does not divide by "
-                f"{spec.groups}, 0..{last} does (the reference does the same for SigLIP)"
-            )
+    if spec.kind in ("dci", "mix") and spec.layers is None:
+        notes += _group_notes(anatomy, layout, spec)
     if spec.init == "paper":
         notes.append(
             "connector and projector are drawn at random: the model sees nothing before training"
+        )
+    if layout.changes_tokens:
+        after = layout.count_tokens(anatomy.image_tokens)
+        notes.append(
+            f"{anatomy.image_tokens} image tokens become {after}: the model's outputs change even "
+            "before training"
+        )
+    if layout.pool > 1 and anatomy.tower.grid % layout.pool:
+        notes.append(
+            f"the {anatomy.tower.grid} x {anatomy.tower.grid} grid is odd: its last row and column "
+            "of patches are not seen"
+        )
+    if anatomy.normed:
+        notes.append(
+            "the feature read today has passed the tower's last norm, the added states have not "
+            "(an extension of the paper)"
         )
     if anatomy.dropped_tokens > anatomy.tower.prefix_tokens:
         notes.append(
             "the base's vision_feature_select_strategy drops a patch token: "
             "this tower has no CLS token"
+        )
+    return notes
+
+
+def _group_notes(anatomy: Anatomy, layout: FeatureLayout, spec: ConnectorSpec) -> list[str]:
+    first, last = layout.layers[0], layout.layers[-1]
+    sizes = sorted({len(block.layers) for block in layout.blocks})
+    notes = []
+    if first > 0:
+        notes.append(f"groups begin at state {first}: the stock config cannot name state 0")
+    if len(sizes) > 1:
+        notes.append(
+            f"states {first}..{last} do not divide by {spec.groups}: groups of {sizes} states"
+        )
+    elif last < anatomy.feature_layer:
+        notes.append(
+            f"groups stop at state {last}: {first}..{anatomy.feature_layer} does not divide by "
+            f"{spec.groups}, {first}..{last} does (the reference does the same for SigLIP)"
         )
     return notes
 

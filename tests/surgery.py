@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from dcsurgery import read_plan
 from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.checkpoint.rewrite import NewTensor, write_checkpoint
-from dcsurgery.convert import convert_checkpoint, edit_config
-from dcsurgery.folding import encoded, fold_rows, stored_rows
-from dcsurgery.plan import CONNECTOR_TENSOR, DELTA_FILE, PLAN_FILE, SurgeryPlan, feature_width
+from dcsurgery.convert import convert_checkpoint, edit_config, fold_sites
+from dcsurgery.folding import Rows, encoded, stored_rows
+from dcsurgery.plan import CONNECTOR_TENSOR, DELTA_FILE, PLAN_FILE, SurgeryPlan
 
 
 def random_matrix(plan: SurgeryPlan, seed: int = 7, scale: float = 0.25) -> torch.Tensor:
@@ -51,21 +51,20 @@ def write_delta(base: Path, output: Path, matrix: torch.Tensor, **options: Any) 
 
 
 def write_folded(base: Path, output: Path, matrix: torch.Tensor, **options: Any) -> SurgeryPlan:
-    """Write `base` with `matrix` folded into its first matrix: a stock checkpoint."""
+    """Write `base` with `matrix` folded into its first matrices: a stock checkpoint."""
     plan = convert_checkpoint(base, output.with_name(output.name + "-zero"), **options).plan
     checkpoint = open_checkpoint(base)
-    anatomy = plan.read_anatomy()
-    name = anatomy.projector.weight
-    entry = checkpoint.tensors[name]
-    folded = fold_rows(
-        stored_rows(lambda: checkpoint.read_tensor(name), entry.dtype, entry.shape),
-        stored_rows(lambda: matrix.numpy().tobytes(), "F32", matrix.shape),
-        plan.layout,
-        anatomy.feature_layers,
-        feature_width(anatomy),
-    )
-    shape = tuple(next(record.shape for record in plan.changed if record.name == name))
-    new = NewTensor(name, entry.dtype, shape, encoded(folded, entry.dtype))
+
+    def base_rows(name: str) -> Rows:
+        entry = checkpoint.tensors[name]
+        return stored_rows(lambda: checkpoint.read_tensor(name), entry.dtype, entry.shape)
+
+    delta = stored_rows(lambda: matrix.numpy().tobytes(), "F32", matrix.shape)
+    new = {}
+    for name, rows in fold_sites(plan, base_rows, delta).items():
+        record = next(record for record in plan.changed if record.name == name)
+        chunks = encoded(rows, record.dtype)
+        new[name] = NewTensor(name, record.dtype, tuple(record.shape), chunks)
     output.mkdir()
-    write_checkpoint(checkpoint, output, {name: new}, edit_config(checkpoint, plan), link=False)
+    write_checkpoint(checkpoint, output, new, edit_config(checkpoint, plan), link=False)
     return plan

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, safe_open
 from torch import Tensor
 
 import dcsurgery
-from dcsurgery.connectors import find_kind
+from dcsurgery.anatomy import Anatomy, Projector, VisionTower
+from dcsurgery.connectors import make_layout
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.features import FeatureLayout
 from dcsurgery.tiny import llava_config
 from dcsurgery.tiny.llava import Tower, write_llava
@@ -36,9 +38,23 @@ def golden(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return load_file(path), json.loads(file.metadata()["golden"])
 
 
-def reference_layout(kind: str, feature_layer: int, depth: int) -> FeatureLayout:
-    layers = ((7, 15),) if kind == "sci" else None
-    return find_kind(kind).layout(feature_layer, depth, 2, layers)
+def reference_layout(tower: Tower, kind: str) -> FeatureLayout:
+    layers = None if kind == "dci" else ((7, 15),)
+    # The reference cuts SigLIP's 27th block off; its feature is our state 26 of 27 blocks.
+    depth, layer = (24, 23) if tower == "clip" else (27, 26)
+    anatomy = Anatomy(
+        architecture="llava",
+        tower=VisionTower(tower, "vision_tower", "vision_tower.layers", 8, depth, 0, 4, 1),
+        projector=Projector((), ()),
+        feature_layers=(layer,),
+        feature_width=8,
+        dropped_tokens=0,
+        image_tokens=16,
+        variable_resolution=False,
+        language_model="llama",
+        dtype="F32",
+    )
+    return make_layout(anatomy, ConnectorSpec(kind, layers=layers))
 
 
 @pytest.mark.parametrize("case", ["clip_p16", "clip_p64", "siglip_p16", "siglip_p25"])
@@ -47,8 +63,7 @@ def test_connector_layouts(kind: str, case: str) -> None:
     tensors, _ = golden(f"dense_connector_{kind}")
     states = tensors[f"{case}.hidden_states"]
     is_clip = case.startswith("clip")
-    # The reference cuts SigLIP's 27th block off; its feature is our state 26 of 27 blocks.
-    layout = reference_layout(kind, 23 if is_clip else 26, 24 if is_clip else 27)
+    layout = reference_layout("clip" if is_clip else "siglip", kind)
     patches = states[:, :, 1:] if is_clip else states
     blocks = [patches[list(block.layers)].mean(0) for block in layout.blocks]
     joined = torch.cat([tensors[f"{case}.image_features"], *blocks], dim=-1)

@@ -21,6 +21,7 @@ from tests.surgery import random_matrix, write_folded
 
 FOLDERS = [item for item in os.environ.get("DCSURGERY_OLD_TRANSFORMERS", "").split(":") if item]
 TOLERANCE = 1e-5
+ACROSS_VERSIONS = 5e-5
 OPTIONS = {"dci": {"connector": "dci"}, "sci": {"connector": "sci"}}
 
 SCRIPT = """
@@ -72,7 +73,10 @@ def test_stock_checkpoints(
     found = load_file(tmp_path / "out")
     for folder, model in expected.items():
         with torch.no_grad():
-            difference = found[folder] - model(**inputs).logits
-        assert difference.abs().max() <= TOLERANCE, folder
+            here = model(**inputs).logits
+        # Versions differ from each other in rounding; within one, a zero matrix is the base.
+        assert (found[folder] - here).abs().max() <= ACROSS_VERSIONS, folder
         if "folded" in folder:
             assert (found[folder] - found[str(base)]).abs().max() > 0.05
+        else:
+            assert (found[folder] - found[str(base)]).abs().max() <= TOLERANCE, folder

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-from dcsurgery.anatomy import Anatomy, Projector, VisionTower
-from dcsurgery.architectures import Architecture, Config, Tensors, _towers
+from dcsurgery.anatomy import Anatomy, VisionTower
+from dcsurgery.architectures import Architecture, Config, Tensors
+from dcsurgery.architectures import _reading as reading
+
+SITE = "multi_modal_projector.linear_1"
+BLOCKS = "vision_tower.encoder.layers"
 
 
 def dissect(config: Config, tensors: Tensors) -> Anatomy:
     """Return the anatomy of a <Family>ForConditionalGeneration checkpoint."""
-    weight = _towers.find_tensor(tensors, "projector.linear_1.weight")
-    _towers.refuse_quantised(weight, tensors)
-    out_features, in_features = weight.shape
-    vision = config.get("vision_config") or {}
-    blocks = "vision_tower.encoder.layers"
-    depth = _towers.count_blocks(tensors, blocks)
+    projector = reading.read_projector(tensors, {SITE: f"{SITE}.weight"}, "multi_modal_projector")
+    vision = reading.section(config, "vision_config")
     tower = VisionTower(
         kind=vision.get("model_type", "siglip_vision_model"),
-        blocks=blocks,
-        width=in_features,
-        depth=depth,
+        module="vision_tower",
+        blocks=BLOCKS,
+        width=projector.sites[0].in_features,
+        depth=reading.count_blocks(tensors, BLOCKS),
         prefix_tokens=0,
-        image_size=_towers.positive(vision, "image_size", 224),
-        patch_size=_towers.positive(vision, "patch_size", 16),
+        image_size=reading.positive(vision, "image_size", 224),
+        patch_size=reading.positive(vision, "patch_size", 16),
     )
-    _towers.check_tower(tower, vision)
+    reading.check_tower(tower, vision)
     return Anatomy(
         architecture="family",
         tower=tower,
-        projector=Projector(
-            "projector.linear_1", weight.name, in_features, out_features, (weight.name,)
-        ),
-        feature_layers=(depth,),
+        projector=projector,
+        feature_layers=(tower.depth,),
+        feature_width=tower.width,
         dropped_tokens=0,
         image_tokens=tower.grid**2,
         variable_resolution=False,
-        language_model=(config.get("text_config") or {}).get("model_type", "llama"),
-        dtype=weight.dtype,
+        language_model=reading.language_model(config, "llama"),
+        dtype=tensors[projector.sites[0].weight].dtype,
     )
 
 
@@ -44,4 +44,5 @@ ARCHITECTURE = Architecture(
     class_names=("FamilyForConditionalGeneration",),
     dissect=dissect,
     checkpoints=("organisation/model",),
+    towers="SigLIP",
 )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,8 @@ class Checkpoint:
 
     `side_files` are all files that travel with the weights (tokenizer, processor, code, ...), as
     posix paths; `left_out` are weights in other formats and safetensors files outside the index,
-    which no loader of this checkpoint reads.
+    which no loader of this checkpoint reads; `remote_sizes` the bytes of every file still on the
+    Hub.
     """
 
     ref: ModelRef
@@ -52,6 +53,7 @@ class Checkpoint:
     index: dict[str, Any] | None
     side_files: tuple[str, ...]
     left_out: tuple[str, ...]
+    remote_sizes: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def tensors(self) -> dict[str, TensorEntry]:
@@ -103,6 +105,16 @@ class Checkpoint:
         if len(raw) != entry.nbytes:
             raise checks.changed(file.name)
         return raw
+
+    def read_file(self, name: str) -> bytes:
+        """Return a side file's bytes, from the folder or by a range request."""
+        if self.ref.folder is None:
+            size = checks.bounded(self.remote_sizes[name], name)
+            return read_range(str(self.ref.repo_id), str(self.ref.commit), name, 0, size)
+        try:
+            return checks.safe_path(self.ref.folder, name).read_bytes()
+        except OSError:
+            raise checks.changed(name) from None
 
     def stamp(self) -> dict[str, tuple[int, int, int]]:
         """Return (inode, bytes, modification time in ns) of every local file that is copied."""
@@ -172,7 +184,8 @@ def _open_remote(ref: ModelRef) -> Checkpoint:
         blob += read_range(repo_id, listing.commit, name, 8, header_length(blob, size, name))
         return WeightFile(name, size, parse_header(blob, size, name))
 
-    return _assemble(ref, sorted(listing.sizes), read_json, open_weights)
+    found = _assemble(ref, sorted(listing.sizes), read_json, open_weights)
+    return replace(found, remote_sizes=listing.sizes)
 
 
 def _assemble(

@@ -1,129 +1,62 @@
-"""Install a connector on a loaded model: hooks on the tower's blocks and on the projector's site.
-
-The branch is y = site(x) + D g, with g the feature blocks joined along channels and D the new
-matrix [out, G * width] (arXiv 2405.13800 eq. 4 written as a sum: [W | D][x; g] = W x + D g).
-"""
+"""Install a connector on a loaded model: hooks on the tower's blocks and the projector's sites."""
 
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dcsurgery.anatomy import Anatomy
+from dcsurgery.connectors import connector_shapes
+from dcsurgery.connectors.module import Arrange, DenseConnector
 from dcsurgery.errors import AnatomyError, RequestError
 from dcsurgery.features import FeatureLayout
 
-Arrange = Callable[[Any, Tensor], Tensor]
 
+class _Hook:
+    """A hook that carries a number or a name; methods of one connector, so that copies rebind."""
 
-class _Pass(threading.local):
-    """Sums of one tower pass: `sums` while the tower runs, `ready` until the site reads them.
-
-    Per thread, and never copied: a copy of the model starts with no pass under way.
-    """
-
-    sums: list[Tensor | None] | None = None
-    ready: list[Tensor] | None = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Pass:
-        return _Pass()
-
-    def __reduce__(self) -> tuple[type[_Pass], tuple[()]]:
-        return (_Pass, ())
-
-
-class DenseConnector(nn.Module):
-    """The new matrix and the hooks that feed it.
-
-    `weight` is D, [out, G * width], in the site's dtype and on its device, blocks from shallow to
-    deep. All hooks are bound methods, so copy.deepcopy of the model rebinds them to the copy.
-    """
-
-    def __init__(self, anatomy: Anatomy, layout: FeatureLayout, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight)
-        self.layout = layout
-        self.dropped = anatomy.dropped_tokens
-        self.arrange: Arrange | None = None
-        self._pass = _Pass()
-        self._owner: list[nn.Module] = []
-
-    def open_pass(self, tower: nn.Module, args: Any) -> None:
-        """Pre-hook of the vision tower: forget whatever an earlier or broken pass left behind."""
-        self._pass.sums = [None] * len(self.layout.blocks)
-        self._pass.ready = None
-
-    def close_pass(self, tower: nn.Module, args: Any, output: Any) -> None:
-        """Hook of the vision tower: hand complete sums to the site."""
-        sums, self._pass.sums = self._pass.sums, None
-        if sums and all(item is not None for item in sums):
-            self._pass.ready = [item for item in sums if item is not None]
-
-    def collect_first(self, block: nn.Module, args: Any, kwargs: Any) -> None:
-        """Pre-hook of block 0: its input is hidden state 0."""
-        self._collect(0, args[0] if args else kwargs["hidden_states"])
-
-    def _collect(self, state: int, hidden: Tensor) -> None:
-        sums = self._pass.sums
-        # Outside a tower pass this is a block re-run by gradient checkpointing: nothing to add.
-        if sums is None:
-            return
-        for index, block in enumerate(self.layout.blocks):
-            if state in block.layers:
-                term = hidden.float() if hidden.dtype != torch.float64 else hidden
-                total = sums[index]
-                # Sums are fp32: a group of large fp16 states would overflow.
-                sums[index] = term if total is None else total.to(term.device) + term
-
-    def extend(self, site: nn.Module, args: Any, output: Tensor) -> Tensor:
-        """Hook of the site: return its output plus D g."""
-        ready, self._pass.ready = self._pass.ready, None
-        if ready is None:
-            raise RequestError(
-                "the projector ran without the vision tower: the dense connector has no states",
-                hint="pass pixel_values to the model, not precomputed tower features",
-            )
-        blocks = zip(ready, self.layout.blocks, strict=True)
-        means = [self._rows(total / len(block.layers)) for total, block in blocks]
-        joined = torch.cat([mean.to(self.weight.device) for mean in means], dim=-1)
-        added = functional.linear(joined.to(self.weight.dtype), self.weight)
-        if added.numel() != output.numel():
-            raise RequestError(
-                f"the projector read {output.numel() // output.shape[-1]} tokens but the vision "
-                f"tower gave {added.numel() // added.shape[-1]}",
-                hint="the projector must run on the tower's latest output",
-            )
-        return output + added.reshape(output.shape).to(output)
-
-    def _rows(self, state: Tensor) -> Tensor:
-        if self.arrange is not None:
-            return self.arrange(self._owner[0], state)
-        return state[:, self.dropped :] if self.dropped else state
-
-    def refuse_save(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Stand-in for save_pretrained: stock code would load the result as the base."""
-        raise RequestError(
-            "save_pretrained on an upgraded model would write a folder that plain transformers "
-            "loads as the unmodified base",
-            hint="save dense_connector.weight as the delta's tensor, or convert with --form stock",
-        )
-
-
-class _Collector:
-    """Forward hook of one block: adds its output, hidden state `state`."""
-
-    def __init__(self, connector: DenseConnector, state: int) -> None:
+    def __init__(self, connector: DenseConnector, key: Any) -> None:
         self.connector = connector
-        self.state = state
+        self.key = key
 
+
+class _Open(_Hook):
+    def __call__(self, tower: nn.Module, args: Any, kwargs: Any) -> None:
+        self.connector.open_pass(self.key, args, kwargs)
+
+
+class _Close(_Hook):
+    def __call__(self, tower: nn.Module, args: Any, output: Any) -> None:
+        self.connector.close_pass()
+
+
+class _CollectInput(_Hook):
+    def __call__(self, block: nn.Module, args: Any, kwargs: Any) -> None:
+        self.connector.collect(0, args[0] if args else kwargs["hidden_states"])
+
+
+class _CollectOutput(_Hook):
     def __call__(self, block: nn.Module, args: Any, output: Any) -> None:
-        self.connector._collect(self.state, output[0] if isinstance(output, tuple) else output)
+        self.connector.collect(self.key, output[0] if isinstance(output, tuple) else output)
+
+
+class _Extend(_Hook):
+    def __call__(self, site: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return self.connector.extend(self.key, output)
+
+
+class _Append(_Hook):
+    def __call__(self, site: nn.Module, args: Any) -> tuple[Any, ...]:
+        return (self.connector.append(args[0]), *args[1:])
+
+
+class _Pool(_Hook):
+    def __call__(self, projector: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return self.connector.pool(output)
 
 
 def find_module(model: nn.Module, suffix: str) -> nn.Module:
@@ -135,13 +68,15 @@ def find_module(model: nn.Module, suffix: str) -> nn.Module:
     inner = rf"\.(?:vision_model\.)?{re.escape(rest)}" if rest else ""
     pattern = re.compile(rf"(?:^|\.){re.escape(first)}{inner}$")
     found = [(name, module) for name, module in model.named_modules() if pattern.search(name)]
-    if len(found) != 1:
+    # A tower that wraps another of the same name ("vision_model.vision_model"): the outer one runs.
+    outer = [pair for pair in found if not any(pair[0].startswith(f"{n}.") for n, _ in found)]
+    if len(outer) != 1:
         names = ", ".join(name for name, _ in found) or "none"
         raise AnatomyError(
             f"{type(model).__name__} should have one module named ...{suffix}, found {names}",
             hint="the installed transformers may name it otherwise; report this with its version",
         )
-    module: nn.Module = found[0][1]
+    module: nn.Module = outer[0][1]
     return module
 
 
@@ -150,56 +85,98 @@ def attach(
     anatomy: Anatomy,
     layout: FeatureLayout,
     arrange: Arrange | None = None,
-    weight: Tensor | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> DenseConnector:
     """Register a DenseConnector on `model` as `dense_connector` and return it.
 
-    `weight` is D [out, G * width]; zeros when None, which leaves every output bit-equal. Other
-    parameters keep their names, the model its class. Raises AnatomyError when the model does not
-    match the anatomy, RequestError when it already has a connector.
+    `tensors` are the connector's own by their name in it ("weight": D [rows, G * width], "mix",
+    "norm_weight", "norm_bias"); what is left out starts as it should: D at zero, which leaves every
+    output bit-equal. Other parameters keep their names, the model its class. Raises AnatomyError
+    when the model does not match the anatomy, RequestError when it already has a connector.
     """
     if hasattr(model, "dense_connector"):
         raise RequestError("the model already has a dense connector", hint="load the base again")
-    site = find_module(model, anatomy.projector.site)
-    blocks = find_module(model, anatomy.tower.blocks)
-    if not isinstance(blocks, nn.ModuleList) or len(blocks) != anatomy.tower.depth:
-        raise AnatomyError(
-            f"{anatomy.tower.blocks} should be a list of {anatomy.tower.depth} blocks",
-            hint="the plan belongs to another model",
-        )
-    own = next(site.parameters())
-    # 4-bit sites hold integers: a new matrix must be floating.
-    dtype = own.dtype if own.is_floating_point() else torch.get_default_dtype()
-    shape = (anatomy.projector.out_features, _width(anatomy) * len(layout.blocks))
-    if weight is None:
-        weight = torch.zeros(shape)
-    elif tuple(weight.shape) != shape:
-        raise AnatomyError(
-            f"the connector matrix is {list(weight.shape)}, the model needs {list(shape)}",
-            hint="the delta belongs to another base; see base in dense_connector/plan.json",
-        )
-    connector = DenseConnector(anatomy, layout, weight.to(device=own.device, dtype=dtype))
-    connector.arrange = arrange
-    if arrange is not None:
-        connector._owner = [model]
-    _hook(connector, find_module(model, anatomy.tower.blocks.partition(".")[0]), blocks, site)
+    sites = [find_module(model, site.module) for site in anatomy.projector.sites]
+    towers = []
+    for module, blocks in anatomy.tower.paths:
+        found = find_module(model, blocks)
+        if not isinstance(found, nn.ModuleList) or len(found) != anatomy.tower.depth:
+            raise AnatomyError(
+                f"{blocks} should be a list of {anatomy.tower.depth} blocks",
+                hint="the plan belongs to another model",
+            )
+        towers.append((module, find_module(model, module), found))
+    connector = DenseConnector(anatomy, layout, arrange)
+    connector._owner = [model]
+    _fill(connector, sites[0], tensors or {})
+    for name, tower, found in towers:
+        _hook_tower(connector, name, tower, found)
+    _hook_projector(connector, model, sites)
     model.dense_connector = connector
     model.save_pretrained = connector.refuse_save  # type: ignore[assignment]
     return connector
 
 
-def _hook(
-    connector: DenseConnector, tower: nn.Module, blocks: nn.ModuleList, site: nn.Module
+def _fill(connector: DenseConnector, site: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    own = next(site.parameters())
+    device = _device(site, own)
+    # 4-bit sites hold integers: a new matrix must be floating.
+    dtype = own.dtype if own.is_floating_point() else torch.get_default_dtype()
+    for name, shape in connector_shapes(connector.anatomy, connector.layout).items():
+        value = tensors.get(name)
+        if value is None:
+            value = torch.ones(shape) if name == "norm_weight" else torch.zeros(shape)
+        elif tuple(value.shape) != shape:
+            raise AnatomyError(
+                f"the connector's {name} is {list(value.shape)}, the model needs {list(shape)}",
+                hint="the delta belongs to another base; see base in dense_connector/plan.json",
+            )
+        kept = dtype if name == "weight" else torch.float32
+        setattr(connector, name, nn.Parameter(value.to(device=device, dtype=kept)))
+
+
+def _device(site: nn.Module, own: Tensor) -> torch.device:
+    """Where the site computes: its weights lie on "meta" while accelerate keeps them elsewhere."""
+    if own.device.type != "meta":
+        return own.device
+    hook = getattr(site, "_hf_hook", None)
+    return torch.device(getattr(hook, "execution_device", None) or "cpu")
+
+
+def detach(model: nn.Module) -> None:
+    """Take the connector off a model that `attach` upgraded: it computes as the base again.
+
+    Raises RequestError when there is none.
+    """
+    connector = model.dense_connector
+    if not isinstance(connector, DenseConnector):
+        raise RequestError("the model has no dense connector", hint="attach one first")
+    for handle in connector._handles:
+        handle.remove()
+    del model.dense_connector, model.save_pretrained
+
+
+def _hook_tower(
+    connector: DenseConnector, name: str, tower: nn.Module, blocks: nn.ModuleList
 ) -> None:
-    tower.register_forward_pre_hook(connector.open_pass)
-    tower.register_forward_hook(connector.close_pass)
+    keep = connector._handles.append
+    keep(tower.register_forward_pre_hook(_Open(connector, name), with_kwargs=True))
     for layer in connector.layout.layers:
         if layer == 0:
-            blocks[0].register_forward_pre_hook(connector.collect_first, with_kwargs=True)
+            hook = _CollectInput(connector, 0)
+            keep(blocks[0].register_forward_pre_hook(hook, with_kwargs=True))
         else:
-            blocks[layer - 1].register_forward_hook(_Collector(connector, layer))
-    site.register_forward_hook(connector.extend)
+            keep(blocks[layer - 1].register_forward_hook(_CollectOutput(connector, layer)))
+    keep(tower.register_forward_hook(_Close(connector, name)))
 
 
-def _width(anatomy: Anatomy) -> int:
-    return anatomy.projector.in_features // len(anatomy.feature_layers)
+def _hook_projector(connector: DenseConnector, model: nn.Module, sites: list[nn.Module]) -> None:
+    keep = connector._handles.append
+    if connector.layout.axis == "token":
+        keep(sites[0].register_forward_pre_hook(_Append(connector, 0)))
+    else:
+        for index, site in enumerate(sites):
+            keep(site.register_forward_hook(_Extend(connector, index)))
+    if connector.layout.pool > 1:
+        name = connector.anatomy.projector.sites[0].module.partition(".")[0]
+        keep(find_module(model, name).register_forward_hook(_Pool(connector, name)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dcsurgery.anatomy import Anatomy
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.features import (
     FeatureBlock,
     FeatureLayout,
@@ -13,18 +15,19 @@ from dcsurgery.features import (
 SUMMARY = "means of adjacent groups of hidden states, joined along channels"
 
 
-def layout(
-    feature_layer: int, depth: int, groups: int, layers: tuple[tuple[int, ...], ...] | None
-) -> FeatureLayout:
+def layout(anatomy: Anatomy, spec: ConnectorSpec) -> FeatureLayout:
     """Return the blocks of arXiv 2405.13800 eq. 3-4, or the means of the given groups of states.
 
     Raises PlanError for states the tower does not have.
     """
+    layers = spec.layers
     if layers is None:
-        return FeatureLayout("dci", dci_blocks(feature_layer, groups))
-    if len(layers) == 1 and groups > 1:
+        blocks = dci_blocks(anatomy.feature_layer, spec.groups, anatomy.first_state)
+        return FeatureLayout("dci", blocks)
+    if len(layers) == 1 and spec.groups > 1:
         only = layers[0]
-        layers = tuple(only[run.start : run.stop] for run in split_evenly(len(only), groups))
+        layers = tuple(only[run.start : run.stop] for run in split_evenly(len(only), spec.groups))
+    depth = anatomy.tower.depth
     return FeatureLayout(
         "dci", tuple(FeatureBlock(distinct_layers(group, depth)) for group in layers)
     )

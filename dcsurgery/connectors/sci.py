@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+from dcsurgery.anatomy import Anatomy
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.errors import PlanError
 from dcsurgery.features import FeatureBlock, FeatureLayout, distinct_layers, sci_layers
 
 SUMMARY = "single hidden states, joined along channels"
 
 
-def layout(
-    feature_layer: int, depth: int, groups: int, layers: tuple[tuple[int, ...], ...] | None
-) -> FeatureLayout:
-    """Return the states of arXiv 2405.13800 eq. 2, or the given ones; `groups` has no meaning here.
-
-    Raises PlanError for states the tower does not have, and for groups.
-    """
-    if layers is not None and len(layers) > 1:
+def single_states(anatomy: Anatomy, spec: ConnectorSpec) -> tuple[FeatureBlock, ...]:
+    """Return one block per state: the given ones, or the kind's rule. Raises PlanError."""
+    if spec.layers is not None and len(spec.layers) > 1:
         raise PlanError(
-            "sci joins single hidden states and has no groups",
+            f"{spec.kind} joins single hidden states and has no groups",
             hint="write --layers 7,15, or use --connector dci for groups",
         )
-    wanted = layers[0] if layers else sci_layers(feature_layer)
+    wanted = (
+        spec.layers[0] if spec.layers else sci_layers(anatomy.feature_layer, anatomy.first_state)
+    )
     if not wanted:
         raise PlanError(
-            f"feature layer {feature_layer} leaves no shallower hidden state to add",
+            f"feature layer {anatomy.feature_layer} leaves no shallower hidden state to add",
             hint="name the states yourself: --layers 0,1",
         )
     # The given order is kept: column order is part of what a trained matrix means.
+    depth = anatomy.tower.depth
     distinct_layers(wanted, depth)
-    return FeatureLayout("sci", tuple(FeatureBlock(distinct_layers((i,), depth)) for i in wanted))
+    return tuple(FeatureBlock(distinct_layers((i,), depth)) for i in wanted)
+
+
+def layout(anatomy: Anatomy, spec: ConnectorSpec) -> FeatureLayout:
+    """Return the states of arXiv 2405.13800 eq. 2, or the given ones; groups have no meaning here.
+
+    With `spec.norm` every extra state passes a LayerNorm of its own before the new matrix, as in
+    ViP-LLaVA. Raises PlanError for states the tower does not have, and for groups.
+    """
+    return FeatureLayout("sci", single_states(anatomy, spec), normed=spec.norm)

@@ -12,17 +12,16 @@ from pathlib import Path
 
 from dcsurgery.checkpoint.contents import INDEX, Checkpoint, WeightFile, open_checkpoint
 from dcsurgery.checkpoint.headers import Header, read_header
-from dcsurgery.convert import edit_config
+from dcsurgery.convert import edit_config, fold_sites
 from dcsurgery.errors import CheckpointNotFoundError, DcSurgeryError, MalformedCheckpointError
-from dcsurgery.features import FeatureLayout
-from dcsurgery.folding import encoded, fold_rows, stored_rows
+from dcsurgery.folding import Rows, encoded, learned_shares, stored_rows
 from dcsurgery.loading import check_base, open_base
 from dcsurgery.plan import (
+    CONNECTOR_PREFIX,
     CONNECTOR_TENSOR,
     DELTA_FILE,
     PLAN_FILE,
     SurgeryPlan,
-    feature_width,
     read_plan,
 )
 from dcsurgery.verification.report import Check
@@ -185,48 +184,49 @@ def _compare_tensors(
 
 def _fold_check(pair: Pair, stock: Checkpoint) -> Check:
     """Fold delta and base again and compare the bytes with what is on disk."""
-    plan = pair.plan
-    anatomy = plan.read_anatomy()
     problems = []
-    for record in plan.changed:
+    again: dict[str, Rows] | None = None
+    for record in pair.plan.changed:
         found = stock.tensors.get(record.name)
         if found is None or [found.dtype, list(found.shape)] != [record.dtype, record.shape]:
             problems.append(f"{record.name} is not {record.dtype} {record.shape}")
             continue
-        digest = _tensor_digest(
-            stock.path(stock.file_of(record.name).name),
-            stock.file_of(record.name).header,
-            record.name,
-        )
+        home = stock.file_of(record.name)
+        digest = _tensor_digest(stock.path(home.name), home.header, record.name)
         if digest != record.sha256:
             problems.append(f"{record.name} has other values than planned")
-        elif record.name == anatomy.projector.weight:
-            again = _fold_again(pair, plan.layout, record.dtype)
-            problems += [] if again == digest else [f"{record.name} is not the fold of its delta"]
-    shapes = ", ".join(f"{record.base_shape} to {record.shape}" for record in plan.changed)
+            continue
+        again = _fold_again(pair) if again is None else again
+        rows = again.get(record.name)
+        if rows is not None and _digest(encoded(rows, record.dtype)()) != digest:
+            problems.append(f"{record.name} is not the fold of its delta")
+    shapes = ", ".join(f"{record.base_shape} to {record.shape}" for record in pair.plan.changed)
     return _result("changed tensors are as planned", problems, shapes, "the fold of base + delta")
 
 
-def _fold_again(pair: Pair, layout: FeatureLayout, dtype: str) -> str:
-    anatomy = pair.plan.read_anatomy()
+def _fold_again(pair: Pair) -> dict[str, Rows]:
     path = pair.folder / DELTA_FILE
     header = read_header(path)
 
-    def read_delta(name: str) -> bytes:
+    def delta_rows(name: str) -> Rows:
         entry = header.tensors[name]
-        return b"".join(_file_bytes(path, header.data_start + entry.begin, entry.nbytes))
+        start = header.data_start + entry.begin
+        shape = (*entry.shape, 1)[:2]
+        return stored_rows(
+            lambda: b"".join(_file_bytes(path, start, entry.nbytes)), entry.dtype, shape
+        )
 
-    weight = anatomy.projector.weight
-    matrix = header.tensors[CONNECTOR_TENSOR]
-    if weight in header.tensors:
-        own = header.tensors[weight]
-        base = stored_rows(lambda: read_delta(weight), own.dtype, own.shape)
-    else:
-        old = pair.base.tensors[weight]
-        base = stored_rows(lambda: pair.base.read_tensor(weight), old.dtype, old.shape)
-    delta = stored_rows(lambda: read_delta(CONNECTOR_TENSOR), matrix.dtype, matrix.shape)
-    rows = fold_rows(base, delta, layout, anatomy.feature_layers, feature_width(anatomy))
-    return _digest(encoded(rows, dtype)())
+    def base_rows(name: str) -> Rows:
+        if name in header.tensors:
+            return delta_rows(name)
+        entry = pair.base.tensors[name]
+        return stored_rows(lambda: pair.base.read_tensor(name), entry.dtype, entry.shape)
+
+    shares = None
+    if pair.plan.mixed:
+        logits = [float(v) for rows in delta_rows(f"{CONNECTOR_PREFIX}mix")() for v in rows.ravel()]
+        shares = learned_shares(pair.plan.layout, logits)
+    return fold_sites(pair.plan, base_rows, delta_rows(CONNECTOR_TENSOR), shares)
 
 
 def _config_check(pair: Pair, stock: Checkpoint) -> Check:

@@ -44,7 +44,7 @@ class Case:
 
     @property
     def anatomy(self) -> Anatomy:
-        return self.plan.read_anatomy()
+        return self.plan.anatomy
 
     @property
     def layout(self) -> FeatureLayout:
@@ -56,7 +56,8 @@ class Case:
 
     def attached(self, weight: Tensor | None = None, **kwargs: Any) -> Any:
         model = load(self.tiny.folder, **kwargs)
-        attach(model, self.anatomy, self.layout, self.architecture.arrange, weight)
+        tensors = {} if weight is None else {"weight": weight}
+        attach(model, self.anatomy, self.layout, self.architecture.arrange, tensors)
         return model
 
 

@@ -33,6 +33,7 @@ def llava_inputs(model: Any, batch: int, images: int) -> dict[str, Tensor]:
 
 class LlavaContract(Contract):
     tower: Tower
+    specs = (ConnectorSpec("dci"), ConnectorSpec("dci", groups=3), ConnectorSpec("sci"))
 
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
@@ -43,7 +44,7 @@ class LlavaContract(Contract):
 class TestClip(LlavaContract):
     tower = "clip"
 
-    def rows(self, model: Any, state: Tensor) -> Tensor:
+    def rows(self, model: Any, state: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         return state[:, 1:]
 
 

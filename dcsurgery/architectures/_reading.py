@@ -6,13 +6,19 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dcsurgery.anatomy import VisionTower
+from dcsurgery.anatomy import Projector, Site, VisionTower
 from dcsurgery.checkpoint.headers import TensorEntry
 from dcsurgery.errors import AnatomyError
 from dcsurgery.features import resolve_layer
 
-QUANTISED = ("I8", "U8", "I32", "I64", "U32", "F4", "F8_E4M3", "F8_E5M2", "F8_E8M0")
+FLOATS = ("F64", "F32", "F16", "BF16")
 CHECK = "compare config.json with the tensors; the checkpoint may be mixed from two models"
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise AnatomyError with `message` unless the config and the tensors agree."""
+    if not condition:
+        raise AnatomyError(message, hint=CHECK)
 
 
 def find_tensor(tensors: Mapping[str, TensorEntry], suffix: str) -> TensorEntry:
@@ -22,12 +28,6 @@ def find_tensor(tensors: Mapping[str, TensorEntry], suffix: str) -> TensorEntry:
         what = "no tensor is" if not found else f"{len(found)} tensors are ({', '.join(found)})"
         raise AnatomyError(f"{what} named ...{suffix}", hint=CHECK)
     return tensors[found[0]]
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise AnatomyError with `message` unless the config and the tensors agree."""
-    if not condition:
-        raise AnatomyError(message, hint=CHECK)
 
 
 def count_blocks(tensors: Mapping[str, TensorEntry], blocks: str) -> int:
@@ -43,8 +43,10 @@ def count_blocks(tensors: Mapping[str, TensorEntry], blocks: str) -> int:
 
 
 def positive(config: Mapping[str, Any], key: str, default: int) -> int:
-    """Return a positive integer from a config, or its default."""
+    """Return a positive integer from a config (the first of a [height, width]), or its default."""
     value = config.get(key, default)
+    if isinstance(value, list) and value:
+        value = value[0]
     require(
         isinstance(value, int) and not isinstance(value, bool) and value > 0,
         f"{key} in config.json is {value!r}, not a positive number",
@@ -52,14 +54,29 @@ def positive(config: Mapping[str, Any], key: str, default: int) -> int:
     return int(value)
 
 
-def check_tower(tower: VisionTower, config: Mapping[str, Any]) -> None:
-    """Compare depth and width with the vision config where it states them."""
-    for key, value in (("num_hidden_layers", tower.depth), ("hidden_size", tower.width)):
+def section(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return a sub-config, empty when absent."""
+    value = config.get(key) or {}
+    require(isinstance(value, dict), f"{key} in config.json is {type(value).__name__}, not a table")
+    return dict(value)
+
+
+def language_model(config: Mapping[str, Any], default: str) -> str:
+    """Return the text config's model type."""
+    return str(section(config, "text_config").get("model_type", default))
+
+
+def check_tower(
+    tower: VisionTower,
+    config: Mapping[str, Any],
+    depth: str = "num_hidden_layers",
+    width: str = "hidden_size",
+) -> VisionTower:
+    """Compare depth and width with the vision config where it states them; return the tower."""
+    for key, value in ((depth, tower.depth), (width, tower.width)):
         stated = config.get(key, value)
-        require(
-            stated == value,
-            f"vision_config.{key} is {stated!r} but the tensors say {value}",
-        )
+        require(stated == value, f"vision_config.{key} is {stated!r} but the tensors say {value}")
+    return tower
 
 
 def read_feature_layers(value: Any, depth: int) -> tuple[int, ...]:
@@ -72,22 +89,41 @@ def read_feature_layers(value: Any, depth: int) -> tuple[int, ...]:
     return tuple(resolve_layer(item, depth) for item in layers)
 
 
-def refuse_quantised(weight: TensorEntry, tensors: Mapping[str, TensorEntry]) -> None:
-    """Raise AnatomyError when the projector's first matrix is stored quantised."""
+def read_projector(
+    tensors: Mapping[str, TensorEntry], sites: Mapping[str, str], prefix: str
+) -> Projector:
+    """Return the projector: `sites` maps module suffixes to tensor suffixes of first matrices.
+
+    A matrix is [out, in], a convolution [out, in, h, w]. `prefix` is the dotted path of all the
+    projector's tensors. Raises AnatomyError for a matrix that is missing or quantised.
+    """
+    found = []
+    for module, suffix in sites.items():
+        entry = find_tensor(tensors, suffix)
+        _refuse_quantised(entry, tensors)
+        out, *read = entry.shape
+        require(len(read) in (1, 3), f"{entry.name} has shape {list(entry.shape)}, not a matrix")
+        in_features = 1
+        for size in read:
+            in_features *= size
+        found.append(Site(module, entry.name, in_features, out))
+    pattern = re.compile(rf"(?:^|\.){re.escape(prefix)}\.")
+    own = tuple(sorted(name for name in tensors if pattern.search(name)))
+    return Projector(tuple(found), own)
+
+
+def _refuse_quantised(weight: TensorEntry, tensors: Mapping[str, TensorEntry]) -> None:
     stem = weight.name.removesuffix("weight")
     extra = sorted(
         name
         for name in tensors
-        if name.startswith(stem) and name not in (weight.name, stem + "bias")
+        if stem != weight.name
+        and name.startswith(stem)
+        and name not in (weight.name, stem + "bias")
     )
-    if weight.dtype in QUANTISED or extra:
+    if weight.dtype not in FLOATS or extra:
         found = f"dtype {weight.dtype}" + (f", beside {', '.join(extra)}" if extra else "")
         raise AnatomyError(
             f"the projector's first matrix {weight.name} is quantised ({found})",
             hint="convert the unquantised model first, then quantise the result",
         )
-    require(
-        weight.dtype in ("F64", "F32", "F16", "BF16"),
-        f"{weight.name} has dtype {weight.dtype}, not a floating-point one",
-    )
-    require(len(weight.shape) == 2, f"{weight.name} has shape {list(weight.shape)}, not a matrix")

@@ -1,0 +1,122 @@
+"""What the LLaVA families share: towers, projector, config words, processor words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dcsurgery.anatomy import Anatomy, VisionTower
+from dcsurgery.architectures import _reading as reading
+from dcsurgery.checkpoint.headers import TensorEntry
+from dcsurgery.features import FeatureLayout
+
+# Tower kind -> path of the blocks, prefix tokens, defaults of transformers' own config classes.
+TOWERS: dict[str, tuple[str, int, int, int]] = {
+    "clip_vision_model": ("encoder.layers", 1, 224, 32),
+    "siglip_vision_model": ("encoder.layers", 0, 224, 16),
+    "pixtral": ("transformer.layers", 0, 1024, 16),
+}
+# LlavaConfig and its relatives without a vision_config mean CLIP-L/336.
+DEFAULTS: dict[str, Any] = {
+    "vision_config": {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14},
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default",
+}
+
+
+def read_tower(
+    vision: dict[str, Any], tensors: Mapping[str, TensorEntry], width: int, module: str
+) -> VisionTower:
+    """Return the tower whose tensors lie under `module`. Raises AnatomyError for another kind."""
+    kind = vision.get("model_type", "clip_vision_model")
+    reading.require(kind in TOWERS, f"vision tower {kind!r} is not one of {', '.join(TOWERS)}")
+    blocks, prefix, image, patch = TOWERS[kind]
+    tower = VisionTower(
+        kind=kind,
+        module=module,
+        blocks=f"{module}.{blocks}",
+        width=width,
+        depth=reading.count_blocks(tensors, f"{module}.{blocks}"),
+        prefix_tokens=prefix,
+        image_size=reading.positive(vision, "image_size", image),
+        patch_size=reading.positive(vision, "patch_size", patch),
+    )
+    return reading.check_tower(tower, vision)
+
+
+def read_anatomy(
+    config: dict[str, Any],
+    tensors: Mapping[str, TensorEntry],
+    *,
+    name: str,
+    defaults: Mapping[str, Any],
+    module: str = "vision_tower",
+) -> Anatomy:
+    """Return the anatomy of a model with a two-layer projector and vision_feature_layer.
+
+    `defaults` are those of the family's own config class for vision_config, vision_feature_layer
+    and vision_feature_select_strategy; `module` is the path of the tower. Raises AnatomyError.
+    """
+    config = {**defaults, **config}
+    projector = reading.read_projector(
+        tensors,
+        {"multi_modal_projector.linear_1": "multi_modal_projector.linear_1.weight"},
+        "multi_modal_projector",
+    )
+    site = projector.sites[0]
+    stated = config["vision_feature_layer"]
+    count = len(stated) if isinstance(stated, list) else 1
+    reading.require(
+        bool(count) and site.in_features % count == 0,
+        f"{site.weight} reads {site.in_features} channels, which vision_feature_layer {stated!r} "
+        "does not divide",
+    )
+    vision = reading.section(config, "vision_config") or defaults["vision_config"]
+    tower = read_tower(vision, tensors, site.in_features // count, module)
+    strategy = config["vision_feature_select_strategy"]
+    reading.require(
+        strategy in ("default", "full"), f"vision_feature_select_strategy is {strategy!r}"
+    )
+    # "default" crops the first token whatever the tower: on a tower without CLS it drops a patch.
+    cropped = 1 if strategy == "default" else 0
+    return Anatomy(
+        architecture=name,
+        tower=tower,
+        projector=projector,
+        feature_layers=reading.read_feature_layers(stated, tower.depth),
+        feature_width=tower.width,
+        dropped_tokens=cropped,
+        image_tokens=tower.grid**2 + tower.prefix_tokens - cropped,
+        variable_resolution=tower.kind == "pixtral",
+        language_model=reading.language_model(config, "llama"),
+        dtype=tensors[site.weight].dtype,
+    )
+
+
+def stock_config(config: dict[str, Any], layers: Sequence[int]) -> dict[str, Any]:
+    """Return a copy of `config` whose model joins the channels of `layers`, in that order."""
+    return {**config, "vision_feature_layer": list(layers)}
+
+
+def count_appended(
+    config: dict[str, Any], anatomy: Anatomy, layout: FeatureLayout
+) -> dict[str, Any]:
+    """Return processor words for a connector that changes the number of image tokens.
+
+    The processors count (height // patch_size) * (width // patch_size) +
+    num_additional_image_tokens: a pooled grid is one of larger patches (their floor is the pooled
+    side, odd grids included), appended tokens are additional ones.
+    """
+    edited = {**config, "patch_size": anatomy.tower.patch_size * layout.pool}
+    more = layout.appended_tokens(anatomy.image_tokens)
+    edited["num_additional_image_tokens"] = config.get("num_additional_image_tokens", 0) + more
+    return edited
+
+
+def resize_grid(model: Any, layout: FeatureLayout) -> None:
+    """Make the model's own re-assembly of tiles expect the pooled grid.
+
+    It computes the side of a tile as image_size // patch_size from the config; the tower has read
+    its own patch size already.
+    """
+    model.config.vision_config.patch_size *= layout.pool

@@ -1,0 +1,187 @@
+"""The connector's own tensors and the arithmetic between a tower pass and the projector's sites.
+
+Along channels y = site(x) + D g, with g the feature blocks joined along channels and D the new
+matrix (arXiv 2405.13800 eq. 4 written as a sum: [W | D][x; g] = W x + D g). Along tokens the pooled
+blocks are appended to what the site reads (eq. 1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+
+from dcsurgery.anatomy import Anatomy
+from dcsurgery.connectors.passes import PassHolder, TowerPass
+from dcsurgery.errors import RequestError
+from dcsurgery.features import FeatureLayout
+
+Rows = Tensor | tuple[Tensor, ...]
+Arrange = Callable[[TowerPass, Tensor], Rows]
+NORM_EPS = 1e-5
+
+
+class DenseConnector(nn.Module):
+    """The new tensors and the arithmetic between a tower pass and the projector's sites.
+
+    `weight` is D, [rows of all sites, G * width], in the first site's dtype and on its device,
+    blocks from shallow to deep (absent along tokens); `mix` one logit per state, blocks one after
+    another; `norm_weight` and `norm_bias` [G, C] one LayerNorm per block. All hooks are bound
+    methods, so copy.deepcopy of the model rebinds them to the copy.
+    """
+
+    weight: nn.Parameter | None
+    mix: nn.Parameter | None
+    norm_weight: nn.Parameter | None
+    norm_bias: nn.Parameter | None
+
+    def __init__(
+        self, anatomy: Anatomy, layout: FeatureLayout, arrange: Arrange | None = None
+    ) -> None:
+        super().__init__()
+        self.layout = layout
+        self.anatomy = anatomy
+        self.arrange = arrange
+        for name in ("weight", "mix", "norm_weight", "norm_bias"):
+            self.register_parameter(name, None)
+        self._passes = PassHolder()
+        self._handles: list[RemovableHandle] = []
+        # In a list: a plain attribute would register the model as a submodule of its own part.
+        self._owner: list[nn.Module] = []
+
+    def open_pass(self, tower: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Start a pass, forgetting whatever an earlier or broken one left behind."""
+        run = TowerPass(self._owner[0], tower, args, kwargs)
+        run.sums = [None] * len(self.layout.blocks)
+        run.unread = set(range(len(self.anatomy.projector.sites)))
+        if self.mix is not None:
+            logits = self.mix.float()
+            run.weights = tuple(logits[span].softmax(dim=0) for span in self.layout.spans)
+        self._passes.running, self._passes.finished = run, None
+
+    def close_pass(self) -> None:
+        """End the pass: hand complete sums to the sites that have not read them yet."""
+        run, self._passes.running = self._passes.running, None
+        if run is not None and run.ready and run.unread:
+            self._passes.finished = run
+
+    def collect(self, state: int, hidden: Tensor) -> None:
+        """Add a hidden state to the pass under way."""
+        # Outside a pass this is a block re-run by gradient checkpointing: nothing to add.
+        if self._passes.running is not None:
+            self._passes.running.add(self.layout, state, hidden)
+
+    def take(self, site: int) -> Tensor:
+        """Return g as one site reads it, [..., G * width]; each site reads a pass once."""
+        run = self._passes.readable
+        if run is None or site not in run.unread:
+            raise RequestError(
+                "the projector ran without the vision tower: the dense connector has no states",
+                hint="pass pixel_values to the model, not precomputed tower features",
+            )
+        if run.rows is None:
+            run.rows = self.join(run, run.means(self.layout))
+            run.sums = [None] * len(run.sums)
+        run.unread.discard(site)
+        rows = run.rows[site] if len(run.rows) > 1 else run.rows[0]
+        if not run.unread:
+            self._passes.finished = None
+            run.rows = None
+        return rows
+
+    def join(self, run: TowerPass, means: list[Tensor]) -> tuple[Tensor, ...]:
+        """Return the rows every site reads (one entry when all read the same), blocks joined."""
+        if self.norm_weight is not None and self.norm_bias is not None:
+            weights, biases = self.norm_weight.float(), self.norm_bias.float()
+            means = [
+                _layer_norm(mean, weight.to(mean.device), bias.to(mean.device))
+                for mean, weight, bias in zip(means, weights, biases, strict=True)
+            ]
+        arranged = [self._arranged(run, mean) for mean in means]
+        if self.layout.axis == "token":
+            pooled = [_pool_tokens(rows[0], self.layout.stride) for rows in arranged]
+            return (torch.cat([item.to(pooled[0].device) for item in pooled], dim=1),)
+        home = arranged[0][0].device
+        return tuple(
+            torch.cat([item.to(home) for item in group], dim=-1)
+            for group in zip(*arranged, strict=True)
+        )
+
+    def _arranged(self, run: TowerPass, state: Tensor) -> tuple[Tensor, ...]:
+        if self.arrange is None:
+            dropped = self.anatomy.dropped_tokens
+            return (state[:, dropped:] if dropped else state,)
+        rows = self.arrange(run, state)
+        return rows if isinstance(rows, tuple) else (rows,)
+
+    def extend(self, site: int, output: Tensor) -> Tensor:
+        """Return a site's output plus its rows of D times g."""
+        weight = self.matrix(site)
+        joined = self.take(site).to(weight.device, weight.dtype)
+        added = functional.linear(joined, weight)
+        if added.numel() != output.numel():
+            raise RequestError(
+                f"the projector read {output.numel() // output.shape[-1]} tokens but the vision "
+                f"tower gave {added.numel() // added.shape[-1]}",
+                hint="the projector must run on the tower's latest output",
+            )
+        return output + added.reshape(output.shape).to(output)
+
+    def matrix(self, site: int) -> Tensor:
+        """Return the rows of D that belong to a site, [out, G * width]."""
+        sizes = [item.out_features for item in self.anatomy.projector.sites]
+        assert self.weight is not None
+        return torch.split(self.weight, sizes)[site] if len(sizes) > 1 else self.weight
+
+    def append(self, features: Tensor) -> Tensor:
+        """Return what the projector reads, [B, N, C], with the pooled tokens appended."""
+        return torch.cat([features, self.take(0).to(features)], dim=1)
+
+    def pool(self, projected: Tensor) -> Tensor:
+        """Return projected tokens [B, N, H] with the sides of their square grid divided by `pool`.
+
+        Bilinear interpolation as in arXiv 2405.13800 section 3.3; an odd side loses its last row
+        and column (27 -> 13). Appended tokens stay. Raises RequestError for a grid that is no
+        square.
+        """
+        count = projected.shape[1]
+        side = next(
+            (
+                side
+                for side in range(math.isqrt(count), 0, -1)
+                if side**2 + self.layout.appended_tokens(side**2) == count
+            ),
+            0,
+        )
+        if side < self.layout.pool:
+            raise RequestError(
+                f"{count} image tokens are no square grid that can be pooled",
+                hint="use images of the size the vision tower was trained for",
+            )
+        grid, appended = projected[:, : side**2], projected[:, side**2 :]
+        grid = grid.transpose(1, 2).reshape(len(grid), -1, side, side)
+        scale = 1 / self.layout.pool
+        pooled = functional.interpolate(grid, scale_factor=scale, mode="bilinear")
+        return torch.cat([pooled.flatten(2).transpose(1, 2), appended], dim=1)
+
+    def refuse_save(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Stand-in for save_pretrained: stock code would load the result as the base."""
+        raise RequestError(
+            "save_pretrained on an upgraded model would write a folder that plain transformers "
+            "loads as the unmodified base",
+            hint="save dense_connector.weight as the delta's tensor, or convert with --form stock",
+        )
+
+
+def _layer_norm(state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return functional.layer_norm(state, state.shape[-1:], weight, bias, NORM_EPS)
+
+
+def _pool_tokens(rows: Tensor, stride: int) -> Tensor:
+    """Average every `stride` neighbouring tokens of [B, N, C]; the remainder is dropped."""
+    return functional.avg_pool1d(rows.transpose(1, 2), stride).transpose(1, 2)

@@ -1,0 +1,98 @@
+"""One run of a vision tower: how it was called, and running sums of its hidden states."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dcsurgery.features import FeatureLayout
+
+
+@dataclass
+class TowerPass:
+    """What one run of a tower leaves for the projector.
+
+    `tower` is the path suffix of the module that ran, `args` and `kwargs` how it was called. `sums`
+    holds one fp32 sum per feature block, never all hidden states; `weights` (mix) the weight of
+    every state in every block. `unread` are the sites that have not had
+    their share yet.
+    """
+
+    model: nn.Module
+    tower: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    weights: tuple[Tensor, ...] = ()
+    sums: list[Tensor | None] = field(default_factory=list)
+    unread: set[int] = field(default_factory=set)
+    rows: tuple[Tensor, ...] | None = None
+
+    def argument(self, name: str, position: int | None = None) -> Any:
+        """Return an argument of the tower's call by name, or by position; None when not given."""
+        if name in self.kwargs:
+            return self.kwargs[name]
+        return self.args[position] if position is not None and position < len(self.args) else None
+
+    @property
+    def ready(self) -> bool:
+        """True once every block has its sum."""
+        return self.rows is not None or all(item is not None for item in self.sums)
+
+    def add(self, layout: FeatureLayout, state: int, hidden: Tensor) -> None:
+        """Add hidden state `state` [..., C] to every block that reads it."""
+        for index, block in enumerate(layout.blocks):
+            if state in block.layers:
+                weights = self.weights[index] if self.weights else None
+                term = hidden
+                if weights is not None:
+                    term = hidden * weights[block.layers.index(state)].to(hidden.device)
+                self.sums[index] = _accumulate(self.sums[index], term)
+
+    def means(self, layout: FeatureLayout) -> list[Tensor]:
+        """Return every block's mean (mix: weighted sum) in fp32, from shallow to deep."""
+        sums = [total for total in self.sums if total is not None]
+        if self.weights:
+            return sums
+        return [total / len(b.layers) for total, b in zip(sums, layout.blocks, strict=True)]
+
+
+def _accumulate(total: Tensor | None, term: Tensor) -> Tensor:
+    # Sums are fp32: a group of large fp16 states would overflow.
+    dtype = torch.promote_types(term.dtype, torch.float32)
+    if total is None:
+        # A copy, so that later terms can be added in place without touching the model's own state.
+        return term.to(dtype, copy=True)
+    total = total.to(term.device)
+    if torch.is_grad_enabled() and (term.requires_grad or total.requires_grad):
+        return total + term
+    return total.add_(term)
+
+
+class PassHolder(threading.local):
+    """The pass under way and the one whose sums the projector may read.
+
+    Per thread, and never copied: a copy of the model starts with no pass under way.
+    """
+
+    running: TowerPass | None = None
+    finished: TowerPass | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PassHolder:
+        return PassHolder()
+
+    def __reduce__(self) -> tuple[type[PassHolder], tuple[()]]:
+        return (PassHolder, ())
+
+    @property
+    def readable(self) -> TowerPass | None:
+        """The pass a site reads: the finished one, or the running one when its sums are whole.
+
+        Some families keep the projector inside the vision tower.
+        """
+        if self.running is not None and self.running.ready:
+            return self.running
+        return self.finished

@@ -1,0 +1,29 @@
+"""What the user asks for: a connector, before any model is looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dcsurgery.architectures import Form
+
+Layers = tuple[tuple[int, ...], ...]
+Init = Literal["preserve", "paper"]
+
+
+@dataclass(frozen=True)
+class ConnectorSpec:
+    """A request: `layers` overrides the kind's rule, without `form` the family chooses.
+
+    `norm` puts a LayerNorm on every extra state (sci); `pool` 2 halves the sides of the token grid
+    after the projector.
+    """
+
+    kind: str = "dci"
+    groups: int = 2
+    layers: Layers | None = None
+    init: Init = "preserve"
+    seed: int = 0
+    form: Form | None = None
+    norm: bool = False
+    pool: int = 1

@@ -1,0 +1,96 @@
+"""The processor's side of a connector that changes the number of image tokens."""
+
+from __future__ import annotations
+
+import json
+from fnmatch import fnmatchcase
+from typing import Any
+
+from dcsurgery.anatomy import Anatomy
+from dcsurgery.architectures import Architecture
+from dcsurgery.checkpoint.checks import parse_object
+from dcsurgery.checkpoint.contents import Checkpoint
+from dcsurgery.errors import PlanError
+from dcsurgery.features import FeatureLayout
+
+PROCESSOR_FILE = "processor_config.json"
+# What AutoProcessor and AutoTokenizer read, beside the model's own files.
+PROCESSOR_FILES = (
+    PROCESSOR_FILE, "preprocessor_config.json", "video_preprocessor_config.json",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*",
+    "merges.txt", "spiece.model", "sentencepiece*.model", "additional_chat_templates/*",
+)  # fmt: skip
+
+
+def processor_files(checkpoint: Checkpoint) -> list[str]:
+    """Return the side files that make up the base's processor."""
+    return [
+        name
+        for name in checkpoint.side_files
+        if any(fnmatchcase(name, pattern) for pattern in PROCESSOR_FILES)
+    ]
+
+
+def plan_processor(
+    checkpoint: Checkpoint, architecture: Architecture, anatomy: Anatomy, layout: FeatureLayout
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return the keys of processor_config.json that change, as {"from", "to"}, and notes.
+
+    Raises PlanError when the family cannot take the connector.
+    """
+    if not layout.changes_tokens:
+        return {}, []
+    _check_tokens(architecture, anatomy, layout)
+    if PROCESSOR_FILE not in checkpoint.side_files:
+        tokens = layout.count_tokens(anatomy.image_tokens)
+        return {}, [
+            f"the base has no {PROCESSOR_FILE}: repeat the image token {tokens} times yourself"
+        ]
+    before = read_processor(checkpoint)
+    after = edit_processor(before, architecture, anatomy, layout)
+    changed = {
+        key: {"from": before.get(key), "to": value}
+        for key, value in after.items()
+        if before.get(key) != value
+    }
+    return changed, []
+
+
+def _check_tokens(architecture: Architecture, anatomy: Anatomy, layout: FeatureLayout) -> None:
+    wanted = ["sti"] if layout.axis == "token" else []
+    wanted += ["pool"] if layout.pool > 1 else []
+    for name in wanted:
+        option = "--connector sti" if name == "sti" else "--pool 2"
+        if architecture.processor is None or name not in architecture.token_connectors:
+            raise PlanError(
+                f"{option} changes the number of image tokens, which {architecture.name} "
+                "cannot be told",
+                hint="use dci, sci or mix without --pool",
+            )
+        if anatomy.variable_resolution or anatomy.image_tokens != anatomy.tower.grid**2:
+            raise PlanError(
+                f"{option} needs a square grid of patch tokens; this model gives the projector "
+                f"{anatomy.image_tokens} tokens for a grid of side {anatomy.tower.grid}"
+                + (" and takes images of any size" if anatomy.variable_resolution else ""),
+                hint="use dci, sci or mix without --pool",
+            )
+
+
+def read_processor(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the base's processor_config.json. Raises MalformedCheckpointError."""
+    text = checkpoint.read_file(PROCESSOR_FILE).decode("utf-8", errors="replace")
+    return parse_object(text, PROCESSOR_FILE)
+
+
+def edit_processor(
+    before: dict[str, Any], architecture: Architecture, anatomy: Anatomy, layout: FeatureLayout
+) -> dict[str, Any]:
+    """Return a copy of processor_config.json that counts the connector's image tokens."""
+    if architecture.processor is None:
+        return dict(before)
+    return architecture.processor(before, anatomy, layout)
+
+
+def render_processor(content: dict[str, Any]) -> bytes:
+    """Return processor_config.json as bytes, keys in their order."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

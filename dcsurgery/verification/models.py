@@ -1,0 +1,92 @@
+"""Run the parts of a model that a connector touches."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcsurgery.architectures import Architecture
+from dcsurgery.errors import VerificationError
+from dcsurgery.loading import quiet_transformers
+
+TEXT_TOKENS = 8
+
+
+def load_vision(folder: Path | None) -> Any:
+    """Load a checkpoint without its language model's blocks, in the file's dtype, in eval mode.
+
+    Raises VerificationError when a tensor that is needed is missing or has another shape.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    config = AutoConfig.from_pretrained(folder)
+    text = config.get_text_config()
+    text.num_hidden_layers = 0
+    for key in ("layer_types", "cross_attention_layers"):
+        if getattr(text, key, None):
+            setattr(text, key, [])
+    with quiet_transformers():
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            folder, config=config, dtype="auto", output_loading_info=True
+        )
+    problems = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if problems:
+        raise VerificationError(
+            f"transformers finds no fitting tensor for {', '.join(problems[:4])} in {folder}",
+            hint="the installed transformers may be too old for this checkpoint",
+        )
+    return model.eval()
+
+
+def cast_inputs(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the inputs with floating-point ones in the model's dtype."""
+    dtype = next(model.parameters()).dtype
+    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+
+
+def image_features(model: Any, architecture: Architecture, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Return what the language model would be fed: projected image features [tokens, width]."""
+    cast = cast_inputs(model, inputs)
+    if architecture.encode is not None:
+        return architecture.encode(model, cast)
+    encode = getattr(model, "get_image_features", None) or model.model.get_image_features
+    known = inspect.signature(encode).parameters
+    features = encode(**{key: value for key, value in cast.items() if key in known})
+    pooled = getattr(features, "pooler_output", features)
+    parts = pooled if isinstance(pooled, list | tuple) else [pooled]
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+
+
+def model_logits(
+    model: Any, architecture: Architecture, inputs: Mapping[str, Tensor], image_tokens: int
+) -> Tensor:
+    """Return logits [1, T, vocabulary] for an image of `image_tokens` between text tokens."""
+    config = model.config
+    token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
+    special = _special_ids(config)
+    words = [index for index in range(5, 200) if index not in special][:TEXT_TOKENS]
+    middle = [token] * image_tokens
+    ids = torch.tensor([[*words[:3], *middle, *words[3:]]])
+    cast = cast_inputs(model, inputs)
+    known = inspect.signature(model.forward).parameters
+    is_image = torch.eq(ids, torch.tensor(token)).long()
+    extra = dict.fromkeys(("mm_token_type_ids", "token_type_ids"), is_image)
+    extra |= {} if architecture.prompt is None else architecture.prompt(model, cast, ids)
+    given = {"attention_mask": torch.ones_like(ids), **extra, **cast}
+    kept = {key: value for key, value in given.items() if key in known}
+    result: Tensor = model(input_ids=ids, **kept).logits
+    return result
+
+
+def _special_ids(config: Any) -> set[int]:
+    values = {**vars(config), **vars(config.get_text_config())}
+    return {
+        value
+        for key, value in values.items()
+        if isinstance(value, int) and key.endswith(("_token_id", "_token_index", "_id"))
+    }
