@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dcsurgery.tiny.tokenizer import CHAT_TEMPLATE, special_ids, vocab_size, write_tokenizer
-from dcsurgery.tiny.weights import model_shapes, seeded_tensors, write_weights
+from dcsurgery.tiny.weights import write_json, write_model
 
 if TYPE_CHECKING:
     import torch
@@ -22,12 +20,13 @@ _SPECIALS: dict[str, tuple[str, ...]] = {
     "pixtral": ("[IMG]", "[IMG_BREAK]", "[IMG_END]"),
 }
 # Order is file order: the projector is in the last shard, as in llava-hf/llava-1.5-7b-hf.
-_HUB_NAMES = (
-    (r"^model\.vision_tower\.(vision_model\.)?", "vision_tower.vision_model."),
+_REST = (
     (r"^model\.language_model\.", "language_model.model."),
     (r"^lm_head\.", "language_model.lm_head."),
     (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
 )
+HUB_NAMES = ((r"^model\.vision_tower\.(vision_model\.)?", "vision_tower.vision_model."), *_REST)
+HUB_NAMES_PIXTRAL = ((r"^model\.vision_tower\.", "vision_tower."), *_REST)
 
 
 def llava_config(
@@ -97,22 +96,20 @@ def write_llava(  # noqa: PLR0913
 
     `tensors` (Hub name -> tensor) replaces seeded weights; names the model lacks are ignored.
     """
-    import torch
-    from transformers import LlavaConfig, LlavaForConditionalGeneration
-
-    folder.mkdir(parents=True, exist_ok=True)
-    shapes = model_shapes(LlavaForConditionalGeneration, LlavaConfig.from_dict(dict(config)))
-    tower = config["vision_config"]["model_type"]
-    weights = seeded_tensors(_hub_names(shapes, tower), seed=seed, scale=scale)
-    given = tensors or {}
-    weights = {
-        name: given.get(name, weights[name]).to(getattr(torch, dtype))
-        for name in _hub_names(shapes, tower)
-    }
-    write_weights(folder, weights, shards)
+    pixtral = config["vision_config"]["model_type"] == "pixtral"
+    write_model(
+        folder,
+        "LlavaForConditionalGeneration",
+        config,
+        names=HUB_NAMES_PIXTRAL if pixtral else HUB_NAMES,
+        tensors=tensors,
+        shards=shards,
+        dtype=dtype,
+        seed=seed,
+        scale=scale,
+    )
     generation = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2}
-    _write_json(folder / "generation_config.json", {**generation, "pad_token_id": 0})
-    _write_json(folder / "config.json", {**config, "torch_dtype": dtype})
+    write_json(folder / "generation_config.json", {**generation, "pad_token_id": 0})
     return folder
 
 
@@ -153,20 +150,6 @@ def write_tiny_llava(  # noqa: PLR0913
     return folder
 
 
-def _hub_names(
-    shapes: Mapping[str, tuple[int, ...]], tower_kind: str
-) -> dict[str, tuple[int, ...]]:
-    """Return Hub name -> shape in file order: tower, language model, projector."""
-    ordered = {}
-    for pattern, prefix in _HUB_NAMES:
-        for name, shape in shapes.items():
-            if re.match(pattern, name):
-                ordered[re.sub(pattern, prefix, name)] = shape
-    if tower_kind == "pixtral":
-        ordered = {name.replace(".vision_model.", "."): shape for name, shape in ordered.items()}
-    return ordered
-
-
 def _write_processor(folder: Path, tower: Tower, image_size: int, patch_size: int) -> None:
     """Write tokenizer and processor files by hand, with the class names every version resolves."""
     image_token = _SPECIALS[tower][0]
@@ -194,10 +177,6 @@ def _write_processor(folder: Path, tower: Tower, image_size: int, patch_size: in
         "processor_class": "LlavaProcessor",
         "vision_feature_select_strategy": "default" if tower == "clip" else "full",
     }
-    _write_json(folder / "processor_config.json", processor)
+    write_json(folder / "processor_config.json", processor)
     image_processor = {**kinds[tower], "processor_class": "LlavaProcessor"}
-    _write_json(folder / "preprocessor_config.json", image_processor)
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(folder / "preprocessor_config.json", image_processor)

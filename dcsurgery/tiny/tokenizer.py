@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+
+from dcsurgery.tiny.weights import write_json
 
 CONTROL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
 CHAT_TEMPLATE = (
@@ -59,9 +60,5 @@ def write_tokenizer(
     }
     if chat_template is not None:
         config["chat_template"] = chat_template
-        _write_json(folder / "chat_template.json", {"chat_template": chat_template})
-    _write_json(folder / "tokenizer_config.json", config)
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "chat_template.json", {"chat_template": chat_template})
+    write_json(folder / "tokenizer_config.json", config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,56 @@ def model_shapes(model_class: Callable[[Any], Any], config: Any) -> dict[str, tu
     with torch.device("meta"):
         model = model_class(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def write_model(  # noqa: PLR0913
+    folder: Path,
+    class_name: str,
+    config: Mapping[str, Any],
+    *,
+    names: Sequence[tuple[str, str]] = (),
+    tensors: Mapping[str, torch.Tensor] | None = None,
+    shards: int = 1,
+    dtype: str = "float32",
+    seed: int = 0,
+    scale: float = 0.25,
+) -> Path:
+    """Write config.json and seeded weights of a transformers model class; return `folder`.
+
+    `config` is the config.json. `names` are (pattern, replacement) pairs, first match wins, that
+    turn module names into the file names of the family's published checkpoints; the file keeps
+    their order. `tensors` (file name -> tensor) replaces seeded weights.
+    """
+    import torch
+    import transformers
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model_class = getattr(transformers, class_name)
+    shapes = model_shapes(model_class, model_class.config_class.from_dict(dict(config)))
+    stored = rename(shapes, names)
+    weights = {**seeded_tensors(stored, seed=seed, scale=scale)}
+    weights |= {name: value for name, value in (tensors or {}).items() if name in stored}
+    write_weights(folder, {n: weights[n].to(getattr(torch, dtype)) for n in stored}, shards)
+    write_json(folder / "config.json", {**config, "torch_dtype": dtype})
+    return folder
+
+
+def rename(
+    shapes: Mapping[str, tuple[int, ...]], names: Sequence[tuple[str, str]]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes under their file names, ordered by the first pattern that matches."""
+    ordered = {}
+    for pattern, replacement in (*names, ("", "")):
+        for name, shape in shapes.items():
+            first = next((p for p, _ in names if re.match(p, name)), "")
+            if first == pattern:
+                ordered[re.sub(pattern, replacement, name) if pattern else name] = shape
+    return ordered
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write indented JSON, keys sorted."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def write_weights(folder: Path, tensors: Mapping[str, torch.Tensor], shards: int = 1) -> None:

@@ -17,6 +17,7 @@ from dcsurgery.errors import VerificationError
 from dcsurgery.loading import install, load_stock, read_delta
 from dcsurgery.plan import CONNECTOR_PREFIX, CONNECTOR_TENSOR, SurgeryPlan
 from dcsurgery.verification.images import open_images
+from dcsurgery.verification.inputs import prepare_inputs
 from dcsurgery.verification.models import image_features, load_vision, model_logits
 from dcsurgery.verification.report import Check
 from dcsurgery.verification.restated import restated_connector
@@ -38,7 +39,7 @@ def feature_checks(pair: Pair, images: Sequence[Path]) -> list[Check]:
     blocks are never read.
     """
     plan, architecture = pair.plan, named(pair.plan.architecture)
-    inputs = prepare_images(pair, architecture, open_images(images))
+    inputs = prepare_inputs(pair.base, plan.anatomy, open_images(images)).values
     delta = read_delta(plan, pair.folder)
     zero = _starts_exact(plan, delta)
     with torch.no_grad():
@@ -90,7 +91,7 @@ def _restate(
 def logit_checks(pair: Pair, images: Sequence[Path]) -> list[Check]:
     """Compare logits of base, branch and (stock form) fold on one image and a few text tokens."""
     plan, architecture = pair.plan, named(pair.plan.architecture)
-    inputs = prepare_images(pair, architecture, open_images(images)[:1])
+    inputs = prepare_inputs(pair.base, plan.anatomy, open_images(images)[:1]).values
     zero = _starts_exact(plan, read_delta(plan, pair.folder))
     checks = []
     with torch.no_grad():
@@ -117,26 +118,6 @@ def _finite_logits(found: Tensor) -> Check:
     worst = found.float().abs().max().item()
     finite = bool(torch.isfinite(found).all())
     return Check("logits: branch is finite", finite, f"largest value {worst:.4g}", "no NaN or inf")
-
-
-def prepare_images(
-    pair: Pair, architecture: Architecture, images: Sequence[Any]
-) -> dict[str, Tensor]:
-    """Return the base's own preprocessing of PIL images: pixel_values and what belongs to them.
-
-    Raises VerificationError when the base has no image processor that can be loaded here.
-    """
-    from transformers import AutoImageProcessor
-
-    try:
-        processor = AutoImageProcessor.from_pretrained(pair.base.ref.folder)
-    except (OSError, ValueError, ImportError) as error:
-        raise VerificationError(
-            f"the image processor of {pair.base.ref.name} cannot be loaded ({str(error)[:100]})",
-            hint="features cannot be compared without it; add preprocessor_config.json to the base",
-        ) from None
-    prepared = processor(images=list(images), return_tensors="pt")
-    return {name: value for name, value in prepared.items() if isinstance(value, Tensor)}
 
 
 def _equal_check(name: str, found: Tensor, wanted: Tensor) -> Check:
