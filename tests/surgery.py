@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.checkpoint.rewrite import NewTensor, write_checkpoint
 from dcsurgery.convert import convert_checkpoint, edit_config, fold_sites
 from dcsurgery.folding import Rows, encoded, stored_rows
-from dcsurgery.plan import CONNECTOR_TENSOR, DELTA_FILE, PLAN_FILE, SurgeryPlan
+from dcsurgery.plan import CONNECTOR_PREFIX, CONNECTOR_TENSOR, DELTA_FILE, PLAN_FILE, SurgeryPlan
 
 
 def random_matrix(plan: SurgeryPlan, seed: int = 7, scale: float = 0.25) -> torch.Tensor:
@@ -39,18 +40,33 @@ def digests(folder: Path) -> dict[str, str]:
     return found
 
 
-def write_delta(base: Path, output: Path, matrix: torch.Tensor, **options: Any) -> SurgeryPlan:
-    """Convert `base` to a delta whose connector matrix is `matrix`, as training would leave it."""
-    convert_checkpoint(base, output, form="delta", **options)
+def write_delta(
+    base: Path, output: Path, matrix: torch.Tensor | dict[str, torch.Tensor], **options: Any
+) -> SurgeryPlan:
+    """Convert `base` to a delta that holds these tensors, as training would leave it.
+
+    A single one is D; a table has the connector's tensors by their name in it ("weight", "mix").
+    """
+    convert_checkpoint(base, output, **{"form": "delta", **options})
     plan = read_plan(output)
-    save_file({CONNECTOR_TENSOR: matrix}, output / DELTA_FILE, metadata={"format": "pt"})
-    records = [record.model_copy(update={"sha256": digest(matrix)}) for record in plan.delta]
+    given = matrix if isinstance(matrix, dict) else {"weight": matrix}
+    tensors = {CONNECTOR_PREFIX + name: value for name, value in given.items()}
+    save_file(tensors, output / DELTA_FILE, metadata={"format": "pt"})
+    records = [
+        record.model_copy(update={"sha256": digest(tensors[record.name])}) for record in plan.delta
+    ]
     plan = plan.model_copy(update={"delta": records})
     (output / PLAN_FILE).write_text(plan.model_dump_json(), encoding="utf-8")
     return plan
 
 
-def write_folded(base: Path, output: Path, matrix: torch.Tensor, **options: Any) -> SurgeryPlan:
+def write_folded(
+    base: Path,
+    output: Path,
+    matrix: torch.Tensor,
+    shares: Sequence[Sequence[float]] | None = None,
+    **options: Any,
+) -> SurgeryPlan:
     """Write `base` with `matrix` folded into its first matrices: a stock checkpoint."""
     plan = convert_checkpoint(base, output.with_name(output.name + "-zero"), **options).plan
     checkpoint = open_checkpoint(base)
@@ -61,7 +77,7 @@ def write_folded(base: Path, output: Path, matrix: torch.Tensor, **options: Any)
 
     delta = stored_rows(lambda: matrix.numpy().tobytes(), "F32", matrix.shape)
     new = {}
-    for name, rows in fold_sites(plan, base_rows, delta).items():
+    for name, rows in fold_sites(plan, base_rows, delta, shares).items():
         record = next(record for record in plan.changed if record.name == name)
         chunks = encoded(rows, record.dtype)
         new[name] = NewTensor(name, record.dtype, tuple(record.shape), chunks)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, safe_open
 from torch import Tensor
+from torch.nn.functional import avg_pool1d
 
 import dcsurgery
 from dcsurgery.anatomy import Anatomy, Projector, VisionTower
@@ -23,11 +24,12 @@ from tests.architectures.cases import load
 from tests.surgery import write_delta, write_folded
 
 GOLDEN = Path(__file__).parent / "golden"
-KINDS = ("dci", "sci")
+KINDS = ("dci", "sci", "sti")
 TOWERS: tuple[Tower, ...] = ("clip", "siglip")
 OPTIONS: dict[str, dict[str, Any]] = {
     "dci": {"connector": "dci"},
     "sci": {"connector": "sci", "layers": "7,15"},
+    "sti": {"connector": "sti", "layers": "7,15"},
 }
 
 
@@ -66,7 +68,10 @@ def test_connector_layouts(kind: str, case: str) -> None:
     layout = reference_layout("clip" if is_clip else "siglip", kind)
     patches = states[:, :, 1:] if is_clip else states
     blocks = [patches[list(block.layers)].mean(0) for block in layout.blocks]
-    joined = torch.cat([tensors[f"{case}.image_features"], *blocks], dim=-1)
+    if layout.axis == "token":
+        blocks = [avg_pool1d(block.mT, layout.stride).mT for block in blocks]
+    dim = 1 if layout.axis == "token" else -1
+    joined = torch.cat([tensors[f"{case}.image_features"], *blocks], dim=dim)
     torch.testing.assert_close(joined, tensors[f"{case}.output"], atol=1e-6, rtol=0)
 
 
@@ -87,7 +92,11 @@ def golden_config(tower: Tower) -> dict[str, Any]:
     return config
 
 
-@pytest.fixture(params=[(tower, kind) for tower in TOWERS for kind in KINDS], ids="-".join)
+CASES = [(tower, kind) for tower in TOWERS for kind in KINDS]
+FOLDABLE = [case for case in CASES if case[1] != "sti"]
+
+
+@pytest.fixture(params=CASES, ids="-".join)
 def path_case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str, Tower]:
     """A LLaVA checkpoint with the golden tower and the base part of the golden projector."""
     tower, kind = request.param
@@ -129,10 +138,15 @@ def golden_matrix(tower: Tower, kind: str) -> Tensor:
 
 def test_image_path_delta(path_case: tuple[Path, str, Tower], tmp_path: Path) -> None:
     folder, kind, tower = path_case
+    if kind == "sti":
+        dcsurgery.convert_checkpoint(folder, tmp_path / "delta", **OPTIONS[kind])
+        check_path(dcsurgery.load_model(tmp_path / "delta"), tower, kind)
+        return
     write_delta(folder, tmp_path / "delta", golden_matrix(tower, kind), **OPTIONS[kind])
     check_path(dcsurgery.load_model(tmp_path / "delta"), tower, kind)
 
 
+@pytest.mark.parametrize("path_case", FOLDABLE, ids="-".join, indirect=True)
 def test_image_path_stock(path_case: tuple[Path, str, Tower], tmp_path: Path) -> None:
     folder, kind, tower = path_case
     write_folded(folder, tmp_path / "stock", golden_matrix(tower, kind), **OPTIONS[kind])
