@@ -12,6 +12,7 @@ from dcsurgery.architectures import Form, find_architecture
 from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
 from dcsurgery.connectors import KINDS
 from dcsurgery.errors import PlanError
+from dcsurgery.features import FeatureLayout
 from dcsurgery.folding import ITEM_BYTES
 from dcsurgery.plan import PLAN_FILE, ConnectorSpec, make_plan
 
@@ -31,7 +32,8 @@ class FormCost:
 
 @dataclass(frozen=True)
 class ConnectorOffer:
-    """One connector kind with its default layout, or the reason why it does not fit."""
+    """One connector kind with its default layout (`blocks` are its hidden states), or why it does
+    not fit."""
 
     kind: str
     summary: str
@@ -39,6 +41,7 @@ class ConnectorOffer:
     costs: tuple[FormCost, ...]
     notes: tuple[str, ...]
     refused: str | None = None
+    layout: FeatureLayout | None = None
 
 
 @dataclass(frozen=True)
@@ -117,4 +120,6 @@ def _offer(checkpoint: Checkpoint, kind: str, forms: tuple[Form, ...]) -> Connec
         for plan in plans
     )
     blocks = tuple(tuple(layers) for layers in plans[0].blocks)
-    return ConnectorOffer(kind, summary, blocks, costs, tuple(plans[0].notes))
+    return ConnectorOffer(
+        kind, summary, blocks, costs, tuple(plans[0].notes), layout=plans[0].layout
+    )
