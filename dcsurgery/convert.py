@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -288,7 +288,8 @@ def _write(
     delta = _delta_tensors(plan)
     stock: dict[str, NewTensor] = {}
     (folder / DELTA_FOLDER).mkdir()
-    transfers = [write_tensors(folder / DELTA_FILE, list(delta.values()), METADATA)]
+    written = write_tensors(folder / DELTA_FILE, list(delta.values()), METADATA)
+    transfers = [replace(written, file=DELTA_FILE)]
     if plan.form == "stock":
         stock = _stock_tensors(checkpoint, plan)
         config = edit_config(checkpoint, plan)

@@ -20,53 +20,58 @@ Say = Callable[[str], None]
 def run_demo(work_dir: Path | None, say: Say) -> Path:
     """Run the demo in `work_dir` (a new temporary folder when None) and return the stock folder.
 
-    Raises OutputExistsError when the folder is not empty, VerificationError when a check fails.
+    `say` gets every line. Raises OutputExistsError when the folder is not empty, VerificationError
+    when a check fails.
     """
     work = Path(tempfile.mkdtemp(prefix="dcsurgery-demo-")) if work_dir is None else work_dir
     if work.exists() and (not work.is_dir() or any(work.iterdir())):
         raise OutputExistsError(f"{work} is not empty", hint="choose another --work-dir")
     base, stock, delta = work / "tiny-llava", work / "tiny-llava-dci", work / "tiny-llava-dci-delta"
+    say("A Dense Connector for a tiny LLaVA, without network. Every folder below is in")
+    say(f"  {work}")
     _build(base, say)
     _inspect(base, say)
-    for step, (output, form) in enumerate(((stock, "stock"), (delta, "delta")), start=3):
-        say(f"\n{step}. convert --form {form}")
-        _convert(base, output, form, say)
-        _verify(output, say)
-    _load(base, stock, delta, say)
-    say(f"\nThe upgraded model, loadable by plain transformers:\n  {stock}")
-    say("Next, your own model:\n  dcsurgery convert llava-hf/llava-1.5-7b-hf -o llava-1.5-7b-dci")
+    _convert(base, stock, "stock", say)
+    _verify(stock, say)
+    _convert(base, delta, "delta", say)
+    _verify(delta, say)
+    _compare(base, stock, delta, say)
+    say("\nYour own model is next:")
+    say("  dcsurgery inspect llava-hf/llava-1.5-7b-hf")
+    say("  dcsurgery convert llava-hf/llava-1.5-7b-hf -o llava-dci")
     return stock
 
 
 def _build(base: Path, say: Say) -> None:
     from dcsurgery.tiny import write_tiny_llava
 
+    say(f"\n# a model to operate on: {base.name}")
     write_tiny_llava(base, "clip", depth=24, image_size=32, shards=3)
-    say("1. A tiny LLaVA with the names and files of llava-hf/llava-1.5-7b-hf, random weights")
-    say(f"   {base}")
+    say("  llava-hf/llava-1.5-7b-hf in miniature: same files, same names, 24 vision")
+    say("  blocks, random weights")
 
 
 def _inspect(base: Path, say: Say) -> None:
+    say(f"\n$ dcsurgery inspect {base.name}")
     found = inspect_checkpoint(base)
-    tower, site = found.anatomy.tower, found.anatomy.projector.sites[0]
-    say(f"\n2. inspect: {tower.depth} blocks of width {tower.width}, states 0..{tower.depth}")
-    say(
-        f"   the projector ({site.in_features} -> {site.out_features}) reads state "
-        f"{found.anatomy.feature_layer} alone; the other {tower.depth} are thrown away"
-    )
+    depth = found.anatomy.tower.depth
+    say(f"  the vision tower makes hidden states 0..{depth}")
+    say(f"  the projector reads state {found.anatomy.feature_layer} alone, {depth} are thrown away")
 
 
 def _convert(base: Path, output: Path, form: str, say: Say) -> None:
+    wanted = "" if form == "stock" else f" --form {form}"
+    say(f"\n$ dcsurgery convert {base.name} -o {output.name}{wanted}")
     done: Conversion = convert_checkpoint(base, output, form=form)
     plan = done.plan
-    groups = " and ".join(str(block) for block in plan.layout.blocks)
-    say(f"   {done.seconds:.2f} s, {done.bytes_written:,} bytes written")
-    say(f"   dci adds the means of states {groups}: {plan.new_parameters:,} new parameters")
-    for record in plan.changed:
-        say(f"   {record.name}: {record.base_shape} -> {record.shape}")
+    say(f"  dci: the means of states {' and '.join(map(str, plan.layout.blocks))} join the feature")
+    for record in plan.changed or plan.delta:
+        before = f"{record.base_shape} -> " if record.base_shape else "new, "
+        say(f"  {record.name}: {before}{record.shape}")
     for key, change in plan.config_changes.items():
-        say(f"   config.json {key}: {_short(change['from'])} -> {_short(change['to'])}")
-    say(f"   loads with: {plan.loader}")
+        say(f"  config.json, {key}: {_short(change['from'])} -> {_short(change['to'])}")
+    say(f"  {plan.new_parameters:,} new parameters, {done.bytes_written:,} bytes written")
+    say(f"  loads with {plan.loader}")
 
 
 def _short(value: Any) -> str:
@@ -74,23 +79,26 @@ def _short(value: Any) -> str:
 
 
 def _verify(output: Path, say: Say) -> None:
+    say(f"\n$ dcsurgery verify {output.name} --logits")
     report: Report = verify_checkpoint(output, logits=True)
-    say("   verify:")
     for check in report.checks:
-        mark = "ok    " if check.passed else "FAILED"
-        say(f"     {mark} {check.name}: {check.measured} (limit: {check.limit})")
+        say(f"  {'ok    ' if check.passed else 'FAILED'} {check.name}: {check.measured}")
+        if check.detail:
+            say(f"         {check.detail}")
     if not report.passed:
         raise VerificationError(
             f"{output} did not verify", hint="this is a bug in dcsurgery; please report it"
         )
 
 
-def _load(base: Path, stock: Path, delta: Path, say: Say) -> None:
+def _compare(base: Path, stock: Path, delta: Path, say: Say) -> None:
+    """Ask all three models the same; then give the new matrix values, to show that it is wired."""
     import torch
     from transformers import AutoModelForImageTextToText
 
     from dcsurgery.loading import load_model
 
+    say("\n# one photograph, one question, three models")
     models: dict[str, Any] = {
         "base": AutoModelForImageTextToText.from_pretrained(base),
         "stock": AutoModelForImageTextToText.from_pretrained(stock),
@@ -99,15 +107,19 @@ def _load(base: Path, stock: Path, delta: Path, say: Say) -> None:
     inputs = _inputs(base)
     with torch.no_grad():
         logits = {name: model(**inputs).logits for name, model in models.items()}
-        say("\n5. One photograph, one question, all three models (stock in plain transformers):")
-        for name in ("stock", "delta"):
+        for name, loader in (("stock", "plain transformers"), ("delta", "dcsurgery.load_model")):
             worst = (logits[name] - logits["base"]).abs().max().item()
-            equal = "bit-equal" if torch.equal(logits[name], logits["base"]) else "not bit-equal"
-            say(f"   {name} against base: max logit difference {worst:.2g}, {equal}")
+            verdict = (
+                "bit for bit the base"
+                if torch.equal(logits[name], logits["base"])
+                else (f"the base to {worst:.1g}")
+            )
+            say(f"  {name}, loaded by {loader}: logits are {verdict}")
         matrix = models["delta"].dense_connector.weight
         matrix.normal_(0, 0.25, generator=torch.Generator().manual_seed(0))
         moved = (models["delta"](**inputs).logits - logits["base"]).abs().max().item()
-    say(f"   with random values in the new matrix the logits move by {moved:.2g}: the wire is real")
+    say(f"  random values in the new matrix move the logits by {moved:.2g}: the wire is real,")
+    say("  and a short training is what fills it")
 
 
 def _inputs(base: Path) -> dict[str, Any]:

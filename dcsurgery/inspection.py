@@ -12,8 +12,9 @@ from dcsurgery.architectures import Form, find_architecture
 from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
 from dcsurgery.connectors import KINDS
 from dcsurgery.errors import PlanError
+from dcsurgery.features import FeatureLayout
 from dcsurgery.folding import ITEM_BYTES
-from dcsurgery.plan import PLAN_FILE, ConnectorSpec, make_plan
+from dcsurgery.plan import PLAN_FILE, ConnectorSpec, SurgeryPlan, make_plan
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class FormCost:
 
 @dataclass(frozen=True)
 class ConnectorOffer:
-    """One connector kind with its default layout, or the reason why it does not fit."""
+    """One connector kind with its default layout (`blocks` are its hidden states), or why it does
+    not fit."""
 
     kind: str
     summary: str
@@ -39,6 +41,7 @@ class ConnectorOffer:
     costs: tuple[FormCost, ...]
     notes: tuple[str, ...]
     refused: str | None = None
+    layout: FeatureLayout | None = None
 
 
 @dataclass(frozen=True)
@@ -100,21 +103,36 @@ def inspect_checkpoint(model: str | Path, revision: str | None = None) -> Inspec
 
 
 def _offer(checkpoint: Checkpoint, kind: str, forms: tuple[Form, ...]) -> ConnectorOffer:
+    plans, refused = [], None
+    for form in forms:
+        try:
+            plans.append(make_plan(checkpoint, ConnectorSpec(kind=kind, form=form)))
+        except PlanError as error:
+            refused = error.message
     summary = KINDS[kind].summary
-    try:
-        plans = [make_plan(checkpoint, ConnectorSpec(kind=kind, form=form)) for form in forms]
-    except PlanError as error:
-        return ConnectorOffer(kind, summary, (), (), (), refused=error.message)
-    costs = tuple(
-        FormCost(
-            form=plan.form,
-            loader=plan.loader,
-            new_parameters=plan.new_parameters,
-            extra_bytes=plan.new_parameters * ITEM_BYTES[plan.delta[0].dtype],
-            extra_flops_per_image=plan.extra_flops_per_image,
-            image_tokens=plan.image_tokens,
-        )
-        for plan in plans
+    if not plans:
+        return ConnectorOffer(kind, summary, (), (), (), refused=refused)
+    layout = plans[0].layout
+    return ConnectorOffer(
+        kind,
+        summary,
+        blocks=tuple(block.layers for block in layout.blocks),
+        costs=tuple(_cost(plan) for plan in plans),
+        notes=tuple(plans[0].notes),
+        layout=layout,
     )
-    blocks = tuple(tuple(layers) for layers in plans[0].blocks)
-    return ConnectorOffer(kind, summary, blocks, costs, tuple(plans[0].notes))
+
+
+def _cost(plan: SurgeryPlan) -> FormCost:
+    if plan.form == "stock":
+        extra_bytes = plan.new_parameters * ITEM_BYTES[plan.anatomy.dtype]
+    else:
+        extra_bytes = sum(math.prod(item.shape) * ITEM_BYTES[item.dtype] for item in plan.delta)
+    return FormCost(
+        form=plan.form,
+        loader=plan.loader,
+        new_parameters=plan.new_parameters,
+        extra_bytes=extra_bytes,
+        extra_flops_per_image=plan.extra_flops_per_image,
+        image_tokens=plan.image_tokens,
+    )

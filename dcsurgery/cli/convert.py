@@ -1,0 +1,219 @@
+"""`dcsurgery convert`: the main job, and its plan with --dry-run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections import Counter
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from dcsurgery.cli import units
+from dcsurgery.cli.options import AsJson, ConnectorOptions, Model, Quiet, Revision, WriteOptions
+from dcsurgery.cli.output import Output
+
+if TYPE_CHECKING:
+    from dcsurgery.checkpoint.copying import Transfer
+    from dcsurgery.convert import Conversion, Preview
+    from dcsurgery.plan import SurgeryPlan, TensorRecord
+
+EXAMPLES = (
+    "dcsurgery convert llava-hf/llava-1.5-7b-hf -o llava-dci",
+    "dcsurgery convert ./my-llava -o my-llava-delta --form delta",
+    "dcsurgery convert ./my-llava -o my-llava-sci --connector sci --layers 7,15",
+    "dcsurgery convert ./my-llava -o my-llava-three --groups 3 --dry-run",
+)
+LISTED_FILES = 8
+
+
+def convert(
+    model: Model,
+    write: WriteOptions,
+    choice: ConnectorOptions,
+    revision: Revision = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Install a dense connector and write the result to OUT.
+
+    No model is loaded: headers are edited and bytes are moved, so memory stays flat at any size.
+    Everything is checked before the first byte, and OUT appears whole or not at all.
+    """
+    out = Output(as_json=as_json, quiet=quiet)
+    if write.dry_run:
+        _preview(model, write, choice, revision, out)
+        return
+    if write.output is None:
+        raise typer.BadParameter("say where to write: -o OUT", param_hint="--output")
+    from dcsurgery.convert import convert_checkpoint
+
+    growing = Path(f"{write.output.absolute()}.partial")
+    remote = not Path(model).is_dir()
+    with out.working(f"writing {write.output}", growing=growing, fetches=remote):
+        done = convert_checkpoint(
+            model,
+            write.output,
+            revision=revision,
+            overwrite=write.overwrite,
+            link=write.link,
+            **asdict(choice),
+        )
+    if as_json:
+        out.data(_done(done))
+        return
+    _show_done(done, out)
+    out.tell(f"\nnext:\n  dcsurgery verify {shlex.quote(str(done.output))}")
+
+
+def _preview(
+    model: str, write: WriteOptions, choice: ConnectorOptions, revision: str | None, out: Output
+) -> None:
+    from dcsurgery.convert import make_spec, preview_conversion
+
+    spec = make_spec(**asdict(choice))
+    with out.working(f"planning the conversion of {model}"):
+        preview = preview_conversion(
+            model, spec, revision=revision, output=write.output, overwrite=write.overwrite
+        )
+    if out.as_json:
+        out.data(_planned(preview, write.output))
+        return
+    _show_plan(preview, write.output, out)
+    out.tell("\ndry run: nothing was written")
+
+
+def _planned(preview: Preview, output: Path | None) -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "dry_run": True,
+        "output": None if output is None else str(output),
+        "bytes_to_write": preview.bytes_to_write,
+        "free_bytes": _free_bytes(output),
+        "plan": preview.plan.model_dump(mode="json"),
+    }
+
+
+def _free_bytes(output: Path | None) -> int | None:
+    """Bytes free on the disk an output would be written to."""
+    if output is None:
+        return None
+    place = output.absolute()
+    existing = [path for path in (place, *place.parents) if path.exists()]
+    return shutil.disk_usage(existing[0]).free
+
+
+def _done(done: Conversion) -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "dry_run": False,
+        "output": str(done.output),
+        "seconds": round(done.seconds, 3),
+        "bytes_written": done.bytes_written,
+        "transfers": [asdict(item) for item in done.transfers],
+        "plan": done.plan.model_dump(mode="json"),
+    }
+
+
+def _title(plan: SurgeryPlan) -> str:
+    at = f" at {plan.base.commit[:12]}" if plan.base.commit else ""
+    return f"{plan.kind} into {plan.base.id}{at}, {plan.form} form"
+
+
+def _cost(plan: SurgeryPlan) -> list[tuple[str, str]]:
+    rows = [
+        ("new parameters", units.count(plan.new_parameters)),
+        ("extra compute", f"{units.flops(plan.extra_flops_per_image)} for one image"),
+        ("image tokens", f"{plan.image_tokens:,} for one image"),
+        ("loads with", plan.loader),
+    ]
+    return rows + [("note", note) for note in plan.notes]
+
+
+def _show_plan(preview: Preview, output: Path | None, out: Output) -> None:
+    from dcsurgery.cli.wiring import draw_wiring
+
+    plan = preview.plan
+    out.show(f"plan: {_title(plan)}", "bold")
+    rows = [("changed tensor", _tensor(record)) for record in plan.changed]
+    rows += [("new tensor", _tensor(record)) for record in plan.delta]
+    rows += [
+        ("config.json", f"{key}: {_compact(change['from'])} -> {_compact(change['to'])}")
+        for key, change in plan.config_changes.items()
+    ]
+    rows += [
+        ("processor", f"{key}: {_compact(change['from'])} -> {_compact(change['to'])}")
+        for key, change in plan.processor_changes.items()
+    ]
+    if plan.form == "stock":
+        rows.append(("all other bytes", "the base's, untouched"))
+    else:
+        rows.append(("the base", "stays where it is and is loaded from there"))
+    rows += _needs(preview, output)
+    rows.append(("output", "none given" if output is None else str(output)))
+    out.facts(_merged(rows + _cost(plan)))
+    out.heading("wiring")
+    for line in draw_wiring(plan.anatomy, [plan.layout]).split("\n"):
+        out.show("  " + line)
+
+
+def _needs(preview: Preview, output: Path | None) -> list[tuple[str, str]]:
+    """What goes over the network and onto the disk."""
+    rows, plan = [], preview.plan
+    if plan.form == "stock" and plan.base.folder is None:
+        weights = sum(file.size for file in plan.base.files.values())
+        rows.append(("to fetch", f"{units.size(weights)} into the Hub cache, if not there yet"))
+    free = _free_bytes(output)
+    room = "" if free is None else f" of {units.size(free)} free"
+    shared = ", less where blocks are shared" if plan.form == "stock" else ""
+    return [*rows, ("to write", f"at most {units.size(preview.bytes_to_write)}{room}{shared}")]
+
+
+def _merged(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Leave the name out where it repeats the row above."""
+    return [
+        ("" if key == above else key, text)
+        for (above, _), (key, text) in pairwise([("", ""), *rows])
+    ]
+
+
+def _tensor(record: TensorRecord) -> str:
+    base = record.base_shape
+    before = f"{base} -> " if base is not None and base != record.shape else ""
+    return f"{record.name}\n  {record.dtype} {before}{record.shape}, in {record.file}"
+
+
+def _compact(value: Any) -> str:
+    from dcsurgery.features import describe_layers
+
+    if isinstance(value, list) and value and all(type(item) is int for item in value):
+        return f"[{describe_layers(value)}]"
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _show_done(done: Conversion, out: Output) -> None:
+    out.show(f"{done.output}: {_title(done.plan)}", "bold")
+    written = f"{units.size(done.bytes_written)} in {units.seconds(done.seconds)}"
+    rows = [("written", written)]
+    rows += [("weight files", "\n".join(_moves(done.transfers)))]
+    out.facts(rows + _merged(_cost(done.plan)))
+
+
+def _moves(transfers: tuple[Transfer, ...]) -> list[str]:
+    """Say how each weight file came to be; of many only the count of each kind."""
+    weights = [item for item in transfers if item.file.endswith(".safetensors")]
+    others = len(transfers) - len(weights)
+    if len(weights) > LISTED_FILES:
+        lines = [f"{mode}: {count}" for mode, count in Counter(i.mode for i in weights).items()]
+    else:
+        longest = max(len(item.file) for item in weights)
+        lines = [
+            f"{item.file:<{longest}}  {item.mode:<8}  {units.size(item.written)}"
+            for item in weights
+        ]
+    return [*lines, f"and {units.plural(others, 'other file')}"]

@@ -1,0 +1,208 @@
+"""The only place that prints: data to stdout, talk to stderr, colour and progress on terminals."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from dcsurgery.cli import tables, units
+from dcsurgery.errors import DcSurgeryError, RequestError
+
+WIDEST = 100
+ASCII = str.maketrans("─│┐┘└┌├┤┼┴┬█▶▼", "-|+++++++++#>v")
+
+
+def prepare_streams() -> None:
+    """Make odd file names printable, and keep libraries' progress bars off what is no terminal."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Closed by the caller (`2>&-`): libraries expect something to write to.
+            setattr(sys, name, open(os.devnull, "w"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        hide_library_bars()
+
+
+def hide_library_bars() -> None:
+    """Keep huggingface_hub and transformers from drawing; only before they are imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def detach_stdout() -> None:
+    """Send what is still to be printed nowhere: the reader of the pipe has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _clean(text: str) -> str:
+    """Show control characters instead of obeying them: names come out of other people's files."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """Write at once. Raises BrokenPipeError, or RequestError for a full disk (stdout alone)."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if stream is sys.stderr:
+            # Nobody left to tell.
+            return
+        detach_stdout()
+        raise RequestError(
+            f"cannot write the output: {error.strerror}", hint="check where it is redirected to"
+        ) from None
+
+
+def _render(renderable: Any, stream: TextIO, **options: Any) -> str:
+    """Return what rich makes of something on a stream: colours only on a terminal."""
+    from rich.console import Console
+
+    buffer = io.StringIO()
+    console = Console(
+        file=buffer,
+        force_terminal=stream.isatty(),
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+    console.print(renderable, **options)
+    return buffer.getvalue()
+
+
+def _folder_bytes(folder: Path) -> int:
+    """Bytes of all files in a folder that someone is writing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            total += path.stat().st_size
+    return total
+
+
+class Output:
+    """What a command says. `as_json`: only data() reaches stdout. `quiet`: tell() is silent."""
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        if as_json or quiet:
+            hide_library_bars()
+
+    @property
+    def width(self) -> int:
+        """Columns to fill: the terminal's, at most 100; 80 where there is none."""
+        from rich.console import Console
+
+        return min(Console().width, WIDEST)
+
+    def _print(self, text: Any, style: str = "", *, stderr: bool = False) -> None:
+        stream = sys.stderr if stderr else sys.stdout
+        if isinstance(text, str):
+            text = _clean(text)
+            try:
+                text.encode(stream.encoding or "utf-8")
+            except UnicodeEncodeError:
+                text = text.translate(ASCII)
+        _write(stream, _render(text, stream, style=style or None, soft_wrap=True))
+
+    def data(self, values: Mapping[str, Any]) -> None:
+        """Print one JSON object on stdout."""
+        _write(sys.stdout, json.dumps(values, indent=2) + "\n")
+
+    def show(self, text: str = "", style: str = "") -> None:
+        """Print a line of the result."""
+        self._print(text, style)
+
+    def heading(self, text: str) -> None:
+        """Print a bold line, after an empty one."""
+        self._print("\n" + text, "bold")
+
+    def facts(self, rows: Iterable[tuple[str, str]]) -> None:
+        """Print "name  value" lines; values wrap under themselves, words are never broken."""
+        rows = list(rows)
+        offset = max(len(key) for key, _ in rows) + 4
+        for key, value in rows:
+            lines = tables.wrap(value, self.width - offset)
+            for index, line in enumerate(lines):
+                self._print(f"  {'' if index else key:<{offset - 2}}{line}".rstrip())
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], kinds: str) -> None:
+        """Print a table under dim titles; `kinds` as in tables.lay_out."""
+        lines = tables.lay_out([columns, *rows], kinds, self.width - 2)
+        for index, line in enumerate(lines):
+            self._print("  " + line, "" if index else "dim")
+
+    def tell(self, text: str) -> None:
+        """Say something on stderr: advice, progress, nothing a script would read."""
+        if not self.quiet and not self.as_json:
+            self._print(text, stderr=True)
+
+    def fail(self, error: DcSurgeryError) -> None:
+        """Print message and hint on stderr; with --json an error object on stdout as well."""
+        self._print(f"error: {error.message}", "bold red", stderr=True)
+        self._print(f"hint: {error.hint}", stderr=True)
+        if not self.as_json:
+            return
+        kind = type(error).__name__
+        found = {"type": kind, "message": error.message, "hint": error.hint}
+        try:
+            self.data({"schema_version": 1, "error": found})
+        except (RequestError, BrokenPipeError):
+            detach_stdout()
+
+    def traceback(self) -> None:
+        """Print the traceback of the exception being handled on stderr."""
+        import traceback
+
+        self._print(traceback.format_exc(), stderr=True)
+
+    @contextmanager
+    def working(
+        self, text: str, *, growing: Path | None = None, fetches: bool = False
+    ) -> Iterator[None]:
+        """Show `text`, the seconds and the bytes of a growing folder while the block runs.
+
+        On stderr, on a terminal only. A block that `fetches` from the Hub leaves the screen to the
+        Hub client's own bars.
+        """
+        if self.quiet or self.as_json or not sys.stderr.isatty():
+            yield
+            return
+        if fetches:
+            self.tell(text)
+            yield
+            return
+        hide_library_bars()
+        from rich.console import Console
+        from rich.live import Live
+        from rich.text import Text
+
+        started = time.monotonic()
+
+        def line() -> Text:
+            bytes_so_far = "" if growing is None else f", {units.size(_folder_bytes(growing))}"
+            took = units.seconds(round(time.monotonic() - started))
+            return Text(_clean(f"{text} ... {took}{bytes_so_far}"))
+
+        live = Live(
+            get_renderable=line,
+            console=Console(stderr=True),
+            refresh_per_second=4,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        with live:
+            yield

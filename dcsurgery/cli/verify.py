@@ -1,0 +1,119 @@
+"""`dcsurgery verify`: prove what a conversion changed and what it did not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dcsurgery.cli.options import AsJson, Quiet
+from dcsurgery.cli.output import Output
+from dcsurgery.errors import DcSurgeryError
+
+if TYPE_CHECKING:
+    from dcsurgery.verification import Report
+
+EXAMPLES = (
+    "dcsurgery verify llava-dci",
+    "dcsurgery verify llava-dci --image photo.jpg --logits",
+    "dcsurgery verify llava-dci --against ./my-llava --deep --json",
+)
+FAILED = 3
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What to verify against, on what, and how much of it."""
+
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="The base: a folder or Hub id. Default: the one the plan names."
+        ),
+    ] = None
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Picture to compare features and logits on; repeat for several. "
+            "Default: a photograph that comes with matplotlib.",
+        ),
+    ] = None
+    deep: Annotated[
+        bool,
+        typer.Option(
+            "--deep", help="Also hash hard-linked files, and compare with the Hub's digests."
+        ),
+    ] = False
+    logits: Annotated[
+        bool,
+        typer.Option(
+            "--logits", help="Also run both whole models; needs memory for them (a 7B: 30 GB)."
+        ),
+    ] = False
+
+
+def verify(
+    path: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A folder that `dcsurgery convert` wrote.")
+    ],
+    options: VerifyOptions,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> int:
+    """Prove what a conversion changed and what it did not.
+
+    Structure: every byte the plan did not name is the base's. Features: vision tower, connector and
+    projector of both models on real pictures, without the language model. Exit code 3 when a check
+    fails; the report is on stdout either way.
+    """
+    out = Output(as_json=as_json, quiet=quiet)
+    with out.working(f"verifying {path}", fetches=_base_is_remote(path, options.against)):
+        from dcsurgery.verification import verify_checkpoint
+
+        report = verify_checkpoint(
+            path,
+            against=options.against,
+            images=options.image or [],
+            deep=options.deep,
+            logits=options.logits,
+        )
+    if as_json:
+        out.data(report.to_dict())
+    else:
+        show_report(report, out)
+    return 0 if report.passed else FAILED
+
+
+def _base_is_remote(path: Path, against: str | None) -> bool:
+    """True when the base may have to be downloaded; False as well when that cannot be known."""
+    from dcsurgery.plan import read_plan
+
+    if against is not None:
+        return not Path(against).is_dir()
+    try:
+        return read_plan(path).base.folder is None
+    except DcSurgeryError:
+        return False
+
+
+def show_report(report: Report, out: Output) -> None:
+    """Print a verification's checks and its verdict."""
+    out.show(f"{report.output}: {report.form} form of {report.base}", "bold")
+    columns = ("", "check", "measured", "limit")
+    rows = [
+        ("ok" if check.passed else "FAILED", check.name, check.measured, check.limit)
+        for check in report.checks
+    ]
+    out.table(columns, rows, "wlll")
+    failed = [check for check in report.checks if not check.passed]
+    for check in failed:
+        out.show()
+        out.facts([(check.name, check.detail or f"{check.measured}, limit {check.limit}")])
+    out.show()
+    if failed:
+        out.show(f"FAILED: {len(failed)} of {len(report.checks)} checks", "bold red")
+    else:
+        out.show(f"verified: all {len(report.checks)} checks passed", "bold green")

@@ -1,0 +1,79 @@
+"""Help that is true: every option explained, every example runs as it stands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from .conftest import Run
+
+COMMANDS = ("inspect", "convert", "verify", "demo", "architectures")
+
+
+def examples(text: str) -> list[str]:
+    """The command lines under "Examples:" at the end of a help text."""
+    _, found, block = text.partition("Examples:\n")
+    assert found
+    lines = [line.strip() for line in block.strip().split("\n")]
+    assert lines and all(line.startswith("dcsurgery ") for line in lines)
+    return lines
+
+
+@pytest.fixture(scope="module")
+def workplace(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the models and the picture of the examples are tiny real ones."""
+    place = tmp_path_factory.mktemp("examples")
+    for name in ("my-llava", "llava-hf/llava-1.5-7b-hf"):
+        shutil.copytree(model, place / name)
+    Image.new("RGB", (40, 30), (200, 90, 20)).save(place / "photo.jpg")
+    return place
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_example_of_the_help_runs(
+    run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(workplace)
+    if command == "verify":
+        run("convert", "my-llava", "-o", "llava-dci")
+    if command == "":
+        shutil.rmtree(workplace / "llava-dci", ignore_errors=True)
+    told: list[Path] = []
+    # The whole demo has a test of its own.
+    monkeypatch.setattr("dcsurgery.demo.run_demo", lambda work_dir, say: told.append(work_dir))
+    for line in examples(run(*command.split(), "--help").stdout):
+        result = run(*shlex.split(line)[1:])
+        assert result.exit_code == 0, (line, result.stderr)
+    shutil.rmtree(workplace / "llava-dci", ignore_errors=True)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_explained_at_80_columns(run: Run, command: str) -> None:
+    text = run(command, "--help").stdout
+    assert max(map(len, text.split("\n"))) <= 80
+    options = re.findall(r"^  (?:-\w, )?(--[a-z-]+)(.*)$", text, re.MULTILINE)
+    assert options
+    for name, rest in options:
+        assert re.fullmatch(r"--[a-z]+(-[a-z]+)*", name)
+        # Help stands beside the option, or starts the next line when there is no room.
+        assert re.search(r"\s{2,}\S", rest) or re.search(rf"{name}.*\n\s{{10,}}\S", text)
+
+
+def test_defaults_are_stated(run: Run) -> None:
+    text = " ".join(run("convert", "--help").stdout.split())
+    for stated in ("[default: dci]", "[default: 2]", "[default: preserve]", "[default: 0]"):
+        assert stated in text
+    assert "Default: stock where" in text and "Default: the newest." in text
+
+
+def test_every_connector_kind_is_in_the_help(run: Run) -> None:
+    from dcsurgery.connectors import KINDS
+
+    text = " ".join(run("convert", "--help").stdout.split())
+    for kind in KINDS.values():
+        assert f"{kind.name}: {kind.summary}" in text

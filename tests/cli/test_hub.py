@@ -1,0 +1,38 @@
+"""The command line on a Hub model, against a Hub on localhost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.hub_server import running_hub
+
+from .conftest import Run
+
+
+def test_a_hub_model_is_inspected_and_planned_without_its_weights(
+    spawn: Run, model: Path, tmp_path: Path
+) -> None:
+    with running_hub() as hub:
+        commit = hub.add("org/model", {path.name: path.read_bytes() for path in model.iterdir()})
+        env = {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+        }
+        inspected = spawn("inspect", "org/model", env=env)
+        assert inspected.returncode == 0, inspected.stderr
+        assert inspected.stdout.startswith(f"org/model at {commit.commit[:12]}\n")
+        planned = spawn("convert", "org/model", "-o", tmp_path / "out", "--dry-run", env=env)
+        total = sum(path.stat().st_size for path in model.glob("*.safetensors"))
+        assert f"{total / 1e3:.0f} kB into the Hub cache" in planned.stdout
+        assert hub.sent(".safetensors") < total / 2
+        done = spawn(
+            "convert", "org/model", "-o", tmp_path / "out", "--form", "delta", "--json", env=env
+        )
+        assert done.stderr == ""
+        assert json.loads(done.stdout)["plan"]["base"]["commit"] == commit.commit
+        missing = spawn("inspect", "org/none", "--revision", "v2", env=env)
+        assert missing.returncode == 1 and missing.stderr.startswith("error: ")
+    assert not [path for path in (tmp_path / "hf").rglob("*.safetensors")]
