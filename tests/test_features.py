@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcsurgery.connectors import KINDS, find_kind
+from dcsurgery.architectures import find_architecture
+from dcsurgery.connectors import find_kind, make_layout
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.errors import PlanError, RequestError
 from dcsurgery.features import (
     FeatureBlock,
@@ -20,6 +22,9 @@ from dcsurgery.features import (
     split_evenly,
     stock_layers,
 )
+from tests.headers_only import checkpoint, llava_like
+
+Layers = tuple[tuple[int, ...], ...]
 
 DEPTHS = st.integers(1, 48)
 
@@ -194,24 +199,32 @@ def test_the_stock_list_is_ascending_and_distinct() -> None:
     assert stock_layers(layout, [5, 3]) == (1, 3, 5, 7)
 
 
+def blocks_for(
+    depth: int, feature_layer: int, kind: str, layers: Layers | None = None, groups: int = 2
+) -> Layers:
+    config, shapes = llava_like("siglip_vision_model", depth=depth)
+    config["vision_feature_layer"] = feature_layer
+    source = checkpoint(config, shapes)
+    anatomy = find_architecture(source.config).dissect(source.config, source.tensors)
+    return layers_of(make_layout(anatomy, ConnectorSpec(kind, groups, layers)).blocks)
+
+
 def test_dci_takes_the_given_groups_or_cuts_one_list() -> None:
-    dci = KINDS["dci"].layout
-    assert layers_of(dci(23, 24, 2, ((0, 1), (5, 4))).blocks) == ((0, 1), (4, 5))
-    assert layers_of(dci(23, 24, 2, (tuple(range(6)),)).blocks) == ((0, 1, 2), (3, 4, 5))
-    assert layers_of(dci(23, 24, 1, ((-1, 0),)).blocks) == ((0, 24),)
+    assert blocks_for(24, 23, "dci", ((0, 1), (5, 4))) == ((0, 1), (4, 5))
+    assert blocks_for(24, 23, "dci", (tuple(range(6)),)) == ((0, 1, 2), (3, 4, 5))
+    assert blocks_for(24, 23, "dci", ((-1, 0),), groups=1) == ((0, 24),)
     with pytest.raises(PlanError):
-        dci(23, 24, 2, ((0, 25),))
+        blocks_for(24, 23, "dci", ((0, 25),))
 
 
 def test_sci_keeps_the_given_order_and_has_no_groups() -> None:
-    sci = KINDS["sci"].layout
-    assert layers_of(sci(26, 27, 2, ((15, 7),)).blocks) == ((15,), (7,))
-    assert layers_of(sci(26, 27, 2, ((-1,),)).blocks) == ((27,),)
+    assert blocks_for(27, 26, "sci", ((15, 7),)) == ((15,), (7,))
+    assert blocks_for(27, 26, "sci", ((-1,),)) == ((27,),)
     for bad in (((0,), (1,)), ((7, 7),), ((28,),)):
         with pytest.raises(PlanError):
-            sci(26, 27, 2, bad)
+            blocks_for(27, 26, "sci", bad)
     with pytest.raises(PlanError, match="no shallower hidden state"):
-        sci(0, 4, 2, None)
+        blocks_for(4, 0, "sci")
 
 
 def test_unknown_connectors_name_the_known_ones() -> None:
