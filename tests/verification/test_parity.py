@@ -175,7 +175,7 @@ def test_states_that_overflow_are_found(tmp_path: Path) -> None:
         assert "F16" in check.limit
 
 
-@pytest.mark.parametrize("kind", ["missing", "text", "cut", "folder"])
+@pytest.mark.parametrize("kind", ["missing", "text", "cut", "size is text", "folder"])
 def test_pictures_that_cannot_be_read_are_refused_first(
     kind: str, fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +185,8 @@ def test_pictures_that_cannot_be_read_are_refused_first(
     if kind == "cut":
         Image.new("RGB", (300, 300), "red").save(path)
         path.write_bytes(path.read_bytes()[:60])
+    if kind == "size is text":
+        path.write_bytes(b"P6\n40 3x\n255\n")
     if kind == "folder":
         path.mkdir()
 
