@@ -25,12 +25,15 @@ TOP = {
 }  # fmt: skip
 ANATOMY = {
     "architecture", "tower", "projector", "feature_layers", "feature_layer", "dropped_tokens",
-    "image_tokens", "variable_resolution", "language_model", "dtype",
+    "image_tokens", "variable_resolution", "language_model", "dtype", "feature_width",
+    "first_state", "normed",
 }  # fmt: skip
 TOWER = {
-    "kind", "blocks", "width", "depth", "prefix_tokens", "image_size", "patch_size", "grid",
+    "kind", "module", "blocks", "width", "depth", "prefix_tokens", "image_size", "patch_size",
+    "twins", "grid",
 }  # fmt: skip
-PROJECTOR = {"site", "weight", "in_features", "out_features", "tensors"}
+PROJECTOR = {"sites", "tensors"}
+SITE = {"module", "weight", "in_features", "out_features"}
 OFFER = {"kind", "summary", "blocks", "costs", "notes", "refused"}
 COST = {
     "form", "loader", "new_parameters", "extra_bytes", "extra_flops_per_image", "image_tokens",
@@ -45,6 +48,7 @@ def test_the_json_form_has_exactly_these_keys(tower: str, request: pytest.Fixtur
     assert set(found["anatomy"]) == ANATOMY
     assert set(found["anatomy"]["tower"]) == TOWER
     assert set(found["anatomy"]["projector"]) == PROJECTOR
+    assert all(set(site) == SITE for site in found["anatomy"]["projector"]["sites"])
     assert all(set(item) == {"name", "size", "tensors"} for item in found["weights"])
     assert {offer["kind"] for offer in found["offers"]} == {"dci", "sci"}
     for offer in found["offers"]:
@@ -79,7 +83,9 @@ def test_the_numbers_are_those_of_the_loaded_model(
     assert anatomy["tower"]["prefix_tokens"] == (1 if tower == "clip" else 0)
     assert anatomy["feature_layer"] == config.vision_feature_layer % (vision.num_hidden_layers + 1)
     assert anatomy["image_tokens"] == features_of(model, tower)
-    assert anatomy["projector"]["out_features"] == config.text_config.hidden_size
+    (site,) = anatomy["projector"]["sites"]
+    assert site["out_features"] == config.text_config.hidden_size
+    assert site["in_features"] == anatomy["feature_width"] == vision.hidden_size
     assert anatomy["language_model"] == config.text_config.model_type
     assert anatomy["dtype"] == "F32"
     files = {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}

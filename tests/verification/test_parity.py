@@ -154,6 +154,13 @@ def test_a_branch_that_reads_another_state_fails(
     assert failed(features(trained)) == {FORMULA, FOLD}
 
 
+def test_a_branch_that_gives_no_numbers_fails(
+    trained: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DenseConnector, "extend", lambda self, site, output: output / 0)
+    assert failed(logits(trained)) >= {FINITE_LOGITS, FOLD_LOGITS}
+
+
 def overflowing(folder: Path) -> Path:
     """A fp16 LLaVA whose block 1 writes states that fp16 cannot hold."""
     config = llava_config("clip", depth=4, width=16, image_size=16, patch_size=4, feature_layer=-2)
