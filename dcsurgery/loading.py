@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,14 @@ def load_model(
     Raises CheckpointError when the base is missing or is not the one the delta was made for.
     """
     folder = _local_folder(path, revision)
-    if (folder / "config.json").is_file():
+    if not (folder / PLAN_FILE).is_file() and (folder / "config.json").is_file():
         return load_stock(folder, **kwargs)
     plan = read_plan(folder)
+    projector = plan.anatomy.projector.tensors
+    if plan.form == "stock":
+        return load_stock(folder, projector, **kwargs)
     checkpoint = open_base(plan, base)
-    model = load_stock(checkpoint.ref.folder, **kwargs)
+    model = load_stock(checkpoint.ref.folder, projector, **kwargs)
     install(model, plan, folder)
     return model
 
@@ -58,21 +61,32 @@ def open_base(plan: SurgeryPlan, base: str | Path | None = None) -> Checkpoint:
 
     Raises CheckpointNotFoundError when it is gone, MalformedCheckpointError when it differs.
     """
-    where = base or plan.base.folder or plan.base.id
-    revision = plan.base.commit if base is None and plan.base.folder is None else None
-    try:
-        checkpoint = open_checkpoint(where, revision, weights=True)
-    except CheckpointNotFoundError as error:
-        raise CheckpointNotFoundError(
-            f"the base model {where} is needed and was not found: {error.message}",
-            hint="say where it is now: load_model(..., base=FOLDER), verify --against FOLDER",
-        ) from None
+    checkpoint = find_base(plan, base)
     check_base(plan, checkpoint)
     return checkpoint
 
 
+def find_base(plan: SurgeryPlan, base: str | Path | None = None) -> Checkpoint:
+    """Open what should be the base of a plan, on this machine, unchecked.
+
+    Raises CheckpointNotFoundError when it is gone.
+    """
+    where = base or plan.base.folder or plan.base.id
+    revision = plan.base.commit if base is None and plan.base.folder is None else None
+    try:
+        return open_checkpoint(where, revision, weights=True)
+    except CheckpointNotFoundError as error:
+        raise CheckpointNotFoundError(
+            f"the base model {str(where)[:200]} is needed and was not found: {error.message}",
+            hint="say where it is now: load_model(..., base=FOLDER), verify --against FOLDER",
+        ) from None
+
+
 def check_base(plan: SurgeryPlan, checkpoint: Checkpoint) -> None:
-    """Compare config, headers and the projector's bytes with the plan's record."""
+    """Compare config, headers and the projector's bytes with the plan's record.
+
+    Raises MalformedCheckpointError when they differ.
+    """
     found = describe_base(checkpoint)
     problem = None
     if found.files != plan.base.files:
@@ -80,7 +94,9 @@ def check_base(plan: SurgeryPlan, checkpoint: Checkpoint) -> None:
     elif found.config_sha256 != plan.base.config_sha256:
         problem = "its config.json differs"
     for name, digest in plan.relies_on.items() if problem is None else ():
-        if hashlib.sha256(checkpoint.read_tensor(name)).hexdigest() != digest:
+        if name not in checkpoint.tensors:
+            problem = f"it has no tensor {name}"
+        elif hashlib.sha256(checkpoint.read_tensor(name)).hexdigest() != digest:
             problem = f"tensor {name} has other values"
     if problem is not None:
         raise MalformedCheckpointError(
@@ -107,26 +123,43 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_stock(folder: Path | str | None, **kwargs: Any) -> Any:
-    """Load a complete checkpoint with transformers; every tensor must be used and found.
+def load_stock(folder: Path | str | None, projector: Collection[str] = (), **kwargs: Any) -> Any:
+    """Load a complete checkpoint with transformers and return the model in eval mode.
 
-    Raises MalformedCheckpointError when the loader reports missing or mismatched tensors.
+    Every tensor the model has must be found. Tensors the model has no place for are ignored, as
+    transformers does (old buffers, an unused head), unless they are named like the connector or
+    like one of the `projector` tensors. Raises MalformedCheckpointError.
     """
     from transformers import AutoModelForImageTextToText
 
     kwargs.setdefault("dtype", "auto")
+    # Reported below, with a hint, instead of transformers' own exception.
+    kwargs.setdefault("ignore_mismatched_sizes", True)
     with quiet_transformers():
         model, info = AutoModelForImageTextToText.from_pretrained(
             folder, output_loading_info=True, **kwargs
         )
-    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        names = sorted(map(str, info[kind]))
+    unused = {name for name in info["unexpected_keys"] if _is_ours(name, projector)}
+    problems = {
+        "missing": info["missing_keys"],
+        # transformers reports these with both shapes.
+        "mismatched": {item[0] for item in info["mismatched_keys"]},
+        "unexpected": unused,
+    }
+    for kind, names in problems.items():
         if names:
             raise MalformedCheckpointError(
-                f"{folder} has {kind.replace('_', ' ')}: {', '.join(names[:4])}",
+                f"{folder} has {kind} tensors: {', '.join(sorted(names)[:4])}",
                 hint="run `dcsurgery verify` on it; the installed transformers may be too old",
             )
     return model.eval()
+
+
+def _is_ours(name: str, projector: Collection[str]) -> bool:
+    dotted = f".{name}"
+    return f".{CONNECTOR_PREFIX}" in dotted or any(
+        dotted.endswith(f".{ours}") for ours in projector
+    )
 
 
 def install(model: nn.Module, plan: SurgeryPlan, folder: Path) -> None:
@@ -182,6 +215,11 @@ def _set(parameters: dict[str, nn.Parameter], name: str, value: torch.Tensor) ->
         raise RequestError(
             f"the model has {len(found)} parameters named {name}",
             hint="the delta was made for another version of the base",
+        )
+    if parameters[found[0]].is_meta:
+        raise RequestError(
+            f"{name} is offloaded, and this delta has values of its own for it",
+            hint="keep the projector on a device: name it in device_map",
         )
     with torch.no_grad():
         parameters[found[0]].copy_(value)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from errno import EINVAL
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dcsurgery import __version__
 from dcsurgery.anatomy import Anatomy
@@ -79,7 +80,7 @@ class SurgeryPlan(_Record):
     anatomy: Anatomy
     kind: str
     groups: int
-    blocks: list[list[int]] = Field(min_length=1)
+    blocks: list[Annotated[list[int], Field(min_length=1)]] = Field(min_length=1)
     axis: Literal["channel", "token"] = "channel"
     stride: int = Field(default=1, ge=1)
     mixed: bool = False
@@ -113,6 +114,14 @@ class SurgeryPlan(_Record):
             normed=self.normed,
             pool=self.pool,
         )
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> SurgeryPlan:
+        depth = self.anatomy.tower.depth
+        for layer in [*self.layout.layers, *self.feature_layers]:
+            if not 0 <= layer <= depth:
+                raise ValueError(f"hidden state {layer} does not exist in {depth} blocks")
+        return self
 
     @property
     def exact_start(self) -> bool:
@@ -353,6 +362,8 @@ def read_plan(folder: str | Path) -> SurgeryPlan:
     """
     path = Path(folder) / PLAN_FILE
     try:
+        if path.exists() and not path.is_file():  # reading a FIFO would wait for ever
+            raise OSError(EINVAL, "it is not a regular file")
         return SurgeryPlan.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointNotFoundError(

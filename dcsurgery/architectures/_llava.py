@@ -29,7 +29,9 @@ def read_tower(
 ) -> VisionTower:
     """Return the tower whose tensors lie under `module`. Raises AnatomyError for another kind."""
     kind = vision.get("model_type", "clip_vision_model")
-    reading.require(kind in TOWERS, f"vision tower {kind!r} is not one of {', '.join(TOWERS)}")
+    # A tuple: a kind that is a list or an object cannot be looked up in a dict.
+    known = tuple(TOWERS)
+    reading.require(kind in known, f"vision tower {kind!r} is not one of {', '.join(known)}")
     blocks, prefix, image, patch = TOWERS[kind]
     tower = VisionTower(
         kind=kind,
@@ -40,6 +42,10 @@ def read_tower(
         prefix_tokens=prefix,
         image_size=reading.positive(vision, "image_size", image),
         patch_size=reading.positive(vision, "patch_size", patch),
+    )
+    reading.require(
+        tower.grid > 0,
+        f"patch_size {tower.patch_size} is larger than image_size {tower.image_size}",
     )
     return reading.check_tower(tower, vision)
 
@@ -73,6 +79,11 @@ def read_anatomy(
     )
     vision = reading.section(config, "vision_config") or defaults["vision_config"]
     tower = read_tower(vision, tensors, site.in_features // count, module)
+    hidden = reading.section(config, "text_config").get("hidden_size", site.out_features)
+    reading.require(
+        hidden == site.out_features,
+        f"text_config.hidden_size is {hidden!r} but {site.weight} writes {site.out_features}",
+    )
     strategy = config["vision_feature_select_strategy"]
     reading.require(
         strategy in ("default", "full"), f"vision_feature_select_strategy is {strategy!r}"

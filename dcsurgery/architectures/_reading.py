@@ -103,6 +103,7 @@ def read_projector(
         _refuse_quantised(entry, tensors)
         out, *read = entry.shape
         require(len(read) in (1, 3), f"{entry.name} has shape {list(entry.shape)}, not a matrix")
+        require(all(entry.shape), f"{entry.name} is empty: {list(entry.shape)}")
         in_features = 1
         for size in read:
             in_features *= size

@@ -25,16 +25,18 @@ def verify_checkpoint(
     `deep` also hashes what a hard link already proves equal and compares with the Hub's digests.
     Raises DcSurgeryError when a check cannot be made, never when one fails.
     """
+    from dcsurgery.verification.images import open_images
     from dcsurgery.verification.structure import open_pair, structure_checks
 
     pair = open_pair(Path(path), against)
+    pictures = open_images([Path(image) for image in images])
     checks = structure_checks(pair, deep=deep)
     if all(check.passed for check in checks):
         from dcsurgery.verification.parity import feature_checks, logit_checks
 
-        checks += feature_checks(pair, [Path(image) for image in images])
+        checks += feature_checks(pair, pictures)
         if logits:
-            checks += logit_checks(pair, [Path(image) for image in images])
+            checks += logit_checks(pair, pictures)
     return Report(
         output=str(path), base=pair.base.ref.name, form=pair.plan.form, checks=tuple(checks)
     )

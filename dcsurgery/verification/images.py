@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dcsurgery.errors import RequestError
+
+# What Pillow raises for a broken file, besides OSError.
+BROKEN = (EOFError, IndexError, SyntaxError, ValueError, struct.error)
 
 
 def sample_photo() -> Path:
@@ -28,7 +32,7 @@ def open_images(paths: Sequence[Path]) -> list[Any]:
         try:
             with Image.open(path) as image:
                 images.append(image.convert("RGB"))
-        except (OSError, Image.DecompressionBombError, SyntaxError) as error:
+        except (OSError, Image.DecompressionBombError, *BROKEN) as error:
             raise RequestError(
                 f"{path} is not a picture that can be read ({str(error)[:80]})",
                 hint="pass PNG or JPEG files to --image",

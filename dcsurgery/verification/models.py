@@ -32,7 +32,11 @@ def load_vision(folder: Path | None) -> Any:
             setattr(text, key, [])
     with quiet_transformers():
         model, info = AutoModelForImageTextToText.from_pretrained(
-            folder, config=config, dtype="auto", output_loading_info=True
+            folder,
+            config=config,
+            dtype="auto",
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     problems = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if problems:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -16,8 +15,7 @@ from dcsurgery.connectors.attach import detach, find_module
 from dcsurgery.errors import VerificationError
 from dcsurgery.loading import install, load_stock, read_delta
 from dcsurgery.plan import CONNECTOR_PREFIX, CONNECTOR_TENSOR, SurgeryPlan
-from dcsurgery.verification.images import open_images
-from dcsurgery.verification.inputs import prepare_inputs
+from dcsurgery.verification.inputs import foreign_errors, prepare_inputs
 from dcsurgery.verification.models import image_features, load_vision, model_logits
 from dcsurgery.verification.report import Check
 from dcsurgery.verification.restated import restated_connector
@@ -32,17 +30,18 @@ LOGIT_LIMITS = {"F64": 1e-5, "F32": 1e-5, "F16": 2e-2, "BF16": 1e-1}
 LARGEST = {"F16": 65504.0}
 
 
-def feature_checks(pair: Pair, images: Sequence[Path]) -> list[Check]:
-    """Compare image features of base, branch, formula and (stock form) fold on real images.
+def feature_checks(pair: Pair, pictures: Sequence[Any]) -> list[Check]:
+    """Compare image features of base, branch, formula and (stock form) fold on PIL images.
 
     Only vision tower, connector and projector compute, one model at a time; the language model's
     blocks are never read.
     """
     plan, architecture = pair.plan, named(pair.plan.architecture)
-    inputs = prepare_inputs(pair.base, plan.anatomy, open_images(images)).values
+    prepared = prepare_inputs(pair.base, plan.anatomy, pictures)
+    inputs = prepared.values
     delta = read_delta(plan, pair.folder)
     zero = _starts_exact(plan, delta)
-    with torch.no_grad():
+    with torch.no_grad(), _model_errors(pair):
         model = load_vision(pair.base.ref.folder)
         checks = [_finite_check(model, architecture, plan, inputs)]
         base = image_features(model, architecture, inputs)
@@ -61,7 +60,7 @@ def feature_checks(pair: Pair, images: Sequence[Path]) -> list[Check]:
             fold = image_features(stock, architecture, inputs)
             limit = 1e-5 if zero else FOLD_LIMITS[plan.anatomy.dtype]
             checks.append(_close_check("features: fold against branch", fold, branch, limit))
-    return checks
+    return [prepared.explain(check) for check in checks]
 
 
 def _starts_exact(plan: SurgeryPlan, delta: dict[str, Tensor]) -> bool:
@@ -88,14 +87,16 @@ def _restate(
         return image_features(model, architecture, inputs)
 
 
-def logit_checks(pair: Pair, images: Sequence[Path]) -> list[Check]:
+def logit_checks(pair: Pair, pictures: Sequence[Any]) -> list[Check]:
     """Compare logits of base, branch and (stock form) fold on one image and a few text tokens."""
     plan, architecture = pair.plan, named(pair.plan.architecture)
-    inputs = prepare_inputs(pair.base, plan.anatomy, open_images(images)[:1]).values
+    prepared = prepare_inputs(pair.base, plan.anatomy, pictures[:1])
+    inputs = prepared.values
+    projector = plan.anatomy.projector.tensors
     zero = _starts_exact(plan, read_delta(plan, pair.folder))
     checks = []
-    with torch.no_grad():
-        model = load_stock(pair.base.ref.folder)
+    with torch.no_grad(), _model_errors(pair):
+        model = load_stock(pair.base.ref.folder, projector)
         count = len(image_features(model, architecture, inputs))
         base = model_logits(model, architecture, inputs, count)
         install(model, plan, pair.folder)
@@ -107,11 +108,18 @@ def logit_checks(pair: Pair, images: Sequence[Path]) -> list[Check]:
         else:
             checks.append(_finite_logits(branch))
         if pair.stock is not None:
-            stock = load_stock(pair.stock.ref.folder)
+            stock = load_stock(pair.stock.ref.folder, projector)
             fold = model_logits(stock, architecture, inputs, count)
             limit = LOGIT_LIMITS[plan.anatomy.dtype]
             checks.append(_close_check("logits: fold against branch", fold, branch, limit))
-    return checks
+    return [prepared.explain(check) for check in checks]
+
+
+def _model_errors(pair: Pair) -> AbstractContextManager[None]:
+    return foreign_errors(
+        f"{pair.base.ref.name} does not run in the installed transformers",
+        "load the base with transformers alone to see why",
+    )
 
 
 def _finite_logits(found: Tensor) -> Check:

@@ -2,73 +2,86 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcsurgery.checkpoint.contents import INDEX, Checkpoint, WeightFile, open_checkpoint
+from dcsurgery.checkpoint.contents import CONFIG, INDEX, Checkpoint, WeightFile, open_checkpoint
 from dcsurgery.checkpoint.headers import Header, read_header
 from dcsurgery.convert import edit_config, fold_sites
-from dcsurgery.errors import CheckpointNotFoundError, DcSurgeryError, MalformedCheckpointError
+from dcsurgery.errors import CheckpointNotFoundError, DcSurgeryError
 from dcsurgery.folding import Rows, encoded, learned_shares, stored_rows
-from dcsurgery.loading import check_base, open_base
+from dcsurgery.loading import check_base, find_base
 from dcsurgery.plan import (
     CONNECTOR_PREFIX,
     CONNECTOR_TENSOR,
     DELTA_FILE,
+    DELTA_FOLDER,
     PLAN_FILE,
     SurgeryPlan,
     read_plan,
 )
+from dcsurgery.verification.consistency import contradictions
+from dcsurgery.verification.digests import digest, file_bytes, tensor_bytes
 from dcsurgery.verification.report import Check
 
-BLOCK = 8 * 1024 * 1024
+DELTA_CHECK = "connector is as planned"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A converted folder, its plan and its base; `stock` is None for a delta."""
+    """A converted folder, its plan and its base.
+
+    `stock` is the folder as a checkpoint; None for a delta, and for a broken folder, where `broken`
+    says what is wrong with it.
+    """
 
     folder: Path
     plan: SurgeryPlan
     base: Checkpoint
     stock: Checkpoint | None
+    broken: str | None = None
 
 
 def open_pair(folder: Path, against: str | Path | None) -> Pair:
     """Open both sides of a verification.
 
-    Raises CheckpointNotFoundError when the folder or the base is missing, and
-    MalformedCheckpointError when a header is broken or the base is another model.
+    Raises CheckpointNotFoundError when the folder, its plan or the base is missing, and
+    MalformedCheckpointError when the plan or the base is broken.
     """
     if not folder.is_dir():
         raise CheckpointNotFoundError(
             f"there is no folder {folder}", hint="name the folder that `dcsurgery convert` wrote"
         )
     plan = read_plan(folder)
-    base = open_base(plan, against)
-    stock = open_checkpoint(folder) if plan.form == "stock" else None
-    return Pair(folder, plan, base, stock)
+    base = find_base(plan, against)
+    if plan.form == "delta":
+        return Pair(folder, plan, base, None)
+    try:
+        return Pair(folder, plan, base, open_checkpoint(folder))
+    except DcSurgeryError as error:
+        return Pair(folder, plan, base, None, broken=error.message)
 
 
 def structure_checks(pair: Pair, *, deep: bool) -> list[Check]:
-    """Return the byte-level checks of a pair."""
+    """Return the byte-level checks of a pair. Nothing is compared with a base that is another."""
     checks = [_base_check(pair)]
+    if not checks[0].passed:
+        return checks
     if deep:
         checks.append(_hub_check(pair.base))
-    checks.append(_delta_check(pair))
+    checks += [_delta_check(pair), _layout_check(pair)]
     if pair.stock is not None:
         checks += [
             _tensors_check(pair, pair.stock, deep),
-            _fold_check(pair, pair.stock),
             _config_check(pair, pair.stock),
-            _index_check(pair.stock),
-            _side_files_check(pair, pair.stock, deep),
+            _side_files_check(pair, pair.stock),
         ]
+        # The fold is made from the delta again: without a sound one there is nothing to compare.
+        if all(check.passed for check in checks if check.name == DELTA_CHECK):
+            checks.append(_fold_check(pair, pair.stock))
     return checks
 
 
@@ -80,7 +93,7 @@ def _result(name: str, problems: list[str], measured: str, limit: str) -> Check:
 def _base_check(pair: Pair) -> Check:
     try:
         check_base(pair.plan, pair.base)
-        problems = []
+        problems = contradictions(pair.plan, pair.base)
     except DcSurgeryError as error:
         problems = [error.message]
     measured = f"config, {len(pair.plan.base.files)} headers, {len(pair.plan.relies_on)} tensors"
@@ -91,10 +104,10 @@ def _hub_check(base: Checkpoint) -> Check:
     """Compare cached Hub files with the SHA-256 the Hub names them by."""
     problems, compared = [], 0
     for file in base.weights:
-        digest = base.path(file.name).resolve().name
-        if re.fullmatch(r"[0-9a-f]{64}", digest):
+        published = base.path(file.name).resolve().name
+        if re.fullmatch(r"[0-9a-f]{64}", published):
             compared += 1
-            if _digest(_file_bytes(base.path(file.name))) != digest:
+            if digest(file_bytes(base.path(file.name))) != published:
                 problems.append(f"{file.name} is not the file the Hub published")
     measured = f"{compared} of {len(base.weights)} weight files carry a digest"
     return _result("base files match the Hub", problems, measured, "equal where known")
@@ -104,43 +117,26 @@ def _delta_check(pair: Pair) -> Check:
     path = pair.folder / DELTA_FILE
     problems = []
     stated = {record.name: record for record in pair.plan.delta}
-    header = read_header(path) if path.is_file() else None
-    if header is None or set(header.tensors) != set(stated):
+    try:
+        header = read_header(path)
+    except DcSurgeryError as error:
+        return _result(DELTA_CHECK, [error.message], "unreadable", "equal")
+    if set(header.tensors) != set(stated):
         problems.append(f"{DELTA_FILE} does not hold the tensors {PLAN_FILE} names")
     else:
         for name, record in stated.items():
             entry = header.tensors[name]
             if [entry.dtype, list(entry.shape)] != [record.dtype, record.shape]:
                 problems.append(f"{name} is {entry.dtype} {list(entry.shape)}")
-            elif _tensor_digest(path, header, name) != record.sha256:
+            elif digest(tensor_bytes(path, header, name)) != record.sha256:
                 problems.append(f"{name} has other values than planned")
-    return _result("connector is as planned", problems, f"{len(stated)} tensor(s) hashed", "equal")
+    zero = not problems and all(_is_zero(path, header, name) for name in stated)
+    state = "all zero" if zero else "not zero: the model differs from its base"
+    return _result(DELTA_CHECK, problems, f"{len(stated)} tensor(s) hashed, {state}", "equal")
 
 
-def _file_bytes(path: Path, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-    left = path.stat().st_size - start if length is None else length
-    with path.open("rb") as file:
-        file.seek(start)
-        while left > 0:
-            chunk = file.read(min(BLOCK, left))
-            if not chunk:
-                raise MalformedCheckpointError(
-                    f"{path} became shorter while it was being read", hint="run verify again"
-                )
-            left -= len(chunk)
-            yield chunk
-
-
-def _digest(chunks: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for chunk in chunks:
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _tensor_digest(path: Path, header: Header, name: str) -> str:
-    entry = header.tensors[name]
-    return _digest(_file_bytes(path, header.data_start + entry.begin, entry.nbytes))
+def _is_zero(path: Path, header: Header, name: str) -> bool:
+    return not any(chunk.strip(b"\0") for chunk in tensor_bytes(path, header, name))
 
 
 def _tensors_check(pair: Pair, stock: Checkpoint, deep: bool) -> Check:
@@ -154,6 +150,7 @@ def _tensors_check(pair: Pair, stock: Checkpoint, deep: bool) -> Check:
         names = [name for name in file.header.tensors if name not in changed]
         compared += len(names)
         if not (_same_inode(pair, stock, file.name) and not deep):
+            problems += _compare_metadata(stock, file)
             problems += _compare_tensors(pair.base, stock, file, names)
     measured = f"{compared} tensors byte-identical" if not problems else f"{len(problems)} differ"
     return _result("every other tensor", problems, measured, "all but the planned ones")
@@ -166,6 +163,13 @@ def _same_inode(pair: Pair, stock: Checkpoint, name: str) -> bool:
     return os.path.samefile(pair.base.path(name), stock.path(name))
 
 
+def _compare_metadata(stock: Checkpoint, file: WeightFile) -> list[str]:
+    """Compare __metadata__: older transformers refuse a file without its format."""
+    found = [other for other in stock.weights if other.name == file.name]
+    same = not found or found[0].header.metadata == file.header.metadata
+    return [] if same else [f"the metadata of {file.name} differ from the base"]
+
+
 def _compare_tensors(
     base: Checkpoint, stock: Checkpoint, file: WeightFile, names: list[str]
 ) -> list[str]:
@@ -176,31 +180,34 @@ def _compare_tensors(
         if (old.dtype, old.shape) != (new.dtype, new.shape) or other.name != file.name:
             problems.append(f"{name} changed its dtype, shape or file")
             continue
-        first = _tensor_digest(base.path(file.name), file.header, name)
-        if first != _tensor_digest(stock.path(other.name), other.header, name):
+        first = digest(tensor_bytes(base.path(file.name), file.header, name))
+        if first != digest(tensor_bytes(stock.path(other.name), other.header, name)):
             problems.append(f"{name} differs from the base")
     return problems
 
 
 def _fold_check(pair: Pair, stock: Checkpoint) -> Check:
-    """Fold delta and base again and compare the bytes with what is on disk."""
+    """Make the changed tensors again, from delta and base, and compare with what is on disk."""
+    plan = pair.plan
+    delta = {record.name: record.sha256 for record in plan.delta}
+    folded: dict[str, Rows] | None = None
     problems = []
-    again: dict[str, Rows] | None = None
-    for record in pair.plan.changed:
+    for record in plan.changed:
         found = stock.tensors.get(record.name)
         if found is None or [found.dtype, list(found.shape)] != [record.dtype, record.shape]:
             problems.append(f"{record.name} is not {record.dtype} {record.shape}")
             continue
-        home = stock.file_of(record.name)
-        digest = _tensor_digest(stock.path(home.name), home.header, record.name)
-        if digest != record.sha256:
+        file = stock.file_of(record.name)
+        written = digest(tensor_bytes(stock.path(file.name), file.header, record.name))
+        if written != record.sha256:
             problems.append(f"{record.name} has other values than planned")
             continue
-        again = _fold_again(pair) if again is None else again
-        rows = again.get(record.name)
-        if rows is not None and _digest(encoded(rows, record.dtype)()) != digest:
+        folded = _fold_again(pair) if folded is None else folded
+        rows = folded.get(record.name)
+        again = delta[record.name] if rows is None else digest(encoded(rows, record.dtype)())
+        if written != again:
             problems.append(f"{record.name} is not the fold of its delta")
-    shapes = ", ".join(f"{record.base_shape} to {record.shape}" for record in pair.plan.changed)
+    shapes = ", ".join(f"{record.base_shape} to {record.shape}" for record in plan.changed)
     return _result("changed tensors are as planned", problems, shapes, "the fold of base + delta")
 
 
@@ -210,11 +217,8 @@ def _fold_again(pair: Pair) -> dict[str, Rows]:
 
     def delta_rows(name: str) -> Rows:
         entry = header.tensors[name]
-        start = header.data_start + entry.begin
         shape = (*entry.shape, 1)[:2]
-        return stored_rows(
-            lambda: b"".join(_file_bytes(path, start, entry.nbytes)), entry.dtype, shape
-        )
+        return stored_rows(lambda: b"".join(tensor_bytes(path, header, name)), entry.dtype, shape)
 
     def base_rows(name: str) -> Rows:
         if name in header.tensors:
@@ -241,23 +245,35 @@ def _config_check(pair: Pair, stock: Checkpoint) -> Check:
     return _result("config.json", problems, f"{changed} changed", "the plan's keys only")
 
 
-def _index_check(stock: Checkpoint) -> Check:
-    if stock.index is None:
-        return Check("file layout", True, "one weight file", "loaders read every tensor once")
-    total = sum(entry.nbytes for entry in stock.tensors.values())
-    stated = stock.index["metadata"].get("total_size")
+def _layout_check(pair: Pair) -> Check:
+    """Check that loaders find what they should: every tensor once, in a delta none at all."""
+    name, limit = "file layout", "loaders read every tensor once"
+    if pair.broken is not None:
+        return _result(name, [pair.broken], "unreadable", limit)
+    if pair.stock is None:
+        problems = [f"{item} would be loaded without the connector" for item in _base_files(pair)]
+        return _result(name, problems, "no base files", "nothing that loads as the base")
+    index = pair.stock.index
+    if index is None:
+        return Check(name, True, "one weight file", limit)
+    total = sum(entry.nbytes for entry in pair.stock.tensors.values())
+    stated = index["metadata"].get("total_size")
     problems = [] if stated == total else [f"{INDEX} says {stated} bytes, the tensors have {total}"]
-    return _result(
-        "file layout", problems, f"{len(stock.weights)} shards, {total} bytes", "index is right"
-    )
+    return _result(name, problems, f"{len(pair.stock.weights)} shards, {total} bytes", limit)
 
 
-def _side_files_check(pair: Pair, stock: Checkpoint, deep: bool) -> Check:
-    ours = {name for name in stock.side_files if not name.startswith("dense_connector/")}
+def _base_files(pair: Pair) -> list[str]:
+    names = [CONFIG, INDEX, *(file.name for file in pair.base.weights)]
+    return [name for name in names if os.path.lexists(pair.folder / name)]
+
+
+def _side_files_check(pair: Pair, stock: Checkpoint) -> Check:
+    found = {*stock.side_files, *stock.left_out}
+    ours = {name for name in found if not name.startswith(f"{DELTA_FOLDER}/")}
     problems = [f"{name} is missing" for name in pair.base.side_files if name not in ours]
     problems += [f"{name} was added" for name in sorted(ours - set(pair.base.side_files))]
     for name in sorted(ours & set(pair.base.side_files)):
         first, second = pair.base.path(name), stock.path(name)
-        if _digest(_file_bytes(first)) != _digest(_file_bytes(second)):
+        if digest(file_bytes(first)) != digest(file_bytes(second)):
             problems.append(f"{name} differs from the base")
     return _result("side files", problems, f"{len(pair.base.side_files)} files", "byte-identical")

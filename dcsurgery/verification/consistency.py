@@ -1,0 +1,51 @@
+"""Whether a plan can be what dcsurgery wrote for its base, apart from any bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dcsurgery.anatomy import Anatomy
+from dcsurgery.architectures import find_architecture
+from dcsurgery.checkpoint.contents import Checkpoint
+from dcsurgery.connectors import connector_shapes
+from dcsurgery.features import stock_layers
+from dcsurgery.folding import ITEM_BYTES
+from dcsurgery.plan import CONNECTOR_PREFIX, PLAN_FILE, SurgeryPlan
+
+
+def contradictions(plan: SurgeryPlan, base: Checkpoint) -> list[str]:
+    """Return what the plan says about its base or its own tensors and cannot be.
+
+    Later checks rely on it: shapes, dtypes and names of the plan's tensors are sound afterwards.
+    """
+    architecture = find_architecture(base.config)
+    anatomy = architecture.dissect(base.config, base.tensors)
+    if plan.architecture != architecture.name:
+        return [f"{PLAN_FILE} says the base is a {plan.architecture!r}, it is {architecture.name}"]
+    if anatomy != plan.anatomy:
+        return [f"{PLAN_FILE} describes another anatomy than the base has"]
+    if plan.feature_layers != list(anatomy.feature_layers):
+        return [f"{PLAN_FILE} says the base reads hidden states {plan.feature_layers}"]
+    layers = list(stock_layers(plan.layout, plan.feature_layers)) if plan.form == "stock" else None
+    if plan.stock_layers != layers:
+        return [f"{PLAN_FILE} says the output reads {plan.stock_layers}, its blocks need {layers}"]
+    return list(_impossible_tensors(plan, base, anatomy))
+
+
+def _impossible_tensors(plan: SurgeryPlan, base: Checkpoint, anatomy: Anatomy) -> Iterator[str]:
+    connector = {
+        CONNECTOR_PREFIX + name: list(shape)
+        for name, shape in connector_shapes(anatomy, plan.layout).items()
+    }
+    projector = {name: list(base.tensors[name].shape) for name in anatomy.projector.tensors}
+    shapes = projector | connector
+    for record in plan.delta:
+        if record.shape != shapes.get(record.name) or record.dtype not in ITEM_BYTES:
+            yield f"{PLAN_FILE} has {record.name} as {record.dtype} {record.shape} in its delta"
+    own = {record.name for record in plan.delta}
+    changed = {record.name for record in plan.changed}
+    if missing := sorted(connector.keys() - own):
+        yield f"{PLAN_FILE} has no {', '.join(missing)} in its delta"
+    wanted = {site.weight for site in anatomy.projector.sites} | own - connector.keys()
+    if plan.form == "stock" and changed != wanted:
+        yield f"{PLAN_FILE} changes {', '.join(sorted(changed)) or 'nothing'}"

@@ -1,0 +1,45 @@
+"""SHA-256 of files and tensors, read in blocks so that memory stays flat."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from dcsurgery.checkpoint.checks import changed
+from dcsurgery.checkpoint.headers import Header
+
+BLOCK = 8 * 1024 * 1024
+
+
+def file_bytes(path: Path, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+    """Yield `length` bytes of a file from `start` (all that follow when None) in blocks.
+
+    Raises MalformedCheckpointError when the file goes away or gets shorter.
+    """
+    try:
+        left = path.stat().st_size - start if length is None else length
+        with path.open("rb") as file:
+            file.seek(start)
+            while left > 0:
+                chunk = file.read(min(BLOCK, left))
+                if not chunk:
+                    raise changed(path.name)
+                left -= len(chunk)
+                yield chunk
+    except OSError:
+        raise changed(path.name) from None
+
+
+def digest(chunks: Iterable[bytes]) -> str:
+    """Return the SHA-256 of all chunks together, in hex."""
+    total = hashlib.sha256()
+    for chunk in chunks:
+        total.update(chunk)
+    return total.hexdigest()
+
+
+def tensor_bytes(path: Path, header: Header, name: str) -> Iterator[bytes]:
+    """Yield the bytes of one tensor of a file."""
+    entry = header.tensors[name]
+    return file_bytes(path, header.data_start + entry.begin, entry.nbytes)
