@@ -28,7 +28,7 @@ def read_tower(
     vision: dict[str, Any], tensors: Mapping[str, TensorEntry], width: int, module: str
 ) -> VisionTower:
     """Return the tower whose tensors lie under `module`. Raises AnatomyError for another kind."""
-    kind = vision.get("model_type", "clip_vision_model")
+    kind = reading.kind_of(vision, "clip_vision_model")
     reading.require(kind in TOWERS, f"vision tower {kind!r} is not one of {', '.join(TOWERS)}")
     blocks, prefix, image, patch = TOWERS[kind]
     tower = VisionTower(
