@@ -25,6 +25,7 @@ from dcsurgery.connectors.spec import Init, Layers
 from dcsurgery.errors import PlanError, RequestError
 from dcsurgery.features import parse_layers
 from dcsurgery.folding import (
+    ITEM_BYTES,
     Rows,
     constant_rows,
     encoded,
@@ -212,6 +213,11 @@ def _draw(plan: SurgeryPlan, record: TensorRecord) -> Rows:
         return constant_rows(record.shape, 1)
     if plan.init == "preserve" or name in ("mix", "norm_bias"):
         return constant_rows(record.shape, 0)
+    if record.dtype not in ITEM_BYTES or len(record.shape) not in (1, 2):
+        raise PlanError(
+            f"{record.name} ({record.dtype} {record.shape}) is no matrix or bias that can be drawn",
+            hint="keep the projector with --init preserve",
+        )
     anatomy = plan.anatomy
     # The reference draws one wide first matrix: base and new columns share its fan-in.
     for site in anatomy.projector.sites:

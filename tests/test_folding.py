@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcsurgery.features import FeatureBlock, FeatureLayout, stock_layers
+from dcsurgery.features import FeatureBlock, FeatureLayout, joined_columns, stock_layers
 from dcsurgery.folding import (
     CHUNK_ROWS,
     Rows,
+    constant_rows,
     decode,
     encode,
     encoded,
@@ -22,7 +23,6 @@ from dcsurgery.folding import (
     rounded,
     stored_rows,
     uniform_rows,
-    zero_rows,
 )
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -53,7 +53,7 @@ def test_rounding_equals_torch(dtype: str) -> None:
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=20))
 def test_rounding_equals_torch_for_any_bits(bits: list[int]) -> None:
     array = np.array(bits, "<u4").view("<f4")
-    array = array[~np.isnan(array)]
+    array = np.append(array[~np.isnan(array)], np.float32(1))
     for dtype in ("F16", "BF16"):
         assert encode(array, dtype) == raw(torch.from_numpy(array.copy()).to(DTYPES[dtype]))
 
@@ -79,8 +79,8 @@ def test_matrices_come_in_chunks_of_rows(dtype: str, rows: int) -> None:
     source = stored_rows(lambda: raw(matrix), dtype, matrix.shape)
     assert [len(chunk) for chunk in source()] == [len(c) for c in matrix.split(CHUNK_ROWS)]
     assert b"".join(encoded(source, dtype)()) == raw(matrix)
-    assert [c.shape for c in source()] == [c.shape for c in zero_rows(matrix.shape)()]
-    assert not whole(zero_rows(matrix.shape)).any()
+    assert [c.shape for c in source()] == [c.shape for c in constant_rows(matrix.shape, 0)()]
+    assert not whole(constant_rows(matrix.shape, 0)).any()
 
 
 def layout(*blocks: tuple[int, ...]) -> FeatureLayout:
@@ -109,7 +109,7 @@ def test_folding_is_the_mean_then_the_matrix(name: str, dtype: str) -> None:
         stored_rows(lambda: raw(base), dtype, base.shape),
         stored_rows(lambda: raw(delta), dtype, delta.shape),
         shape,
-        features,
+        joined_columns(stock_layers(shape, features), features, WIDTH),
         WIDTH,
     )
     layers = stock_layers(shape, features)
@@ -129,7 +129,13 @@ def test_folding_zeros_keeps_the_base_and_nothing_else(dtype: str) -> None:
     shape, features = LAYOUTS["dci"]
     base = torch.randn(OUT, WIDTH).to(DTYPES[dtype])
     rows = stored_rows(lambda: raw(base), dtype, base.shape)
-    folded = fold_rows(rows, zero_rows((OUT, 2 * WIDTH)), shape, features, WIDTH)
+    folded = fold_rows(
+        rows,
+        constant_rows((OUT, 2 * WIDTH), 0),
+        shape,
+        joined_columns((0, 1, 2, 3), features, WIDTH),
+        WIDTH,
+    )
     matrix = torch.frombuffer(bytearray(b"".join(encoded(folded, dtype)())), dtype=DTYPES[dtype])
     matrix = matrix.reshape(OUT, 4 * WIDTH)
     assert torch.equal(matrix[:, 3 * WIDTH :], base)
@@ -143,7 +149,7 @@ def test_sums_are_rounded_once() -> None:
         stored_rows(lambda: raw(base.bfloat16()), "BF16", (1, 1)),
         stored_rows(lambda: raw(delta.bfloat16()), "BF16", (1, 2)),
         layout((0,), (0,)),
-        (0,),
+        joined_columns((0,), (0,), 1),
         1,
     )
     value = b"".join(encoded(folded, "BF16")())
@@ -155,9 +161,9 @@ def test_special_values_pass_through(special: float) -> None:
     base = torch.full((1, 1), special).half()
     folded = fold_rows(
         stored_rows(lambda: raw(base), "F16", (1, 1)),
-        zero_rows((1, 1)),
+        constant_rows((1, 1), 0),
         layout((1,)),
-        (0,),
+        joined_columns((0, 1), (0,), 1),
         1,
     )
     found = whole(rounded(folded, "F16"))
