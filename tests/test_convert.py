@@ -6,9 +6,7 @@ import hashlib
 import json
 import os
 import random
-import resource
 import shutil
-import signal
 import struct
 import subprocess
 import sys
@@ -418,10 +416,12 @@ def test_a_source_that_changes_before_the_writing_is_an_error(
 
 
 CHILD = """
-import json, sys
+import json, resource, signal, sys
 from dcsurgery import convert_checkpoint
 from dcsurgery.errors import DcSurgeryError
-model, output, options = json.loads(sys.argv[1])
+model, output, limit, options = json.loads(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
     plan = convert_checkpoint(model, output, **options).plan
 except DcSurgeryError as error:
@@ -432,21 +432,12 @@ assert not {"torch", "transformers"} & set(sys.modules)
 """
 
 
-def child(
-    model: str | Path, output: Path, environment: dict[str, str] | None = None,
-    limit: int | None = None, **options: Any,
-) -> dict[str, Any]:  # fmt: skip
-    """Convert in a fresh process; `limit` is the size from which a file is too large."""
-
-    def restrict() -> None:
-        if limit is not None:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
+def child(model: Path, output: Path, limit: int, **options: Any) -> dict[str, Any]:
+    """Convert in a fresh process for which a file of `limit` bytes is full."""
+    call = json.dumps([str(model), str(output), limit, options])
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, json.dumps([str(model), str(output), options])],
-        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120, check=False,
-        preexec_fn=restrict,
+        [sys.executable, "-c", CHILD, call],
+        capture_output=True, text=True, cwd=ROOT, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout.splitlines()[-1]))

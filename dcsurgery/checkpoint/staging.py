@@ -23,7 +23,7 @@ from dcsurgery.checkpoint.output import (
     check_output,
     staging_root,
 )
-from dcsurgery.errors import CheckpointError, OutputExistsError, RequestError
+from dcsurgery.errors import CheckpointError, DcSurgeryError, OutputExistsError, RequestError
 
 try:
     import fcntl
@@ -35,6 +35,7 @@ NEW = "new"
 OLD = "old"
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
+OPEN_LOCK = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
 # Each try loses to another process that cleans up at the same moment.
 TRIES = 1000
 
@@ -53,7 +54,7 @@ def staged_output(
     made = [path for path in (output.parent, *output.parent.parents) if not path.exists()]
     published = False
     try:
-        lock = _acquire(root, output)
+        lock = _acquire_or_leave_nothing(root, output)
         try:
             _restore(root, output)
             _empty(root)
@@ -80,20 +81,34 @@ def _remove_folders(made: Sequence[Path]) -> None:
             path.rmdir()
 
 
+def _acquire_or_leave_nothing(root: Path, output: Path) -> int:
+    try:
+        return _acquire(root, output)
+    except KeyboardInterrupt:
+        with suppress(DcSurgeryError):
+            _clear(root, output, _acquire(root, output))
+        raise
+
+
 def _acquire(root: Path, output: Path) -> int:
     """Make the staging root; return the descriptor whose lock protects it."""
     for _ in range(TRIES):
+        lock, taken = -1, False
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
             _make_root(root)
-            lock = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-            if _take(lock, root, output):
+            lock = os.open(root / LOCK, OPEN_LOCK, 0o666)
+            taken = _take(lock, root, output)
+            if taken:
                 return lock
         except FileNotFoundError:
             # The other process finished and removed the root in between.
             continue
         except OSError as error:
             raise RequestError(f"cannot create {root}: {error.strerror}", hint=ELSEWHERE) from None
+        finally:
+            if lock >= 0 and not taken:
+                os.close(lock)
     raise OutputExistsError(f"other processes keep writing {output}", hint=ELSEWHERE)
 
 
@@ -116,20 +131,11 @@ def _take(lock: int, root: Path, output: Path) -> bool:
     try:
         if fcntl is not None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        same = os.fstat(lock).st_ino == (root / LOCK).stat().st_ino
     except BlockingIOError:
-        os.close(lock)
         raise OutputExistsError(
             f"another process is writing {output}", hint="wait for it, or choose another --output"
         ) from None
-    except FileNotFoundError:
-        same = False
-    except OSError:
-        os.close(lock)
-        raise
-    if not same:
-        os.close(lock)
-    return same
+    return os.fstat(lock).st_ino == (root / LOCK).stat().st_ino
 
 
 def _restore(root: Path, output: Path) -> None:
@@ -162,16 +168,24 @@ def _empty(root: Path) -> None:
 
 def _clear(root: Path, output: Path, lock: int) -> None:
     try:
-        _restore(root, output)
-        _empty(root)
-        # The lock goes last: whoever opens it earlier finds it taken, later finds a new folder.
-        # It stays beside what could not be removed, so that the next run knows it for ours.
-        with suppress(OSError):
-            if os.listdir(root) == [LOCK]:
-                os.unlink(root / LOCK)
-                root.rmdir()
+        _clear_once(root, output)
+    except KeyboardInterrupt:
+        _clear_once(root, output)  # the first Ctrl-C may fall into the cleaning, a second ends it
+        raise
     finally:
         os.close(lock)
+
+
+def _clear_once(root: Path, output: Path) -> None:
+    _restore(root, output)
+    _empty(root)
+    # The lock goes last: whoever opens it earlier finds it taken, later finds a new folder. It
+    # stays beside what could not be removed, so that the next run knows it for ours.
+    with suppress(OSError):
+        if os.listdir(root) in ([LOCK], []):
+            with suppress(FileNotFoundError):
+                os.unlink(root / LOCK)
+            root.rmdir()
 
 
 def _sync_tree(folder: Path) -> None:
