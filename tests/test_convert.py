@@ -239,6 +239,7 @@ def test_hostile_configs_leave_no_output(name: str, tmp_path: Path) -> None:
 SHAPES: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {
     "first matrix is a vector": {WEIGHT: ("F32", (384,))},
     "first matrix is a cube": {WEIGHT: ("F32", (24, 4, 4))},
+    "first matrix is a kernel": {WEIGHT: ("F32", (24, 4, 2, 2))},
     "first matrix has no rows": {WEIGHT: ("F32", (0, 16))},
     "first matrix has no columns": {WEIGHT: ("F32", (24, 0))},
     "first matrix is quantised": {WEIGHT: ("U8", (24, 16))},

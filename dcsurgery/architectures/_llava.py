@@ -64,6 +64,8 @@ def read_anatomy(
         "multi_modal_projector",
     )
     site = projector.sites[0]
+    shape = tensors[site.weight].shape
+    reading.require(len(shape) == 2, f"{site.weight} has shape {list(shape)}, not a matrix")
     stated = config["vision_feature_layer"]
     count = len(stated) if isinstance(stated, list) else 1
     reading.require(
