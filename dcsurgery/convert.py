@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,19 +10,22 @@ from pathlib import Path
 from typing import Any, cast
 
 from dcsurgery.architectures import Form, find_architecture, named
-from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
-from dcsurgery.checkpoint.copying import Transfer, write_file
+from dcsurgery.checkpoint.checks import render_object
+from dcsurgery.checkpoint.contents import CONFIG, Checkpoint, open_checkpoint
+from dcsurgery.checkpoint.copying import Transfer, make_folder, write_file
+from dcsurgery.checkpoint.output import check_output, on_same_disk
 from dcsurgery.checkpoint.rewrite import (
     NewTensor,
     estimate_bytes,
     write_checkpoint,
     write_tensors,
 )
-from dcsurgery.checkpoint.staging import check_output, staged_output
+from dcsurgery.checkpoint.staging import staged_output
 from dcsurgery.connectors.spec import Init, Layers
 from dcsurgery.errors import PlanError, RequestError
 from dcsurgery.features import parse_layers
 from dcsurgery.folding import (
+    ITEM_BYTES,
     Rows,
     constant_rows,
     encoded,
@@ -108,6 +110,7 @@ def preview_conversion(
     revision: str | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
+    link: bool = False,
 ) -> Preview:
     """Return the whole plan without writing anything; a Hub model's weights are not fetched.
 
@@ -115,9 +118,10 @@ def preview_conversion(
     """
     checkpoint = _open(model, revision, weights=False)
     plan = make_plan(checkpoint, spec)
-    needed = _bytes_to_write(checkpoint, plan)
-    if output is not None:
-        check_output(Path(output), overwrite=overwrite, sources=_sources(checkpoint), needed=needed)
+    target = Path(output) if output is not None else None
+    needed = _bytes_to_write(checkpoint, plan, target, link)
+    if target is not None:
+        check_output(target, overwrite=overwrite, sources=_sources(checkpoint), needed=needed)
     return Preview(plan, needed)
 
 
@@ -146,11 +150,13 @@ def convert_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
     spec = make_spec(connector, groups, layers, init, seed, form, norm, pool)
     checkpoint = _open(model, revision, weights=False)
     plan = make_plan(checkpoint, spec)
-    if plan.form == "stock" and checkpoint.ref.folder is None:
-        checkpoint = _open(model, checkpoint.ref.commit, weights=True)
-        plan = make_plan(checkpoint, spec)
     target = Path(output)
-    needed = _bytes_to_write(checkpoint, plan)
+    needed = _bytes_to_write(checkpoint, plan, target, link)
+    if plan.form == "stock" and checkpoint.ref.folder is None:
+        check_output(target, overwrite=overwrite, needed=needed)  # before a long download
+        checkpoint = _open(model, revision, weights=True)
+        plan = make_plan(checkpoint, spec)
+        needed = _bytes_to_write(checkpoint, plan, target, link)
     staging = staged_output(
         target, overwrite=overwrite, sources=_sources(checkpoint), needed=needed
     )
@@ -166,6 +172,13 @@ def _open(model: str | Path, revision: str | None, *, weights: bool) -> Checkpoi
             f"{checkpoint.ref.name} was already converted by dcsurgery",
             hint=f"convert its base again; {PLAN_FILE} names it",
         )
+    names = [file.name for file in checkpoint.weights] + list(checkpoint.side_files)
+    clash = next((name for name in names if name.split("/")[0] == DELTA_FOLDER), None)
+    if clash is not None:
+        raise PlanError(
+            f"{checkpoint.ref.name} holds {clash}, where the connector would be written",
+            hint="move it out of the model's folder if the model does not need it",
+        )
     return checkpoint
 
 
@@ -173,19 +186,20 @@ def _sources(checkpoint: Checkpoint) -> list[Path]:
     return [checkpoint.ref.folder] if checkpoint.ref.folder is not None else []
 
 
-def _bytes_to_write(checkpoint: Checkpoint, plan: SurgeryPlan) -> int:
-    delta = list(_delta_tensors(plan).values())
-    small = sum(item.nbytes for item in delta) + 256 * 1024
+def _bytes_to_write(
+    checkpoint: Checkpoint, plan: SurgeryPlan, output: Path | None, link: bool
+) -> int:
+    small = sum(item.nbytes for item in _delta_tensors(plan).values()) + 256 * 1024
     if plan.form == "delta":
         return small
-    stock = list(_stock_tensors(checkpoint, plan).values())
-    if checkpoint.ref.folder is None:
-        return (
-            small
-            + sum(file.size for file in checkpoint.weights)
-            + sum(item.nbytes for item in stock)
-        )
-    return small + estimate_bytes(checkpoint, stock)
+    source = checkpoint.ref.folder
+    linked = (
+        link
+        and source is not None
+        and not checkpoint.ref.in_cache
+        and (output is None or on_same_disk(source, output))
+    )
+    return small + estimate_bytes(checkpoint, _stock_tensors(checkpoint, plan), linked=linked)
 
 
 def delta_rows(plan: SurgeryPlan) -> dict[str, Rows]:
@@ -199,6 +213,11 @@ def _draw(plan: SurgeryPlan, record: TensorRecord) -> Rows:
         return constant_rows(record.shape, 1)
     if plan.init == "preserve" or name in ("mix", "norm_bias"):
         return constant_rows(record.shape, 0)
+    if record.dtype not in ITEM_BYTES or len(record.shape) not in (1, 2):
+        raise PlanError(
+            f"{record.name} ({record.dtype} {record.shape}) is no matrix or bias that can be drawn",
+            hint="keep the projector with --init preserve",
+        )
     anatomy = plan.anatomy
     # The reference draws one wide first matrix: base and new columns share its fan-in.
     for site in anatomy.projector.sites:
@@ -275,8 +294,7 @@ def edit_config(checkpoint: Checkpoint, plan: SurgeryPlan) -> str:
     stock_config = find_architecture(checkpoint.config).stock_config
     if stock_config is None:
         raise AssertionError(f"{plan.architecture} has no stock form")
-    edited = stock_config(checkpoint.config, plan.stock_layers)
-    return json.dumps(edited, indent=2, ensure_ascii=False) + "\n"
+    return render_object(stock_config(checkpoint.config, plan.stock_layers), CONFIG)
 
 
 def _write(
@@ -287,7 +305,7 @@ def _write(
     }
     delta = _delta_tensors(plan)
     stock: dict[str, NewTensor] = {}
-    (folder / DELTA_FOLDER).mkdir()
+    make_folder(folder / DELTA_FOLDER)
     written = write_tensors(folder / DELTA_FILE, list(delta.values()), METADATA)
     transfers = [replace(written, file=DELTA_FILE)]
     if plan.form == "stock":
@@ -306,6 +324,7 @@ def _write(
         transfers += _write_processor(checkpoint, plan, folder)
     if plan.form == "delta":
         transfers.append(_write_text(folder, "README.md", _delta_readme(plan)))
+    checkpoint.require_unchanged()
     return plan, tuple(transfers)
 
 
@@ -320,7 +339,7 @@ def _write_processor(checkpoint: Checkpoint, plan: SurgeryPlan, folder: Path) ->
             content = render_processor(
                 edit_processor(before, architecture, plan.anatomy, plan.layout)
             )
-        (folder / name).parent.mkdir(exist_ok=True)
+        make_folder((folder / name).parent)
         transfers.append(Transfer(name, "write", write_file(folder / name, [content])))
     return transfers
 

@@ -40,10 +40,13 @@ def encode(values: Array, dtype: str) -> bytes:
     """Return a float array as safetensors bytes, rounded to nearest even."""
     import numpy as np
 
+    kind = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<f4"}[dtype]
+    # As torch does: what is too large for the dtype becomes infinite.
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = np.ascontiguousarray(values, kind)
     if dtype != "BF16":
-        kind = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype]
-        return np.ascontiguousarray(values, kind).tobytes()
-    bits = np.ascontiguousarray(values, "<f4").view("<u4")
+        return cast.tobytes()
+    bits = cast.view("<u4")
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     nan = np.isnan(values)
     return np.where(nan, (bits >> 16) | 0x40, rounded).astype("<u2").tobytes()

@@ -28,10 +28,8 @@ def read_tower(
     vision: dict[str, Any], tensors: Mapping[str, TensorEntry], width: int, module: str
 ) -> VisionTower:
     """Return the tower whose tensors lie under `module`. Raises AnatomyError for another kind."""
-    kind = vision.get("model_type", "clip_vision_model")
-    # A tuple: a kind that is a list or an object cannot be looked up in a dict.
-    known = tuple(TOWERS)
-    reading.require(kind in known, f"vision tower {kind!r} is not one of {', '.join(known)}")
+    kind = reading.kind_of(vision, "clip_vision_model")
+    reading.require(kind in TOWERS, f"vision tower {kind!r} is not one of {', '.join(TOWERS)}")
     blocks, prefix, image, patch = TOWERS[kind]
     tower = VisionTower(
         kind=kind,
@@ -70,6 +68,8 @@ def read_anatomy(
         "multi_modal_projector",
     )
     site = projector.sites[0]
+    shape = tensors[site.weight].shape
+    reading.require(len(shape) == 2, f"{site.weight} has shape {list(shape)}, not a matrix")
     stated = config["vision_feature_layer"]
     count = len(stated) if isinstance(stated, list) else 1
     reading.require(

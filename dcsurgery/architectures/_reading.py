@@ -11,6 +11,8 @@ from dcsurgery.checkpoint.headers import TensorEntry
 from dcsurgery.errors import AnatomyError
 from dcsurgery.features import resolve_layer
 
+# Pixels of an image or a patch; beyond it, a config is broken.
+LARGEST = 2**20
 FLOATS = ("F64", "F32", "F16", "BF16")
 CHECK = "compare config.json with the tensors; the checkpoint may be mixed from two models"
 
@@ -48,8 +50,8 @@ def positive(config: Mapping[str, Any], key: str, default: int) -> int:
     if isinstance(value, list) and value:
         value = value[0]
     require(
-        isinstance(value, int) and not isinstance(value, bool) and value > 0,
-        f"{key} in config.json is {value!r}, not a positive number",
+        isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST,
+        f"{key} in config.json is {str(value)[:40]!r}, not a number from 1 to {LARGEST}",
     )
     return int(value)
 
@@ -63,7 +65,14 @@ def section(config: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 def language_model(config: Mapping[str, Any], default: str) -> str:
     """Return the text config's model type."""
-    return str(section(config, "text_config").get("model_type", default))
+    return kind_of(section(config, "text_config"), default)
+
+
+def kind_of(config: Mapping[str, Any], default: str) -> str:
+    """Return the model_type of a config section, or its default."""
+    value = config.get("model_type", default)
+    require(isinstance(value, str), f"model_type in config.json is {str(value)[:40]!r}, not a name")
+    return str(value)
 
 
 def check_tower(
@@ -73,6 +82,11 @@ def check_tower(
     width: str = "hidden_size",
 ) -> VisionTower:
     """Compare depth and width with the vision config where it states them; return the tower."""
+    require(
+        tower.grid > 0,
+        f"patch_size {tower.patch_size} in config.json is larger than image_size "
+        f"{tower.image_size}",
+    )
     for key, value in ((depth, tower.depth), (width, tower.width)):
         stated = config.get(key, value)
         require(stated == value, f"vision_config.{key} is {stated!r} but the tensors say {value}")
@@ -102,8 +116,8 @@ def read_projector(
         entry = find_tensor(tensors, suffix)
         _refuse_quantised(entry, tensors)
         out, *read = entry.shape
-        require(len(read) in (1, 3), f"{entry.name} has shape {list(entry.shape)}, not a matrix")
-        require(all(entry.shape), f"{entry.name} is empty: {list(entry.shape)}")
+        matrix = len(read) in (1, 3) and min(entry.shape) > 0
+        require(matrix, f"{entry.name} has shape {list(entry.shape)}, not a matrix")
         in_features = 1
         for size in read:
             in_features *= size

@@ -155,6 +155,9 @@ def parse_object(text: str, name: str) -> dict[str, Any]:
 
     try:
         value = json.loads(text, object_pairs_hook=unique)
+        if "\\ud" in text.lower():
+            # Half of a surrogate pair is no Unicode: it could not be written back.
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise MalformedCheckpointError(
             f"{name} is not valid JSON: {str(error)[:100]}", hint="fetch the file again"
@@ -162,6 +165,16 @@ def parse_object(text: str, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise MalformedCheckpointError(f"{name} is not a JSON object", hint="fetch it again")
     return value
+
+
+def render_object(value: Mapping[str, Any], name: str) -> str:
+    """Return an object as JSON text, keys in their order. Raises MalformedCheckpointError."""
+    try:
+        return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    except RecursionError:
+        raise MalformedCheckpointError(
+            f"{name} is nested too deeply", hint="fetch the file again"
+        ) from None
 
 
 def require_checkpoint(ref: ModelRef, files: list[str], read: Callable[[str], str]) -> None:

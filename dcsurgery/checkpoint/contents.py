@@ -26,6 +26,9 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONNECTIONS = 8
 
+# Inode, bytes, modification time in ns.
+Stamp = tuple[int, int, int]
+
 
 @dataclass(frozen=True)
 class WeightFile:
@@ -43,7 +46,7 @@ class Checkpoint:
     `side_files` are all files that travel with the weights (tokenizer, processor, code, ...), as
     posix paths; `left_out` are weights in other formats and safetensors files outside the index,
     which no loader of this checkpoint reads; `remote_sizes` the bytes of every file still on the
-    Hub.
+    Hub; `stamps` of local files were taken before any was read.
     """
 
     ref: ModelRef
@@ -54,6 +57,7 @@ class Checkpoint:
     side_files: tuple[str, ...]
     left_out: tuple[str, ...]
     remote_sizes: Mapping[str, int] = field(default_factory=dict)
+    stamps: Mapping[str, Stamp] = field(default_factory=dict, compare=False)
 
     @cached_property
     def tensors(self) -> dict[str, TensorEntry]:
@@ -116,19 +120,28 @@ class Checkpoint:
         except OSError:
             raise checks.changed(name) from None
 
-    def stamp(self) -> dict[str, tuple[int, int, int]]:
-        """Return (inode, bytes, modification time in ns) of every local file that is copied."""
+    def stamp(self) -> dict[str, Stamp]:
+        """Return the stamp of every local file that is copied, as it is now."""
         names = [CONFIG, *(file.name for file in self.weights), *self.side_files]
         if self.index is not None:
             names.append(INDEX)
-        stamps = {}
-        for name in names:
-            try:
-                found = self.path(name).stat()
-            except OSError:
-                raise checks.changed(name) from None
-            stamps[name] = (found.st_ino, found.st_size, found.st_mtime_ns)
-        return stamps
+        return {name: _stamp(self.path(name), name) for name in names}
+
+    def require_unchanged(self) -> None:
+        """Raise MalformedCheckpointError when a local file is not the one that was opened."""
+        if self.ref.folder is None:
+            return
+        for name, found in self.stamp().items():
+            if self.stamps[name] != found:
+                raise checks.changed(name)
+
+
+def _stamp(path: Path, name: str) -> Stamp:
+    try:
+        found = path.stat()
+    except OSError:
+        raise checks.changed(name) from None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def open_checkpoint(
@@ -156,6 +169,7 @@ def open_checkpoint(
 
 def _open_folder(ref: ModelRef, folder: Path) -> Checkpoint:
     files = checks.list_files(folder)
+    stamps = {name: _stamp(folder / name, name) for name in files}
     if ref.in_cache and ref.commit is None:
         ref = replace(ref, commit=folder.resolve().name)
 
@@ -166,7 +180,7 @@ def _open_folder(ref: ModelRef, folder: Path) -> Checkpoint:
         header = read_header(checks.safe_path(folder, name))
         return WeightFile(name, header.file_size, header)
 
-    return _assemble(ref, files, read_json, open_weights)
+    return replace(_assemble(ref, files, read_json, open_weights), stamps=stamps)
 
 
 def _open_remote(ref: ModelRef) -> Checkpoint:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
 
+from dcsurgery.checkpoint.checks import changed
 from dcsurgery.checkpoint.headers import PAGE
 from dcsurgery.errors import CheckpointError, MalformedCheckpointError
 
@@ -103,6 +104,8 @@ def _copy(source: int, target: int, start: int, length: int, to: int) -> int:
             while done < length:
                 step = min(STEP, length - done)
                 moved = way(source, target, start + done, step, to + done)
+                if not moved and way is not _by_read_write:
+                    break  # some file systems answer 0 for "cannot"; the next way knows better
                 if not moved:
                     raise MalformedCheckpointError(
                         "a file became shorter while it was being read",
@@ -115,7 +118,8 @@ def _copy(source: int, target: int, start: int, length: int, to: int) -> int:
             if way is _by_read_write:
                 raise
             continue
-        return length
+        if done == length:
+            break
     return length
 
 
@@ -133,6 +137,22 @@ def _by_read_write(source: int, target: int, start: int, length: int, to: int) -
     data = os.read(source, min(CHUNK, length))
     os.lseek(target, to, os.SEEK_SET)
     return os.write(target, data)
+
+
+def open_source(path: Path) -> int:
+    """Return a descriptor for reading. Raises MalformedCheckpointError when the file is gone."""
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError:
+        raise changed(path.name) from None
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents. Raises CheckpointError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise_write_error(error, folder)
 
 
 def create(target: Path) -> int:
@@ -169,16 +189,16 @@ def transfer_file(source: Path, target: Path, *, link: bool = False) -> Transfer
     The target is durable on return. Raises CheckpointError for a full or read-only disk.
     """
     real = source.resolve()
+    reading = open_source(real)
     try:
         if link and _hard_link(real, target):
+            os.fsync(reading)
             return Transfer(target.name, "hardlink", 0)
-        reading = os.open(real, os.O_RDONLY)
-        try:
-            return _transfer_open(reading, target)
-        finally:
-            os.close(reading)
+        return _transfer_open(reading, target)
     except OSError as error:
         raise_write_error(error, target)
+    finally:
+        os.close(reading)
 
 
 def _transfer_open(reading: int, target: Path) -> Transfer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dcsurgery.checkpoint import copying
-from dcsurgery.checkpoint.checks import changed
+from dcsurgery.checkpoint.checks import render_object
 from dcsurgery.checkpoint.contents import CONFIG, INDEX, Checkpoint
 from dcsurgery.checkpoint.copying import Transfer
 from dcsurgery.checkpoint.headers import (
@@ -72,59 +71,68 @@ def write_tensors(
 def rewrite_shard(
     source: Path, header: Header, target: Path, replacements: Mapping[str, NewTensor]
 ) -> Transfer:
-    """Write `source` with some tensors replaced, in the same order, every other byte moved as it
-    is.
+    """Write `source` with some tensors replaced, every other byte moved as it is.
 
-    The new header is padded so that the data keeps its offset modulo the page size: on file systems
-    that share blocks, unchanged data costs nothing. Raises CheckpointError.
+    Tensors keep their order unless that would leave one unaligned. The new header is padded so that
+    the data keeps its offset modulo the page size: on file systems that share blocks, unchanged
+    data costs nothing. Raises CheckpointError.
     """
-    old = list(header.tensors.values())
-    new = lay_out(
-        [
-            (item.name, item.dtype, item.shape)
-            for item in (replacements.get(entry.name, entry) for entry in old)
-        ]
-    )
-    head = render_header(new, header.metadata, congruent_to=header.data_start % PAGE)
+    new = _arranged(header, replacements)
+    aligned = header.data_start % 8 == 0
+    head = render_header(new, header.metadata, header.data_start % PAGE if aligned else None)
+    reading = copying.open_source(source.resolve())
     try:
-        reading = os.open(source.resolve(), os.O_RDONLY)
+        writing = copying.create(target)
         try:
-            writing = copying.create(target)
-            try:
-                written = copying.write_all(writing, head)
-                for start, length, to, tensor in _steps(old, new, replacements):
-                    at = len(head) + to
-                    if tensor is not None:
-                        os.lseek(writing, at, os.SEEK_SET)
-                        written += sum(copying.write_all(writing, c) for c in tensor.stream())
-                    else:
-                        begin = header.data_start + start
-                        written += copying.move_range(reading, writing, begin, length, at)
-                os.fsync(writing)
-            finally:
-                os.close(writing)
+            written = copying.write_all(writing, head)
+            for start, length, to, tensor in _steps(header.tensors, new, replacements):
+                at = len(head) + to
+                if tensor is not None:
+                    os.lseek(writing, at, os.SEEK_SET)
+                    written += sum(copying.write_all(writing, c) for c in tensor.stream())
+                else:
+                    begin = header.data_start + start
+                    written += copying.move_range(reading, writing, begin, length, at)
+            os.fsync(writing)
         finally:
-            os.close(reading)
+            os.close(writing)
     except OSError as error:
         copying.raise_write_error(error, target)
+    finally:
+        os.close(reading)
     return Transfer(target.name, "rewrite", written)
 
 
+def _arranged(header: Header, replacements: Mapping[str, NewTensor]) -> list[TensorEntry]:
+    """Return the new entries in the old order, or wider dtypes first where one lost alignment."""
+    wanted = [
+        (item.name, item.dtype, item.shape)
+        for item in (replacements.get(name, entry) for name, entry in header.tensors.items())
+    ]
+    entries = lay_out(wanted)
+    if all(entry.begin % max(1, DTYPE_BITS[entry.dtype] // 8) == 0 for entry in entries):
+        return entries
+    return lay_out(sorted(wanted, key=lambda item: -DTYPE_BITS[item[1]]))
+
+
 def _steps(
-    old: Sequence[TensorEntry], new: Sequence[TensorEntry], replacements: Mapping[str, NewTensor]
+    old: Mapping[str, TensorEntry],
+    new: Sequence[TensorEntry],
+    replacements: Mapping[str, NewTensor],
 ) -> Iterator[tuple[int, int, int, NewTensor | None]]:
     """Yield (source offset, bytes, target offset, replacement); unchanged neighbours join."""
     start = length = to = 0
-    for before, after in zip(old, new, strict=True):
-        if before.name not in replacements:
-            if not length:
-                start, to = before.begin, after.begin
-            length += before.nbytes
-            continue
-        if length:
+    for after in new:
+        before, tensor = old[after.name], replacements.get(after.name)
+        if length and (tensor is not None or before.begin != start + length):
             yield start, length, to, None
             length = 0
-        yield before.begin, before.nbytes, after.begin, replacements[before.name]
+        if tensor is not None:
+            yield before.begin, before.nbytes, after.begin, tensor
+            continue
+        if not length:
+            start, to = before.begin, after.begin
+        length += before.nbytes
     if length:
         yield start, length, to, None
 
@@ -143,7 +151,7 @@ def updated_index(checkpoint: Checkpoint, replacements: Mapping[str, NewTensor])
     if isinstance(metadata.get("total_parameters"), int):
         metadata["total_parameters"] += grown_values
     index["metadata"] = metadata
-    return json.dumps(index, indent=2, ensure_ascii=False) + "\n"
+    return render_object(index, INDEX)
 
 
 def _count(shape: Sequence[int]) -> int:
@@ -153,12 +161,23 @@ def _count(shape: Sequence[int]) -> int:
     return count
 
 
-def estimate_bytes(checkpoint: Checkpoint, tensors: Iterable[NewTensor]) -> int:
-    """Return an upper bound of the bytes a stock copy writes (no block is shared)."""
-    weights = sum(file.size for file in checkpoint.weights)
-    side = sum(checkpoint.path(n).stat().st_size for n in checkpoint.side_files)
-    added = sum(item.nbytes + PAGE for item in tensors)
-    return weights + side + added + 2 * len(checkpoint.config_text)
+def estimate_bytes(
+    checkpoint: Checkpoint, tensors: Mapping[str, NewTensor], *, linked: bool = False
+) -> int:
+    """Return an upper bound of the bytes a stock copy writes (no block is shared).
+
+    `linked` leaves out the weight files that would be hard links. Side files of a Hub model that is
+    not on this machine are not counted.
+    """
+    copied = [
+        file.size
+        for file in checkpoint.weights
+        if not linked or not tensors.keys().isdisjoint(file.header.tensors)
+    ]
+    local = checkpoint.ref.folder is not None
+    side = [checkpoint.stamps[name][1] for name in checkpoint.side_files] if local else []
+    added = sum(item.nbytes + PAGE for item in tensors.values())
+    return sum(copied) + sum(side) + added + 2 * len(checkpoint.config_text)
 
 
 def write_checkpoint(
@@ -175,7 +194,7 @@ def write_checkpoint(
     links unchanged weights, never those of a Hub cache. Raises CheckpointError for a full disk and
     for a source that changes underway.
     """
-    before = checkpoint.stamp()
+    checkpoint.require_unchanged()
     link = link and not checkpoint.ref.in_cache
     done: list[Transfer] = []
     for file in checkpoint.weights:
@@ -193,9 +212,7 @@ def write_checkpoint(
     if checkpoint.index is not None:
         text = updated_index(checkpoint, replacements).encode()
         done.append(Transfer(INDEX, "write", copying.write_file(folder / INDEX, [text])))
-    if checkpoint.stamp() != before:
-        after = checkpoint.stamp()
-        raise changed(next(name for name in before if before[name] != after[name]))
+    checkpoint.require_unchanged()
     text = config_text.encode()
     done.append(Transfer(CONFIG, "write", copying.write_file(folder / CONFIG, [text])))
     return tuple(done)
@@ -203,5 +220,5 @@ def write_checkpoint(
 
 def _place(folder: Path, name: str) -> Path:
     target = folder / name
-    target.parent.mkdir(parents=True, exist_ok=True)
+    copying.make_folder(target.parent)
     return target

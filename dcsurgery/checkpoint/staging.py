@@ -2,7 +2,8 @@
 
 `OUT.partial/` holds a lock and `new/`, the folder being filled. The kernel frees the lock of a
 killed process, so the next run recognises its remains and clears them. One rename publishes `new/`
-as OUT.
+as OUT; one exchange replaces an older OUT, which is then `new/` until it is removed. Where there is
+no exchange, the older one waits as `old/`: beside a `new/`, it was not replaced and goes back.
 """
 
 from __future__ import annotations
@@ -15,8 +16,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dcsurgery.checkpoint.reference import is_cache_path
-from dcsurgery.errors import CheckpointError, OutputExistsError, RequestError
+from dcsurgery.checkpoint.copying import make_folder, raise_write_error
+from dcsurgery.checkpoint.output import (
+    ELSEWHERE,
+    absolute_output,
+    check_output,
+    staging_root,
+)
+from dcsurgery.errors import CheckpointError, DcSurgeryError, OutputExistsError, RequestError
 
 try:
     import fcntl
@@ -28,65 +35,9 @@ NEW = "new"
 OLD = "old"
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
-
-
-def check_output(
-    output: Path, *, overwrite: bool, sources: Sequence[Path] = (), needed: int = 0
-) -> None:
-    """Refuse an output that cannot or must not be written; writes nothing.
-
-    Raises OutputExistsError, RequestError or CheckpointError (no room for `needed` bytes).
-    """
-    _check_place(output, sources)
-    if output.is_symlink() or (output.exists() and not output.is_dir()):
-        raise OutputExistsError(
-            f"{output} exists and is not a folder", hint="choose another --output"
-        )
-    if output.is_dir() and any(output.iterdir()):
-        if not overwrite:
-            raise OutputExistsError(
-                f"{output} exists and is not empty",
-                hint="choose another --output, or replace it with --overwrite",
-            )
-        _check_replaceable(output)
-    parent = _existing_parent(output)
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise RequestError(f"{parent} is not writable", hint="choose another --output")
-    free = shutil.disk_usage(parent).free
-    if needed > free:
-        raise CheckpointError(
-            f"{needed / 1e9:.2f} GB are needed at {parent}, {free / 1e9:.2f} GB are free",
-            hint="free some space, choose another disk, or use --link or --form delta",
-        )
-
-
-def _check_place(output: Path, sources: Sequence[Path]) -> None:
-    resolved = output.resolve()
-    for source in (path.resolve() for path in sources):
-        if resolved == source or source in resolved.parents or resolved in source.parents:
-            raise RequestError(
-                f"the output {output} and the model {source} contain each other",
-                hint="choose an --output outside the model's folder",
-            )
-    if is_cache_path(output):
-        raise RequestError(f"{output} is inside a Hub cache", hint="choose another --output")
-
-
-def _check_replaceable(output: Path) -> None:
-    resolved = output.resolve()
-    here = Path.cwd().resolve()
-    precious = {Path(resolved.anchor), Path.home().resolve(), here, *here.parents}
-    if resolved in precious or resolved in Path.home().resolve().parents:
-        raise RequestError(f"{output} is not a folder to replace", hint="choose another --output")
-
-
-def _existing_parent(output: Path) -> Path:
-    parent = output.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise RequestError(f"{parent} is not a folder", hint="choose another --output")
-    return parent
+OPEN_LOCK = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+# Each try loses to another process that cleans up at the same moment.
+TRIES = 1000
 
 
 @contextmanager
@@ -98,86 +49,81 @@ def staged_output(
     Raises what check_output raises, and OutputExistsError when another process is writing `output`.
     """
     check_output(output, overwrite=overwrite, sources=sources, needed=needed)
-    output = output.absolute()
-    made = _make_parents(output.parent)
-    try:
-        root, lock = _acquire(output)
-    except BaseException:
-        _remove_parents(made)
-        raise
+    output = absolute_output(output)
+    root = staging_root(output)
+    made = [path for path in (output.parent, *output.parent.parents) if not path.exists()]
     published = False
     try:
-        # The winner of a race may have published between our check and our lock.
-        check_output(output, overwrite=overwrite, sources=sources, needed=needed)
-        staging = root / NEW
-        staging.mkdir()
-        yield staging
-        _sync_tree(staging)
-        _publish(staging, output, overwrite)
-        published = True
+        lock = _acquire_or_leave_nothing(root, output)
+        try:
+            _restore(root, output)
+            _empty(root)
+            # The winner of a race may have published between our check and our lock.
+            check_output(output, overwrite=overwrite, sources=sources, needed=needed)
+            staging = root / NEW
+            make_folder(staging)
+            yield staging
+            _sync_tree(staging)
+            _publish(staging, output, overwrite)
+            published = True
+            for path in made:
+                _sync(path.parent)
+        finally:
+            _clear(root, output, lock)
     finally:
-        _clear(root, lock)
         if not published:
-            _remove_parents(made)
+            _remove_folders(made)
 
 
-def _make_parents(parent: Path) -> list[Path]:
-    missing = [path for path in (parent, *parent.parents) if not path.exists()]
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RequestError(
-            f"cannot create {parent}: {error.strerror}", hint="choose another --output"
-        ) from None
-    return missing
-
-
-def _remove_parents(made: Sequence[Path]) -> None:
+def _remove_folders(made: Sequence[Path]) -> None:
     for path in made:
         with suppress(OSError):
             path.rmdir()
 
 
-def _acquire(output: Path) -> tuple[Path, int]:
-    """Return the staging root, cleared, and the descriptor whose lock protects it."""
-    root = output.with_name(output.name + ".partial")
-    while True:
+def _acquire_or_leave_nothing(root: Path, output: Path) -> int:
+    try:
+        return _acquire(root, output)
+    except KeyboardInterrupt:
+        with suppress(DcSurgeryError):
+            _clear(root, output, _acquire(root, output))
+        raise
+
+
+def _acquire(root: Path, output: Path) -> int:
+    """Make the staging root; return the descriptor whose lock protects it."""
+    for _ in range(TRIES):
+        lock, taken = -1, False
         try:
-            root.mkdir(exist_ok=True)
-            if any(root.iterdir()) and not (root / LOCK).is_file():
-                raise OutputExistsError(
-                    f"{root} is in the way and dcsurgery did not make it",
-                    hint="move it away, or choose another --output",
-                )
-            lock = os.open(root / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+            output.parent.mkdir(parents=True, exist_ok=True)
+            _make_root(root)
+            lock = os.open(root / LOCK, OPEN_LOCK, 0o666)
+            taken = _take(lock, root, output)
+            if taken:
+                return lock
         except FileNotFoundError:
             # The other process finished and removed the root in between.
             continue
         except OSError as error:
-            raise RequestError(
-                f"cannot create {root}: {error.strerror}", hint="choose another --output"
-            ) from None
-        if _take(lock, root, output):
-            break
-    if (root / OLD).exists() and not output.exists():
-        # Killed between the two renames of a replacement: the old folder is still the only one.
-        os.rename(root / OLD, output)
-    _empty(root)
-    return root, lock
+            raise RequestError(f"cannot create {root}: {error.strerror}", hint=ELSEWHERE) from None
+        finally:
+            if lock >= 0 and not taken:
+                os.close(lock)
+    raise OutputExistsError(f"other processes keep writing {output}", hint=ELSEWHERE)
 
 
-def _empty(root: Path) -> None:
-    for leftover in (NEW, OLD):
-        shutil.rmtree(root / leftover, ignore_errors=True)
-
-
-def _clear(root: Path, lock: int) -> None:
-    # The lock file goes last: whoever opens it earlier finds it taken, later finds a new folder.
-    _empty(root)
-    with suppress(OSError):
-        os.unlink(root / LOCK)
-        root.rmdir()
-    os.close(lock)
+def _make_root(root: Path) -> None:
+    """Make the staging root or recognise one of ours. Raises OSError or OutputExistsError."""
+    with suppress(FileExistsError):
+        os.mkdir(root)
+    names = set() if root.is_symlink() else set(os.listdir(root))
+    # One listing: whoever finishes meanwhile removes the lock last.
+    ours = names <= {LOCK, NEW, OLD} and (LOCK in names or not names)
+    if root.is_symlink() or not ours:
+        raise OutputExistsError(
+            f"{root} is in the way and dcsurgery did not make it",
+            hint="move it away, or choose another --output",
+        )
 
 
 def _take(lock: int, root: Path, output: Path) -> bool:
@@ -185,17 +131,61 @@ def _take(lock: int, root: Path, output: Path) -> bool:
     try:
         if fcntl is not None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        same = os.fstat(lock).st_ino == (root / LOCK).stat().st_ino
     except BlockingIOError:
-        os.close(lock)
         raise OutputExistsError(
             f"another process is writing {output}", hint="wait for it, or choose another --output"
         ) from None
-    except FileNotFoundError:
-        same = False
-    if not same:
+    return os.fstat(lock).st_ino == (root / LOCK).stat().st_ino
+
+
+def _restore(root: Path, output: Path) -> None:
+    """Put back an old output that was set aside for a new one that never took its place."""
+    aside = root / OLD
+    if not (aside.exists() and (root / NEW).exists()):
+        return
+    try:
+        os.rename(aside, output)  # succeeds where nothing is, or an empty folder
+    except OSError:
+        raise OutputExistsError(
+            f"an interrupted run left the former {output.name} in {aside}, and {output} is taken",
+            hint="move one of them away",
+        ) from None
+
+
+def _empty(root: Path) -> None:
+    for leftover in (root / NEW, root / OLD):
+        with suppress(OSError):
+            if not leftover.is_dir() or leftover.is_symlink():
+                leftover.unlink()
+        shutil.rmtree(leftover, ignore_errors=True)
+        if leftover.exists():
+            # Folders without write permission, as an old output may hold.
+            for folder, _, _ in os.walk(leftover):
+                with suppress(OSError):
+                    os.chmod(folder, 0o700)
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _clear(root: Path, output: Path, lock: int) -> None:
+    try:
+        _clear_once(root, output)
+    except KeyboardInterrupt:
+        _clear_once(root, output)  # the first Ctrl-C may fall into the cleaning, a second ends it
+        raise
+    finally:
         os.close(lock)
-    return same
+
+
+def _clear_once(root: Path, output: Path) -> None:
+    _restore(root, output)
+    _empty(root)
+    # The lock goes last: whoever opens it earlier finds it taken, later finds a new folder. It
+    # stays beside what could not be removed, so that the next run knows it for ours.
+    with suppress(OSError):
+        if os.listdir(root) in ([LOCK], []):
+            with suppress(FileNotFoundError):
+                os.unlink(root / LOCK)
+            root.rmdir()
 
 
 def _sync_tree(folder: Path) -> None:
@@ -205,11 +195,14 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+    except OSError as error:
+        raise_write_error(error, folder)
 
 
 def _publish(staging: Path, output: Path, overwrite: bool) -> None:
@@ -221,12 +214,13 @@ def _publish(staging: Path, output: Path, overwrite: bool) -> None:
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise OutputExistsError(
-                f"{output} appeared while it was being written", hint="choose another --output"
+                f"{output} appeared while it was being written", hint=ELSEWHERE
             ) from None
         raise CheckpointError(
             f"cannot publish {output}: {error.strerror}", hint="check the folder's permissions"
         ) from None
     _sync(output.parent)
+    _sync(staging.parent)
 
 
 def _exchange(staging: Path, output: Path) -> bool:
@@ -240,10 +234,6 @@ def _exchange(staging: Path, output: Path) -> bool:
 
 
 def _replace_in_two_steps(staging: Path, output: Path) -> None:
-    aside = staging.with_name(OLD)
-    os.rename(output, aside)
-    try:
-        os.rename(staging, output)
-    except OSError:
-        os.rename(aside, output)
-        raise
+    # Interrupted in between, _restore puts the old folder back.
+    os.rename(output, staging.with_name(OLD))
+    os.rename(staging, output)

@@ -78,7 +78,12 @@ def _preview(
     spec = make_spec(**asdict(choice))
     with out.working(f"planning the conversion of {model}"):
         preview = preview_conversion(
-            model, spec, revision=revision, output=write.output, overwrite=write.overwrite
+            model,
+            spec,
+            revision=revision,
+            output=write.output,
+            overwrite=write.overwrite,
+            link=write.link,
         )
     if out.as_json:
         out.data(_planned(preview, write.output))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 CONFIG = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}
 
@@ -54,6 +57,97 @@ def single() -> dict[str, bytes]:
         "model.safetensors": shard({"a.weight": (2, 3), "b.weight": (4,)}),
         "config.json": json.dumps(CONFIG).encode(),
     }
+
+
+LLAVA_CONFIG: dict[str, Any] = {
+    **CONFIG,
+    "image_token_index": 32000,
+    "projector_hidden_act": "gelu",
+    "text_config": {"model_type": "llama", "rms_norm_eps": 1e-05, "name": "Größe 雪 \U0001f600"},
+    "vision_config": {
+        "model_type": "clip_vision_model", "hidden_size": 16, "num_hidden_layers": 4,
+        "image_size": 16, "patch_size": 4,
+    },
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default",
+    "big": 123456789012345678901234567890,
+    "zero": -0.0,
+    "limits": [0.0, float("inf")],
+}  # fmt: skip
+PROJECTOR = "multi_modal_projector."
+WEIGHT = PROJECTOR + "linear_1.weight"
+BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "U8": 8}
+Specs = list[tuple[str, str, tuple[int, ...]]]
+
+
+def llava_specs(
+    place: str = "last", dtype: str = "F32", extra: Specs | None = None, filler: int = 32
+) -> Specs:
+    """Name, dtype and shape of a tiny LLaVA's tensors; the projector at a place of choice."""
+    blocks: Specs = [
+        (f"vision_tower.vision_model.encoder.layers.{i}.w", dtype, (16, 3)) for i in range(4)
+    ]
+    text: Specs = [("language_model.model.embed.weight", dtype, (filler, 24)), *(extra or [])]
+    projector: Specs = [
+        (WEIGHT, dtype, (24, 16)), (PROJECTOR + "linear_1.bias", dtype, (24,)),
+        (PROJECTOR + "linear_2.weight", dtype, (24, 24)),
+        (PROJECTOR + "linear_2.bias", dtype, (24,)),
+    ]  # fmt: skip
+    if place == "first":
+        return projector + blocks + text
+    return blocks + projector + text if place == "middle" else blocks + text + projector
+
+
+def typed_shard(specs: Specs, seed: int = 0, pad: int = 0) -> bytes:
+    """A safetensors file of those tensors; values are seeded, finite and of moderate size."""
+    draw = np.random.default_rng(seed)
+    table: dict[str, Any] = {"__metadata__": {"format": "pt", "by": "tests"}}
+    data = bytearray()
+    for name, dtype, shape in specs:
+        values = draw.normal(size=math.prod(shape))
+        if dtype == "BF16":
+            raw = (values.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
+        elif dtype == "U8":
+            raw = draw.bytes(math.prod(shape))
+        else:
+            raw = values.astype(f"<f{BITS[dtype] // 8}").tobytes()
+        begin, end = len(data), len(data) + len(raw)
+        table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+        data += raw
+    text = json.dumps(table, separators=(",", ":")).encode()
+    return raw_file(text + b" " * (-len(text) % 8 + pad), bytes(data))
+
+
+def llava(
+    *, place: str = "last", dtype: str = "F32", shards: int = 1, extra: Specs | None = None,
+    filler: int = 32,
+) -> dict[str, bytes]:  # fmt: skip
+    """The files of a tiny LLaVA of hand-made bytes, with side files and files to leave out."""
+    specs = llava_specs(place, dtype, extra, filler)
+    files = {
+        "config.json": json.dumps(LLAVA_CONFIG).encode(),
+        "tokenizer.json": b'{"a":  1}\r\n',
+        "empty.txt": b"",
+        "sub/notes.md": b"\xff raw",
+        "pytorch_model.bin": b"left out",
+        "stray.safetensors": b"left out",
+    }
+    if shards == 1:
+        return files | {"model.safetensors": typed_shard(specs)}
+    total, homes = 0, {}
+    for index in range(shards):
+        name = f"model-{index + 1:05d}-of-{shards:05d}.safetensors"
+        part = specs[index * len(specs) // shards : (index + 1) * len(specs) // shards]
+        files[name] = typed_shard(part, seed=index)
+        homes.update({tensor: name for tensor, _, _ in part})
+        total += sum(math.prod(shape) * BITS[kind] // 8 for _, kind, shape in part)
+    count = sum(math.prod(shape) for _, _, shape in specs)
+    index_json = {
+        "metadata": {"z": "kept", "total_parameters": count, "total_size": total},
+        "weight_map": dict(sorted(homes.items(), reverse=True)),
+        "more": 1e-05,
+    }
+    return files | {"model.safetensors.index.json": json.dumps(index_json).encode()}
 
 
 def write(folder: Path, files: Mapping[str, bytes]) -> Path:
