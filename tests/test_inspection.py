@@ -33,7 +33,7 @@ TOWER = {
     "kind", "module", "blocks", "width", "depth", "prefix_tokens", "image_size", "patch_size",
     "twins", "grid",
 }  # fmt: skip
-PROJECTOR = {"sites", "tensors"}
+PROJECTOR = {"module", "sites", "tensors"}
 SITE = {"module", "weight", "in_features", "out_features"}
 OFFER = {"kind", "summary", "blocks", "costs", "notes", "refused", "layout"}
 LAYOUT = {"kind", "blocks", "axis", "stride", "mixed", "normed", "pool"}

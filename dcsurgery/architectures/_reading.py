@@ -116,8 +116,8 @@ def read_projector(
         entry = find_tensor(tensors, suffix)
         _refuse_quantised(entry, tensors)
         out, *read = entry.shape
-        matrix = len(read) in (1, 3) and min(entry.shape) > 0
-        require(matrix, f"{entry.name} has shape {list(entry.shape)}, not a matrix")
+        require(len(read) in (1, 3), f"{entry.name} has shape {list(entry.shape)}, not a matrix")
+        require(all(entry.shape), f"{entry.name} is empty: {list(entry.shape)}")
         in_features = 1
         for size in read:
             in_features *= size
