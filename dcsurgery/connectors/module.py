@@ -76,8 +76,11 @@ class DenseConnector(nn.Module):
         if self._passes.running is not None:
             self._passes.running.add(self.layout, state, hidden)
 
-    def take(self, site: int) -> Tensor:
-        """Return g as one site reads it, [..., G * width]; each site reads a pass once."""
+    def take(self, site: int, rows: int) -> Tensor:
+        """Return g as one site reads it, [..., G * width]; each site reads a pass once.
+
+        `rows` counts what the site itself has just read.
+        """
         run = self._passes.readable
         if run is None or site not in run.unread:
             raise RequestError(
@@ -85,14 +88,15 @@ class DenseConnector(nn.Module):
                 hint="pass pixel_values to the model, not precomputed tower features",
             )
         if run.rows is None:
+            run.site_rows = rows
             run.rows = self.join(run, run.means(self.layout))
             run.sums = [None] * len(run.sums)
         run.unread.discard(site)
-        rows = run.rows[site] if len(run.rows) > 1 else run.rows[0]
+        joined = run.rows[site] if len(run.rows) > 1 else run.rows[0]
         if not run.unread:
             self._passes.finished = None
             run.rows = None
-        return rows
+        return joined
 
     def join(self, run: TowerPass, means: list[Tensor]) -> tuple[Tensor, ...]:
         """Return the rows every site reads (one entry when all read the same), blocks joined."""
@@ -122,7 +126,8 @@ class DenseConnector(nn.Module):
     def extend(self, site: int, output: Tensor) -> Tensor:
         """Return a site's output plus its rows of D times g."""
         weight = self.matrix(site)
-        joined = self.take(site).to(weight.device, weight.dtype)
+        rows = output.numel() // len(weight)
+        joined = self.take(site, rows).to(weight.device, weight.dtype)
         added = functional.linear(joined, weight)
         if added.numel() != output.numel():
             raise RequestError(
@@ -140,7 +145,8 @@ class DenseConnector(nn.Module):
 
     def append(self, features: Tensor) -> Tensor:
         """Return what the projector reads, [B, N, C], with the pooled tokens appended."""
-        return torch.cat([features, self.take(0).to(features)], dim=1)
+        rows = features.numel() // features.shape[-1]
+        return torch.cat([features, self.take(0, rows).to(features)], dim=1)
 
     def pool(self, projected: Tensor) -> Tensor:
         """Return projected tokens [B, N, H] with the sides of their square grid divided by `pool`.

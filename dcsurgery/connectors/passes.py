@@ -18,8 +18,9 @@ class TowerPass:
 
     `tower` is the path suffix of the module that ran, `args` and `kwargs` how it was called. `sums`
     holds one fp32 sum per feature block, never all hidden states; `weights` (mix) the weight of
-    every state in every block. `unread` are the sites that have not had
-    their share yet.
+    every state in every block. `unread` are the sites that have not had their share yet;
+    `site_rows` counts the rows the asking site has just read (0: unknown), which tells a pass whose
+    tokens were merged on the way from one whose tokens were not.
     """
 
     model: nn.Module
@@ -29,6 +30,7 @@ class TowerPass:
     weights: tuple[Tensor, ...] = ()
     sums: list[Tensor | None] = field(default_factory=list)
     unread: set[int] = field(default_factory=set)
+    site_rows: int = 0
     rows: tuple[Tensor, ...] | None = None
 
     def argument(self, name: str, position: int | None = None) -> Any:

@@ -66,8 +66,9 @@ class _Restated:
             ]
         return features
 
-    def rows(self, site: int) -> list[Tensor]:
+    def rows(self, site: int, count: int) -> list[Tensor]:
         assert self.run is not None
+        self.run.site_rows = count
         rows = []
         for feature in self.blocks():
             if self.arrange is None:
@@ -79,7 +80,8 @@ class _Restated:
 
     def widen(self, site: int, matrix: Tensor) -> Callable[..., Tensor]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            added = torch.cat(self.rows(site), dim=-1) @ matrix.T
+            rows = self.rows(site, output.numel() // len(matrix))
+            added = torch.cat(rows, dim=-1) @ matrix.T
             return output + added.reshape(output.shape)
 
         return hook
@@ -87,7 +89,7 @@ class _Restated:
     def append(self, module: nn.Module, args: Any) -> tuple[Tensor]:
         stride = self.layout.stride
         tokens = [args[0]]
-        for rows in self.rows(0):
+        for rows in self.rows(0, args[0].numel() // args[0].shape[-1]):
             whole = rows[:, : rows.shape[1] // stride * stride]
             batch, count, width = whole.shape
             tokens.append(whole.reshape(batch, count // stride, stride, width).mean(dim=2))
