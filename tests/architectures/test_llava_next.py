@@ -11,10 +11,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoProcessor
+from transformers.models.llava_next.image_processing_pil_llava_next import (
+    LlavaNextImageProcessorPil,
+)
 
 import dcsurgery
+from dcsurgery.architectures import find_architecture
 from dcsurgery.errors import PlanError
 from dcsurgery.plan import ConnectorSpec
+from dcsurgery.tiny.llava import write_llava
 from dcsurgery.tiny.llava_next import llava_next_config, write_tiny_llava_next
 from dcsurgery.verification.images import sample_photo
 from tests.architectures.cases import TinyModel, load, make_case
@@ -79,9 +84,30 @@ def test_published_configs() -> None:
 
 
 def test_model_saved_by_transformers(tmp_path: Path) -> None:
-    tiny = TinyModel(tmp_path, tile_inputs)
     config = llava_next_config("siglip", depth=5, feature_layer=-1)
-    check_fresh_model(config, tmp_path, tiny)
+    check_fresh_model(config, tmp_path, TinyModel(tmp_path, tile_inputs))
+
+
+def test_pictures_without_a_processor_are_cut_as_it_would(tmp_path: Path) -> None:
+    config = {**llava_next_config(), "image_grid_pinpoints": [[48, 32], [16, 32]]}
+    base = write_llava(tmp_path / "base", config)
+    with Image.open(sample_photo()) as photo:
+        picture = photo.convert("RGB").resize((32, 48))
+    found = find_architecture(config).preprocess(config, [picture, picture])
+    processor = LlavaNextImageProcessorPil(
+        image_grid_pinpoints=config["image_grid_pinpoints"],
+        size={"shortest_edge": 16},
+        crop_size={"height": 16, "width": 16},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    expected = processor(images=[picture, picture], return_tensors="pt")
+    assert found.keys() == expected.keys() == {"pixel_values", "image_sizes"}
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=0)
+    with torch.no_grad():
+        lengths = [len(part) for part in load(base).get_image_features(**found).pooler_output]
+    assert lengths == [16 + 12 * (8 + 1)] * 2
 
 
 def test_images_of_different_sizes(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoImageProcessor
 
 import dcsurgery
 from dcsurgery.verification.images import sample_photo
+from dcsurgery.verification.restated import restated_connector
 from tests.architectures.cases import Case, TinyModel, load, logits
 from tests.architectures.contract import TOLERANCE, Wiring
 from tests.surgery import random_matrix, write_folded
@@ -128,6 +129,14 @@ class Videos(Wiring):
         for batch, videos in ((1, 1), (2, 1), (1, 2)):
             found = logits(case, stock, batch, videos)
             assert (found - logits(case, model, batch, videos)).abs().max() <= TOLERANCE
+
+    def test_restated_connector_is_the_attached_one(self, case: Case, base: Any) -> None:
+        """What verification compares with stacks every state of whichever tower ran."""
+        weight = random_matrix(case.plan)
+        arrange, tensors = case.architecture.arrange, {"weight": weight}
+        with restated_connector(base, case.anatomy, case.layout, arrange, tensors):
+            expected = logits(case, base)
+        assert (logits(case, case.attached(weight)) - expected).abs().max() <= TOLERANCE
 
     def test_images_and_videos_in_one_prompt(self, case: Case, tmp_path: Path) -> None:
         weight = random_matrix(case.plan)
