@@ -59,6 +59,12 @@ def plan_processor(
 def _check_tokens(architecture: Architecture, anatomy: Anatomy, layout: FeatureLayout) -> None:
     wanted = ["sti"] if layout.axis == "token" else []
     wanted += ["pool"] if layout.pool > 1 else []
+    if layout.axis == "token" and len(anatomy.feature_layers) > 1:
+        raise PlanError(
+            "--connector sti appends tokens of single hidden states, but this model's projector "
+            f"reads {len(anatomy.feature_layers)} hidden states side by side",
+            hint="use dci, sci or mix",
+        )
     for name in wanted:
         option = "--connector sti" if name == "sti" else "--pool 2"
         if architecture.processor is None or name not in architecture.token_connectors:

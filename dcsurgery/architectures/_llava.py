@@ -16,8 +16,10 @@ TOWERS: dict[str, tuple[str, int, int, int]] = {
     "siglip_vision_model": ("encoder.layers", 0, 224, 16),
     "pixtral": ("transformer.layers", 0, 1024, 16),
 }
-# LlavaConfig and its relatives without a vision_config mean CLIP-L/336.
+# LlavaConfig and its relatives without a vision_config mean CLIP-L/336. A sub-config that is there
+# but says no model_type means that of the default.
 DEFAULTS: dict[str, Any] = {
+    "text_config": {"model_type": "llama"},
     "vision_config": {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14},
     "vision_feature_layer": -2,
     "vision_feature_select_strategy": "default",
@@ -28,7 +30,7 @@ def read_tower(
     vision: dict[str, Any], tensors: Mapping[str, TensorEntry], width: int, module: str
 ) -> VisionTower:
     """Return the tower whose tensors lie under `module`. Raises AnatomyError for another kind."""
-    kind = reading.kind_of(vision, "clip_vision_model")
+    kind = reading.kind_of(vision, "")
     reading.require(kind in TOWERS, f"vision tower {kind!r} is not one of {', '.join(TOWERS)}")
     blocks, prefix, image, patch = TOWERS[kind]
     tower = VisionTower(
@@ -58,8 +60,11 @@ def read_anatomy(
 ) -> Anatomy:
     """Return the anatomy of a model with a two-layer projector and vision_feature_layer.
 
-    `defaults` are those of the family's own config class for vision_config, vision_feature_layer
-    and vision_feature_select_strategy; `module` is the path of the tower. Raises AnatomyError.
+    `defaults` are those of the family's own config class for vision_config, text_config,
+    vision_feature_layer and vision_feature_select_strategy; `module` is the path of the tower.
+    Families that cut an image into tiles (AnyRes) show the tower squares of one size:
+    `image_tokens` counts one tile, without line ends, and the resolution is not variable. Raises
+    AnatomyError.
     """
     config = {**defaults, **config}
     projector = reading.read_projector(
@@ -77,8 +82,9 @@ def read_anatomy(
         f"{site.weight} reads {site.in_features} channels, which vision_feature_layer {stated!r} "
         "does not divide",
     )
+    kind = defaults["vision_config"]["model_type"]
     vision = reading.section(config, "vision_config") or defaults["vision_config"]
-    tower = read_tower(vision, tensors, site.in_features // count, module)
+    tower = read_tower({"model_type": kind, **vision}, tensors, site.in_features // count, module)
     hidden = reading.section(config, "text_config").get("hidden_size", site.out_features)
     reading.require(
         hidden == site.out_features,
@@ -99,7 +105,7 @@ def read_anatomy(
         dropped_tokens=cropped,
         image_tokens=tower.grid**2 + tower.prefix_tokens - cropped,
         variable_resolution=tower.kind == "pixtral",
-        language_model=reading.language_model(config, "llama"),
+        language_model=reading.language_model(config, defaults["text_config"]["model_type"]),
         dtype=tensors[site.weight].dtype,
     )
 
@@ -118,10 +124,15 @@ def count_appended(
     num_additional_image_tokens: a pooled grid is one of larger patches (their floor is the pooled
     side, odd grids included), appended tokens are additional ones.
     """
-    edited = {**config, "patch_size": anatomy.tower.patch_size * layout.pool}
+    edited = count_pooled(config, anatomy, layout)
     more = layout.appended_tokens(anatomy.image_tokens)
     edited["num_additional_image_tokens"] = config.get("num_additional_image_tokens", 0) + more
     return edited
+
+
+def count_pooled(config: dict[str, Any], anatomy: Anatomy, layout: FeatureLayout) -> dict[str, Any]:
+    """Return processor words for a pooled grid: one of larger patches (see count_appended)."""
+    return {**config, "patch_size": anatomy.tower.patch_size * layout.pool}
 
 
 def resize_grid(model: Any, layout: FeatureLayout) -> None:

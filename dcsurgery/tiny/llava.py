@@ -23,14 +23,21 @@ _SPECIALS: dict[str, tuple[str, ...]] = {
 _REST = (
     (r"^model\.language_model\.", "language_model.model."),
     (r"^lm_head\.", "language_model.lm_head."),
+    (r"^model\.image_newline$", "image_newline"),
     (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
 )
-HUB_NAMES = ((r"^model\.vision_tower\.(vision_model\.)?", "vision_tower.vision_model."), *_REST)
+HUB_NAMES = ((r"^model\.(\w+)_tower\.(vision_model\.)?", r"\1_tower.vision_model."), *_REST)
 HUB_NAMES_PIXTRAL = ((r"^model\.vision_tower\.", "vision_tower."), *_REST)
 
 
 def llava_config(
-    tower: Tower, *, depth: int, width: int, image_size: int, patch_size: int, feature_layer: int
+    tower: Tower,
+    *,
+    depth: int = 4,
+    width: int = 16,
+    image_size: int = 16,
+    patch_size: int = 4,
+    feature_layer: int | list[int] = -2,
 ) -> dict[str, Any]:
     """Return the config.json of a tiny LLaVA, in words that transformers 4.49 to 5.x all read."""
     specials = _SPECIALS[tower]
@@ -92,14 +99,15 @@ def write_llava(  # noqa: PLR0913
     seed: int = 0,
     scale: float = 0.25,
 ) -> Path:
-    """Write config.json, generation_config.json and weights of any LLaVA config; return `folder`.
+    """Write config.json, generation_config.json and weights; return `folder`.
 
-    `tensors` (Hub name -> tensor) replaces seeded weights; names the model lacks are ignored.
+    `config` may be that of any LLaVA family (LLaVA-NeXT, Video-LLaVA, ...). `tensors` (Hub name ->
+    tensor) replaces seeded weights; names the model lacks are ignored.
     """
     pixtral = config["vision_config"]["model_type"] == "pixtral"
     write_model(
         folder,
-        "LlavaForConditionalGeneration",
+        config["architectures"][0],
         config,
         names=HUB_NAMES_PIXTRAL if pixtral else HUB_NAMES,
         tensors=tensors,
@@ -146,11 +154,11 @@ def write_tiny_llava(  # noqa: PLR0913
     )
     write_llava(folder, config, shards=shards, dtype=dtype, seed=seed, scale=scale)
     if processor:
-        _write_processor(folder, tower, image_size, patch_size)
+        write_llava_processor(folder, tower, image_size, patch_size)
     return folder
 
 
-def _write_processor(folder: Path, tower: Tower, image_size: int, patch_size: int) -> None:
+def write_llava_processor(folder: Path, tower: Tower, image_size: int, patch_size: int) -> None:
     """Write tokenizer and processor files by hand, with the class names every version resolves."""
     image_token = _SPECIALS[tower][0]
     template = CHAT_TEMPLATE.replace("<image>", image_token)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PLAIN = "pictures resized to a plain square, mean and deviation 0.5: the base has no processor"
+# Video-LLaVA's image processor still uses a name that its model has dropped.
+RENAMED = {"pixel_values_images": "pixel_values"}
 # Whatever a library may raise over a config that only its own code understands.
 FOREIGN = (
     ArithmeticError,
@@ -76,7 +78,8 @@ def prepare_inputs(base: Checkpoint, anatomy: Anatomy, pictures: Sequence[Any]) 
     with foreign_errors(what, hint):
         processor = AutoImageProcessor.from_pretrained(base.ref.folder)
         prepared = processor(images=list(pictures), return_tensors="pt")
-    return Inputs({name: value for name, value in prepared.items() if isinstance(value, Tensor)})
+    tensors = {name: value for name, value in prepared.items() if isinstance(value, Tensor)}
+    return Inputs({RENAMED.get(name, name): value for name, value in tensors.items()})
 
 
 def _has_processor(base: Checkpoint) -> bool:

@@ -5,7 +5,8 @@
         def tiny(cls, folder, shards):
             return TinyModel(write_tiny_my_family(folder, shards=shards), inputs)
 
-Families whose wiring differs also override `states`, `rows` or `loud_norms`.
+Families whose wiring differs also override `states`, `rows`, `tower_path` or `loud_norms`. A model
+that reads a second kind of input (videos) tests that with a subclass of Wiring.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def _of_site(rows: Rows, site: int) -> Tensor:
     return rows[site] if isinstance(rows, tuple) else rows
 
 
-class Contract:
-    """Inherited by the test class of every architecture."""
+class Wiring:
+    """What holds in memory. Enough for a second kind of input of the same model (videos)."""
 
     specs: tuple[ConnectorSpec, ...] = (ConnectorSpec("dci"), ConnectorSpec("sci"))
 
@@ -54,6 +55,10 @@ class Contract:
         extra = {key: inputs[key] for key in ("image_sizes",) if key in inputs}
         tower = model.model.vision_tower
         return tuple(tower(pixels, output_hidden_states=True, **extra).hidden_states)
+
+    def tower_path(self, case: Case) -> str:
+        """Return the path of the tower that the inputs run through."""
+        return case.anatomy.tower.module
 
     def rows(self, model: Any, state: Tensor, inputs: dict[str, Tensor]) -> Rows:
         """Restate `arrange`: one hidden state as rows of the projector's first matrices.
@@ -145,7 +150,7 @@ class Contract:
             return lambda module, args: seen.setdefault(index, args[0])
 
         def start(module: nn.Module, args: Any, kwargs: Any) -> None:
-            runs.append(TowerPass(base, case.anatomy.tower.module, args, kwargs))
+            runs.append(TowerPass(base, self.tower_path(case), args, kwargs))
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             runs[-1].projector_call = (args, kwargs)
@@ -153,7 +158,7 @@ class Contract:
         handles = [site.register_forward_pre_hook(note(i)) for i, site in enumerate(sites)]
         for norm in self.loud_norms(base):
             handles.append(norm.register_forward_hook(lambda module, args, output: args[0]))
-        tower = find_module(base, case.anatomy.tower.module)
+        tower = find_module(base, self.tower_path(case))
         handles.append(tower.register_forward_pre_hook(start, with_kwargs=True))
         if case.anatomy.projector.module:
             projector = find_module(base, case.anatomy.projector.module)
@@ -170,6 +175,7 @@ class Contract:
             assert torch.equal(seen[index].reshape(expected.shape), expected)
         arrange = case.architecture.arrange
         if arrange is not None:
+            runs[0].site_rows = seen[0].numel() // seen[0].shape[-1]
             found = arrange(runs[0], states[1])
             wanted = self.rows(base, states[1], inputs)
             for index in range(len(sites)):
@@ -258,6 +264,10 @@ class Contract:
         assert all(
             p.grad is None for n, p in model.named_parameters() if n != "dense_connector.weight"
         )
+
+
+class Contract(Wiring):
+    """Inherited by the test class of every architecture: the wiring, and what is on disk."""
 
     def test_delta_loads_as_it_was(self, case: Case, tmp_path: Path) -> None:
         weight = random_matrix(case.plan)

@@ -147,6 +147,14 @@ def test_refused_where_tokens_are_no_square_grid(
         assert not (tmp_path / "out").exists()
 
 
+def test_sti_is_refused_where_the_projector_reads_several_states(tmp_path: Path) -> None:
+    config = llava_config("siglip", feature_layer=[-2, 1])
+    base = write_llava(tmp_path / "base", config)
+    with pytest.raises(PlanError, match="reads 2 hidden states"):
+        dcsurgery.convert_checkpoint(base, tmp_path / "out", connector="sti")
+    assert not (tmp_path / "out").exists()
+
+
 def test_requests_that_cannot_be_meant(tiny_clip: Path, tmp_path: Path) -> None:
     refused: list[tuple[type[Exception], dict[str, Any]]] = [
         (RequestError, {"pool": 3}),
