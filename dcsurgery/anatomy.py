@@ -55,10 +55,15 @@ class Site:
 
 @dataclass(frozen=True)
 class Projector:
-    """The map from tower width to language width: its sites (one in most models) and tensors."""
+    """The map from tower width to language width: its sites (one in most models) and tensors.
+
+    `module` is the path suffix of the module whose call says what `arrange` cannot learn from the
+    tower's own call; empty when it needs nothing more.
+    """
 
     sites: tuple[Site, ...]
     tensors: tuple[str, ...]
+    module: str = ""
 
     @property
     def out_features(self) -> int:

@@ -36,8 +36,9 @@ class Architecture:
     `checkpoints` are public examples, `towers` says in a few words which vision towers they have.
 
     `arrange(run, state)` turns one hidden state [B, N, C] of a tower pass into rows of the
-    projector's first matrix, without any norm (a tuple when its sites read different rows); None
-    cuts the leading tokens the anatomy says are dropped.
+    projector's first matrix, without any norm: a tuple when its sites read different rows, a list
+    when the projector is called more than once, image by image; None cuts the leading tokens the
+    anatomy says are dropped.
 
     `stock_config` returns a copy of the config that makes stock code read the given hidden states,
     ascending; None when it has no words for it. `stock_columns` says where the folded matrix keeps
@@ -58,7 +59,7 @@ class Architecture:
     dissect: Callable[[Config, Tensors], Anatomy]
     checkpoints: tuple[str, ...]
     towers: str = ""
-    arrange: Callable[[Any, Tensor], Tensor | tuple[Tensor, ...]] | None = None
+    arrange: Callable[[Any, Tensor], Tensor | list[Tensor] | tuple[Tensor, ...]] | None = None
     stock_config: Callable[[Config, Sequence[int]], Config] | None = None
     stock_columns: Callable[[Anatomy, Sequence[int]], Columns] = _side_by_side
     stock_loader: str = ""

@@ -44,6 +44,11 @@ class _CollectOutput(_Hook):
         self.connector.collect(self.key, output[0] if isinstance(output, tuple) else output)
 
 
+class _Enter(_Hook):
+    def __call__(self, projector: nn.Module, args: Any, kwargs: Any) -> None:
+        self.connector.enter_projector(args, kwargs)
+
+
 class _Extend(_Hook):
     def __call__(self, site: nn.Module, args: Any, output: Tensor) -> Tensor:
         return self.connector.extend(self.key, output)
@@ -172,6 +177,10 @@ def _hook_tower(
 
 def _hook_projector(connector: DenseConnector, model: nn.Module, sites: list[nn.Module]) -> None:
     keep = connector._handles.append
+    module = connector.anatomy.projector.module
+    if module:
+        hook = _Enter(connector, module)
+        keep(find_module(model, module).register_forward_pre_hook(hook, with_kwargs=True))
     if connector.layout.axis == "token":
         keep(sites[0].register_forward_pre_hook(_Append(connector, 0)))
     else:

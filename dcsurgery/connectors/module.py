@@ -21,7 +21,8 @@ from dcsurgery.connectors.passes import PassHolder, TowerPass
 from dcsurgery.errors import RequestError
 from dcsurgery.features import FeatureLayout
 
-Rows = Tensor | tuple[Tensor, ...]
+# A list has one entry per call of the projector, a tuple one per site.
+Rows = Tensor | list[Tensor] | tuple[Tensor, ...]
 Arrange = Callable[[TowerPass, Tensor], Rows]
 NORM_EPS = 1e-5
 
@@ -70,6 +71,11 @@ class DenseConnector(nn.Module):
         if run is not None and run.ready and run.unread:
             self._passes.finished = run
 
+    def enter_projector(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep how the projector was called, for `arrange`."""
+        if self._passes.readable is not None:
+            self._passes.readable.projector_call = (args, kwargs)
+
     def collect(self, state: int, hidden: Tensor) -> None:
         """Add a hidden state to the pass under way."""
         # Outside a pass this is a block re-run by gradient checkpointing: nothing to add.
@@ -77,7 +83,7 @@ class DenseConnector(nn.Module):
             self._passes.running.add(self.layout, state, hidden)
 
     def take(self, site: int) -> Tensor:
-        """Return g as one site reads it, [..., G * width]; each site reads a pass once."""
+        """Return g as one site reads it, [..., G * width]; each site reads all rows once."""
         run = self._passes.readable
         if run is None or site not in run.unread:
             raise RequestError(
@@ -85,17 +91,23 @@ class DenseConnector(nn.Module):
                 hint="pass pixel_values to the model, not precomputed tower features",
             )
         if run.rows is None:
-            run.rows = self.join(run, run.means(self.layout))
+            joined = self.join(run, run.means(self.layout))
+            copies = len(self.anatomy.projector.sites) if len(joined) == 1 else 1
+            run.rows = [list(calls) for calls in joined * copies]
             run.sums = [None] * len(run.sums)
-        run.unread.discard(site)
-        rows = run.rows[site] if len(run.rows) > 1 else run.rows[0]
+        rows = run.rows[site].pop(0)
+        if not run.rows[site]:
+            run.unread.discard(site)
         if not run.unread:
             self._passes.finished = None
             run.rows = None
         return rows
 
-    def join(self, run: TowerPass, means: list[Tensor]) -> tuple[Tensor, ...]:
-        """Return the rows every site reads (one entry when all read the same), blocks joined."""
+    def join(self, run: TowerPass, means: list[Tensor]) -> tuple[list[Tensor], ...]:
+        """Return what every site reads in each of its calls, blocks joined.
+
+        One entry when all sites read the same.
+        """
         if self.norm_weight is not None and self.norm_bias is not None:
             weights, biases = self.norm_weight.float(), self.norm_bias.float()
             means = [
@@ -104,20 +116,23 @@ class DenseConnector(nn.Module):
             ]
         arranged = [self._arranged(run, mean) for mean in means]
         if self.layout.axis == "token":
-            pooled = [_pool_tokens(rows[0], self.layout.stride) for rows in arranged]
-            return (torch.cat([item.to(pooled[0].device) for item in pooled], dim=1),)
-        home = arranged[0][0].device
+            pooled = [_pool_tokens(rows[0][0], self.layout.stride) for rows in arranged]
+            return ([torch.cat([item.to(pooled[0].device) for item in pooled], dim=1)],)
+        home = arranged[0][0][0].device
         return tuple(
-            torch.cat([item.to(home) for item in group], dim=-1)
-            for group in zip(*arranged, strict=True)
+            [torch.cat([item.to(home) for item in c], dim=-1) for c in zip(*calls, strict=True)]
+            for calls in zip(*arranged, strict=True)
         )
 
-    def _arranged(self, run: TowerPass, state: Tensor) -> tuple[Tensor, ...]:
+    def _arranged(self, run: TowerPass, state: Tensor) -> list[list[Tensor]]:
+        """Return the rows of one state, by site and call."""
         if self.arrange is None:
             dropped = self.anatomy.dropped_tokens
-            return (state[:, dropped:] if dropped else state,)
+            return [[state[:, dropped:] if dropped else state]]
         rows = self.arrange(run, state)
-        return rows if isinstance(rows, tuple) else (rows,)
+        if isinstance(rows, tuple):
+            return [[item] for item in rows]
+        return [rows if isinstance(rows, list) else [rows]]
 
     def extend(self, site: int, output: Tensor) -> Tensor:
         """Return a site's output plus its rows of D times g."""

@@ -16,26 +16,30 @@ from dcsurgery.features import FeatureLayout
 class TowerPass:
     """What one run of a tower leaves for the projector.
 
-    `tower` is the path suffix of the module that ran, `args` and `kwargs` how it was called. `sums`
-    holds one fp32 sum per feature block, never all hidden states; `weights` (mix) the weight of
-    every state in every block. `unread` are the sites that have not had
-    their share yet.
+    `tower` is the path suffix of the module that ran, `args` and `kwargs` how it was called;
+    `projector_call` how the projector was, where the anatomy names its module. `sums` holds one
+    fp32 sum per feature block, never all hidden states; `weights` (mix) the weight of every state
+    in every block. `rows` are what every site reads, one tensor per call of it; `unread` the sites
+    that have not had all of theirs.
     """
 
     model: nn.Module
     tower: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    projector_call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
     weights: tuple[Tensor, ...] = ()
     sums: list[Tensor | None] = field(default_factory=list)
     unread: set[int] = field(default_factory=set)
-    rows: tuple[Tensor, ...] | None = None
+    rows: list[list[Tensor]] | None = None
 
     def argument(self, name: str, position: int | None = None) -> Any:
         """Return an argument of the tower's call by name, or by position; None when not given."""
-        if name in self.kwargs:
-            return self.kwargs[name]
-        return self.args[position] if position is not None and position < len(self.args) else None
+        return _given(self.args, self.kwargs, name, position)
+
+    def projector_argument(self, name: str, position: int | None = None) -> Any:
+        """Return an argument of the projector's call by name, or by position; None when absent."""
+        return _given(*self.projector_call, name, position)
 
     @property
     def ready(self) -> bool:
@@ -58,6 +62,12 @@ class TowerPass:
         if self.weights:
             return sums
         return [total / len(b.layers) for total, b in zip(sums, layout.blocks, strict=True)]
+
+
+def _given(args: tuple[Any, ...], kwargs: dict[str, Any], name: str, position: int | None) -> Any:
+    if name in kwargs:
+        return kwargs[name]
+    return args[position] if position is not None and position < len(args) else None
 
 
 def _accumulate(total: Tensor | None, term: Tensor) -> Tensor:

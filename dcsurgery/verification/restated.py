@@ -35,12 +35,17 @@ class _Restated:
         self.tensors = tensors
         self.run: TowerPass | None = None
         self.states: list[Tensor] = []
+        self.calls: dict[int, int] = {}
 
     def start(self, model: nn.Module, tower: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            self.run, self.states = TowerPass(model, tower, args, kwargs), []
+            self.run, self.states, self.calls = TowerPass(model, tower, args, kwargs), [], {}
 
         return hook
+
+    def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.run is not None:
+            self.run.projector_call = (args, kwargs)
 
     def keep_input(self, block: nn.Module, args: Any, kwargs: Any) -> None:
         self.states.append(args[0] if args else kwargs["hidden_states"])
@@ -67,14 +72,18 @@ class _Restated:
         return features
 
     def rows(self, site: int) -> list[Tensor]:
+        """What a site reads in its next call, one tensor per block."""
         assert self.run is not None
+        call = self.calls.get(site, 0)
+        self.calls[site] = call + 1
         rows = []
         for feature in self.blocks():
             if self.arrange is None:
                 rows.append(feature[:, self.anatomy.dropped_tokens :])
             else:
                 found = self.arrange(self.run, feature)
-                rows.append(found[site] if isinstance(found, tuple) else found)
+                found = found[site] if isinstance(found, tuple) else found
+                rows.append(found[call] if isinstance(found, list) else found)
         return rows
 
     def widen(self, site: int, matrix: Tensor) -> Callable[..., Tensor]:
@@ -123,6 +132,9 @@ def restated_connector(
         for block in listed:
             handles.append(block.register_forward_pre_hook(own.keep_input, with_kwargs=True))
         handles.append(listed[-1].register_forward_hook(own.keep_output))
+    if anatomy.projector.module:
+        projector = find_module(model, anatomy.projector.module)
+        handles.append(projector.register_forward_pre_hook(own.enter, with_kwargs=True))
     sites = [find_module(model, site.module) for site in anatomy.projector.sites]
     if layout.axis == "token":
         handles.append(sites[0].register_forward_pre_hook(own.append))
@@ -132,8 +144,8 @@ def restated_connector(
         for index, (site, matrix) in enumerate(zip(sites, matrices, strict=True)):
             handles.append(site.register_forward_hook(own.widen(index, matrix)))
     if layout.pool > 1:
-        projector = anatomy.projector.sites[0].module.partition(".")[0]
-        handles.append(find_module(model, projector).register_forward_hook(own.pool))
+        pooled = find_module(model, anatomy.projector.sites[0].module.partition(".")[0])
+        handles.append(pooled.register_forward_hook(own.pool))
     try:
         yield
     finally:

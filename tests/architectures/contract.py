@@ -26,12 +26,15 @@ from dcsurgery.plan import ConnectorSpec, SurgeryPlan
 from tests.architectures.cases import Case, TinyModel, load, logits, make_case
 from tests.surgery import digests, random_matrix, write_delta, write_folded
 
-Rows = Tensor | tuple[Tensor, ...]
+Rows = Tensor | list[Tensor] | tuple[Tensor, ...]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TOLERANCE = 1e-5
 
 
 def _of_site(rows: Rows, site: int) -> Tensor:
+    """What a site reads of a single image."""
+    if isinstance(rows, list):
+        (rows,) = rows
     return rows[site] if isinstance(rows, tuple) else rows
 
 
@@ -144,11 +147,17 @@ class Contract:
         def start(module: nn.Module, args: Any, kwargs: Any) -> None:
             runs.append(TowerPass(base, case.anatomy.tower.module, args, kwargs))
 
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            runs[-1].projector_call = (args, kwargs)
+
         handles = [site.register_forward_pre_hook(note(i)) for i, site in enumerate(sites)]
         for norm in self.loud_norms(base):
             handles.append(norm.register_forward_hook(lambda module, args, output: args[0]))
         tower = find_module(base, case.anatomy.tower.module)
         handles.append(tower.register_forward_pre_hook(start, with_kwargs=True))
+        if case.anatomy.projector.module:
+            projector = find_module(base, case.anatomy.projector.module)
+            handles.append(projector.register_forward_pre_hook(enter, with_kwargs=True))
         try:
             with torch.no_grad():
                 case.tiny.forward(base, inputs)
