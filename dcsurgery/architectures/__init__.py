@@ -51,7 +51,7 @@ class Architecture:
     The rest serves verification where transformers' usual way does not fit: `preprocess(config,
     images)` prepares PIL images without a processor's files, `encode(model, inputs)` returns
     projected image features [tokens, width], `prompt(model, inputs, ids)` adds what the forward
-    pass needs beside token ids [1, T] and image inputs.
+    pass needs beside token ids [1, T] and image inputs, or replaces the ids.
     """
 
     name: str
