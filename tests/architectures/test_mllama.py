@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import dcsurgery
 from dcsurgery.anatomy import Anatomy
+from dcsurgery.architectures import named
+from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.errors import AnatomyError, PlanError
 from dcsurgery.tiny.mllama import mllama_config, write_tiny_mllama
+from dcsurgery.verification.inputs import prepare_inputs
+from dcsurgery.verification.models import image_features
 from tests.architectures.cases import Case, TinyModel, load
 from tests.architectures.contract import Contract
 from tests.architectures.fresh import check_whole_way, save_fresh
@@ -148,13 +153,6 @@ class TestMllama(MllamaContract):
 
     def test_processor_prepares_several_tiles(self, tiny_model: TinyModel) -> None:
         """Verification has its pictures cut into tiles by the base's own processor."""
-        from PIL import Image
-
-        from dcsurgery.architectures import named
-        from dcsurgery.checkpoint.contents import open_checkpoint
-        from dcsurgery.verification.inputs import prepare_inputs
-        from dcsurgery.verification.models import image_features
-
         checkpoint = open_checkpoint(tiny_model.folder)
         anatomy = dcsurgery.inspect_checkpoint(tiny_model.folder).anatomy
         pictures = [Image.new("RGB", size, "teal") for size in ((16, 16), (32, 32))]
