@@ -129,6 +129,19 @@ def resolve_layer(layer: int, depth: int) -> int:
     return resolved
 
 
+def output_states(outputs: Sequence[int], depth: int) -> tuple[int, ...]:
+    """Return the hidden states named by a list of block outputs, which leaves out the embeddings.
+
+    Output i is state i + 1; negative ones count from the end. Raises PlanError for others.
+    """
+    return tuple(resolve_layer(i + 1 if i >= 0 else i, depth) for i in outputs)
+
+
+def block_outputs(states: Sequence[int]) -> list[int]:
+    """Return the block outputs that hidden states (1 or deeper) are: `output_states` undone."""
+    return [state - 1 for state in states]
+
+
 def distinct_layers(layers: Sequence[int], depth: int) -> tuple[int, ...]:
     """Resolve a list of states and sort it. Raises PlanError for none, or one named twice."""
     resolved = tuple(sorted(resolve_layer(layer, depth) for layer in layers))

@@ -179,7 +179,7 @@ def install(model: nn.Module, plan: SurgeryPlan, folder: Path) -> None:
         architecture.resize(model, plan.layout)
     parameters = dict(model.named_parameters())
     for name, value in tensors.items():
-        _set(parameters, name, value)
+        _set(parameters, architecture.parameter_name(name), value)
 
 
 def read_delta(plan: SurgeryPlan, folder: Path) -> dict[str, torch.Tensor]:

@@ -40,6 +40,9 @@ class Architecture:
     when the projector is called more than once, image by image; None cuts the leading tokens the
     anatomy says are dropped.
 
+    `parameter_names` are (old, new) parts of names where published files call the projector's
+    tensors otherwise than the loaded model does.
+
     `stock_config` returns a copy of the config that makes stock code read the given hidden states,
     ascending; None when it has no words for it. `stock_columns` says where the folded matrix keeps
     each state, `stock_loader` what loads the result.
@@ -51,7 +54,7 @@ class Architecture:
     The rest serves verification where transformers' usual way does not fit: `preprocess(config,
     images)` prepares PIL images without a processor's files, `encode(model, inputs)` returns
     projected image features [tokens, width], `prompt(model, inputs, ids)` adds what the forward
-    pass needs beside token ids [1, T] and image inputs.
+    pass needs beside token ids [1, T] and image inputs, or replaces the ids.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Architecture:
     checkpoints: tuple[str, ...]
     towers: str = ""
     arrange: Callable[[Any, Tensor], Tensor | list[Tensor] | tuple[Tensor, ...]] | None = None
+    parameter_names: tuple[tuple[str, str], ...] = ()
     stock_config: Callable[[Config, Sequence[int]], Config] | None = None
     stock_columns: Callable[[Anatomy, Sequence[int]], Columns] = _side_by_side
     stock_loader: str = ""
@@ -74,6 +78,12 @@ class Architecture:
     def forms(self) -> tuple[Form, ...]:
         """Output forms this family can take."""
         return ("stock", "delta") if self.stock_config else ("delta",)
+
+    def parameter_name(self, tensor: str) -> str:
+        """Return what the loaded model calls a projector's tensor, prefixes of its path aside."""
+        for old, new in self.parameter_names:
+            tensor = tensor.replace(old, new)
+        return tensor
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import Any
 from dcsurgery.anatomy import Projector, Site, VisionTower
 from dcsurgery.checkpoint.headers import TensorEntry
 from dcsurgery.errors import AnatomyError
-from dcsurgery.features import resolve_layer
+from dcsurgery.features import output_states, resolve_layer
 
 # Pixels of an image or a patch; beyond it, a config is broken.
 LARGEST = 2**20
@@ -103,12 +103,23 @@ def read_feature_layers(value: Any, depth: int) -> tuple[int, ...]:
     return tuple(resolve_layer(item, depth) for item in layers)
 
 
+def read_block_outputs(value: Any, depth: int, key: str) -> tuple[int, ...]:
+    """Resolve a config's list of block outputs, in which entry i is hidden state i + 1."""
+    require(
+        isinstance(value, list) and bool(value) and all(type(item) is int for item in value),
+        f"{key} {value!r} is not a list of block outputs",
+    )
+    in_range = all(-depth <= item < depth for item in value)
+    require(in_range, f"{key} {value!r} is outside the tower's block outputs 0..{depth - 1}")
+    return output_states(value, depth)
+
+
 def read_projector(
-    tensors: Mapping[str, TensorEntry], sites: Mapping[str, str], prefix: str
+    tensors: Mapping[str, TensorEntry], sites: Mapping[str, str], *prefixes: str
 ) -> Projector:
     """Return the projector: `sites` maps module suffixes to tensor suffixes of first matrices.
 
-    A matrix is [out, in], a convolution [out, in, h, w]. `prefix` is the dotted path of all the
+    A matrix is [out, in], a convolution [out, in, h, w]. `prefixes` are the dotted paths of all the
     projector's tensors. Raises AnatomyError for a matrix that is missing or quantised.
     """
     found = []
@@ -122,7 +133,7 @@ def read_projector(
         for size in read:
             in_features *= size
         found.append(Site(module, entry.name, in_features, out))
-    pattern = re.compile(rf"(?:^|\.){re.escape(prefix)}\.")
+    pattern = re.compile(rf"(?:^|\.)(?:{'|'.join(map(re.escape, prefixes))})\.")
     own = tuple(sorted(name for name in tensors if pattern.search(name)))
     return Projector(tuple(found), own)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from dcsurgery.anatomy import Anatomy
@@ -17,7 +18,9 @@ from dcsurgery.verification.report import Check
 if TYPE_CHECKING:
     from torch import Tensor
 
-PLAIN = "pictures resized to a plain square, mean and deviation 0.5: the base has no processor"
+PLAIN = "pictures resized to a plain square, mean and deviation 0.5: "
+NO_PROCESSOR = f"{PLAIN}the base has no processor"
+NO_TORCHVISION = f"{PLAIN}the base's image processor needs torchvision, which is not installed"
 # Video-LLaVA's image processor still uses a name that its model has dropped.
 RENAMED = {"pixel_values_images": "pixel_values"}
 # Whatever a library may raise over a config that only its own code understands.
@@ -62,24 +65,49 @@ def foreign_errors(what: str, hint: str) -> Iterator[None]:
 def prepare_inputs(base: Checkpoint, anatomy: Anatomy, pictures: Sequence[Any]) -> Inputs:
     """Return PIL images prepared by the base's own image processor, as pixel_values and so on.
 
-    A base without any image processor gets plain squares instead, which the note says. Raises
-    VerificationError when the base has one that cannot be loaded here.
+    A base without any image processor, or with one that needs torchvision where there is none, gets
+    plain squares instead, which the note says. Raises VerificationError when the base has one that
+    cannot be loaded here for another reason.
     """
     if not _has_processor(base):
-        preprocess = named(anatomy.architecture).preprocess
-        if preprocess is not None:
-            return Inputs(preprocess(base.config, pictures), PLAIN)
-        return Inputs(_plain_squares(anatomy, pictures), PLAIN)
+        return _prepare_plainly(base, anatomy, pictures, NO_PROCESSOR)
     from torch import Tensor
-    from transformers import AutoImageProcessor
 
     what = f"the image processor of {base.ref.name} cannot prepare the pictures"
     hint = "features cannot be compared without it; repair preprocessor_config.json in the base"
     with foreign_errors(what, hint):
-        processor = AutoImageProcessor.from_pretrained(base.ref.folder)
+        processor = _load_processor(base)
+        if processor is None:
+            return _prepare_plainly(base, anatomy, pictures, NO_TORCHVISION)
         prepared = processor(images=list(pictures), return_tensors="pt")
     tensors = {name: value for name, value in prepared.items() if isinstance(value, Tensor)}
     return Inputs({RENAMED.get(name, name): value for name, value in tensors.items()})
+
+
+def _load_processor(base: Checkpoint) -> Any:
+    """Return the base's image processor, None when only torchvision is missing.
+
+    Code of the repository's own is never run: where a config names some, it is what transformers
+    falls back on when its own class cannot be imported.
+    """
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(base.ref.folder, trust_remote_code=False)
+    except (ImportError, ValueError) as error:
+        known = any(word in str(error).lower() for word in ("torchvision", "trust_remote_code"))
+        if known and find_spec("torchvision") is None:
+            return None
+        raise
+
+
+def _prepare_plainly(
+    base: Checkpoint, anatomy: Anatomy, pictures: Sequence[Any], note: str
+) -> Inputs:
+    preprocess = named(anatomy.architecture).preprocess
+    if preprocess is not None:
+        return Inputs(preprocess(base.config, pictures), note)
+    return Inputs(_plain_squares(anatomy, pictures), note)
 
 
 def _has_processor(base: Checkpoint) -> bool:

@@ -81,9 +81,9 @@ def model_logits(
     is_image = torch.eq(ids, torch.tensor(token)).long()
     extra = dict.fromkeys(("mm_token_type_ids", "token_type_ids"), is_image)
     extra |= {} if architecture.prompt is None else architecture.prompt(model, cast, ids)
-    given = {"attention_mask": torch.ones_like(ids), **extra, **cast}
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **extra, **cast}
     kept = {key: value for key, value in given.items() if key in known}
-    result: Tensor = model(input_ids=ids, **kept).logits
+    result: Tensor = model(**kept).logits
     return result
 
 

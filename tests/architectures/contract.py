@@ -5,8 +5,10 @@
         def tiny(cls, folder, shards):
             return TinyModel(write_tiny_my_family(folder, shards=shards), inputs)
 
-Families whose wiring differs also override `states`, `rows`, `tower_path` or `loud_norms`. A model
-that reads a second kind of input (videos) tests that with a subclass of Wiring.
+Families whose wiring differs also override `states`, `tokens`, `rows`, `one`, `tower_path` or
+`loud_norms`; those whose first matrix is no Linear `matrix` and `reader`; those with more inputs per
+token `grown`. A model that reads a second kind of input (videos) tests that with a subclass of
+Wiring.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import dcsurgery
+from dcsurgery.anatomy import Anatomy, Site
 from dcsurgery.connectors.attach import find_module
 from dcsurgery.connectors.passes import TowerPass
 from dcsurgery.plan import ConnectorSpec, SurgeryPlan
@@ -60,6 +63,10 @@ class Wiring:
         """Return the path of the tower that the inputs run through."""
         return case.anatomy.tower.module
 
+    def tokens(self, anatomy: Anatomy, inputs: dict[str, Tensor]) -> int:
+        """Return how many tokens a hidden state of these inputs has."""
+        return anatomy.tower.grid**2 + anatomy.tower.prefix_tokens
+
     def rows(self, model: Any, state: Tensor, inputs: dict[str, Tensor]) -> Rows:
         """Restate `arrange`: one hidden state as rows of the projector's first matrices.
 
@@ -74,6 +81,19 @@ class Wiring:
     def loud_norms(self, model: Any) -> tuple[nn.Module, ...]:
         """Norms between tower and site, replaced by identity when the site's input is compared."""
         return ()
+
+    def matrix(self, site: nn.Module) -> Tensor:
+        """Return the first matrix [out, ...] of a site's module."""
+        weight: Tensor = site.weight
+        return weight
+
+    def reader(self, model: Any, site: Site) -> nn.Module:
+        """Return the module whose input is what a first matrix reads, norms aside."""
+        return find_module(model, site.module)
+
+    def grown(self, inputs: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+        """Return the inputs of a prompt that has grown to token ids [B, T]."""
+        return {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -129,20 +149,21 @@ class Wiring:
     def test_anatomy_is_the_loaded_model(self, case: Case, base: Any) -> None:
         anatomy, tower = case.anatomy, case.anatomy.tower
         for site in anatomy.projector.sites:
-            module = find_module(base, site.module)
-            assert module.weight.shape[0] == site.out_features
-            assert module.weight[0].numel() == site.in_features
+            matrix = self.matrix(find_module(base, site.module))
+            assert matrix.shape[0] == site.out_features
+            assert matrix[0].numel() == site.in_features
         blocks = find_module(base, tower.blocks)
         assert isinstance(blocks, nn.ModuleList) and len(blocks) == tower.depth
-        states = self.states(base, case.tiny.inputs(base, 1, 1))
+        inputs = case.tiny.inputs(base, 1, 1)
+        states = self.states(base, inputs)
         assert len(states) == tower.depth + 1
         assert states[0].shape[-1] == tower.width
-        assert states[0].shape[-2] == tower.grid**2 + tower.prefix_tokens
+        assert states[0].shape[-2] == self.tokens(anatomy, inputs)
 
     def test_site_reads_the_feature_layer(self, case: Case, base: Any) -> None:
         """Catches a wrong arrange or layer, which zero weights cannot show."""
         inputs = case.tiny.inputs(base, 1, 1)
-        sites = [find_module(base, site.module) for site in case.anatomy.projector.sites]
+        sites = [self.reader(base, site) for site in case.anatomy.projector.sites]
         seen: dict[int, Tensor] = {}
         runs: list[TowerPass] = []
 
@@ -246,9 +267,8 @@ class Wiring:
         answer = model.generate(**inputs, **settings)
         ids = inputs["input_ids"]
         for step in range(4):
-            repeated = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
             with torch.no_grad():
-                scores = case.tiny.forward(model, repeated)[:, -1].clone()
+                scores = case.tiny.forward(model, self.grown(inputs, ids))[:, -1].clone()
             scores[:, model.generation_config.eos_token_id] = -torch.inf
             ids = torch.cat([ids, scores.argmax(-1, keepdim=True)], dim=1)
             assert torch.equal(answer[:, : ids.shape[1]], ids), step

@@ -1,16 +1,56 @@
-"""A model that transformers itself has made and saved: its own names, no processor."""
+"""Checkpoints as transformers' own save_pretrained writes them, and the whole way through ours."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from torch import Tensor
 
 import dcsurgery
 from dcsurgery.architectures import find_architecture
-from tests.architectures.cases import TinyModel, load
+from dcsurgery.plan import ConnectorSpec
+from dcsurgery.tiny.weights import seeded_tensors
+from tests.architectures.cases import TinyModel, load, logits, make_case
+from tests.architectures.contract import TOLERANCE, Contract
+
+Inputs = Callable[[Any, int, int], dict[str, Tensor]]
+
+
+def save_fresh(folder: Path, config: Mapping[str, Any]) -> Path:
+    """Build a model from a config, give it loud weights, save it; no processor files."""
+    import transformers
+
+    model_class = getattr(transformers, config["architectures"][0])
+    model = model_class(model_class.config_class.from_dict(dict(config)))
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    values = seeded_tensors(shapes, seed=3, scale=0.25)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(values[name])
+    model.save_pretrained(folder)
+    return folder
+
+
+def check_whole_way(contract: Contract, folder: Path, inputs: Inputs, out: Path) -> None:
+    """Inspect, convert, verify and load a checkpoint; hold its wiring against the contract."""
+    tiny = TinyModel(folder, inputs)
+    base = load(folder)
+    for spec in (ConnectorSpec("dci"), ConnectorSpec("sci", layers=((0, 2),))):
+        case = make_case(tiny, spec)
+        contract.test_anatomy_is_the_loaded_model(case, base)
+        contract.test_site_reads_the_feature_layer(case, base)
+        contract.test_random_matrix_is_the_formula(case, base)
+    assert dcsurgery.inspect_checkpoint(folder).anatomy == case.anatomy
+    for form in case.architecture.forms:
+        dcsurgery.convert_checkpoint(folder, out / form, form=form)
+        report = dcsurgery.verify_checkpoint(out / form, logits=True)
+        assert report.passed, report.checks
+        model = dcsurgery.load_model(out / form, dtype=torch.float32)
+        difference = logits(case, model, 2, 1) - logits(case, base, 2, 1)
+        assert difference.abs().max() <= (0 if form == "delta" else TOLERANCE)
 
 
 def check_fresh_model(config: dict[str, Any], work: Path, tiny: TinyModel) -> None:
@@ -18,10 +58,7 @@ def check_fresh_model(config: dict[str, Any], work: Path, tiny: TinyModel) -> No
 
     `tiny` only lends its inputs.
     """
-    model_class = getattr(transformers, config["architectures"][0])
-    torch.manual_seed(0)
-    model_class(model_class.config_class.from_dict(config)).save_pretrained(work / "base")
-    base = load(work / "base")
+    base = load(save_fresh(work / "base", config))
     vision = config["vision_config"]
     tower = dcsurgery.inspect_checkpoint(work / "base").anatomy.tower
     assert (tower.depth, tower.width) == (vision["num_hidden_layers"], vision["hidden_size"])
@@ -34,4 +71,4 @@ def check_fresh_model(config: dict[str, Any], work: Path, tiny: TinyModel) -> No
         assert report.passed, report.checks
         with torch.no_grad():
             found = tiny.forward(dcsurgery.load_model(work / form, dtype=torch.float32), inputs)
-        assert (found - expected).abs().max() <= (1e-5 if form == "stock" else 0)
+        assert (found - expected).abs().max() <= (TOLERANCE if form == "stock" else 0)
