@@ -6,8 +6,8 @@
             return TinyModel(write_tiny_my_family(folder, shards=shards), inputs)
 
 Families whose wiring differs also override `states`, `tokens`, `rows`, `one`, `tower_path` or
-`loud_norms`; those whose first matrix is no Linear `matrix` and `reader`; those with more inputs per
-token `grown`. A model that reads a second kind of input (videos) tests that with a subclass of
+`loud_norms`; those whose first matrix is no Linear `matrix` and `reader`; those with more inputs
+per token `grown`. A model that reads a second kind of input (videos) tests that with a subclass of
 Wiring.
 """
 
