@@ -5,7 +5,8 @@
         def tiny(cls, folder, shards):
             return TinyModel(write_tiny_my_family(folder, shards=shards), inputs)
 
-Families whose wiring differs also override `states`, `rows` or `loud_norms`.
+Families whose wiring differs also override `states`, `rows` or `loud_norms`; those whose first
+matrix is no Linear `matrix` and `reader`; those with more inputs per token `grown`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import dcsurgery
+from dcsurgery.anatomy import Site
 from dcsurgery.connectors.attach import find_module
 from dcsurgery.connectors.passes import TowerPass
 from dcsurgery.plan import ConnectorSpec, SurgeryPlan
@@ -69,6 +71,19 @@ class Contract:
     def loud_norms(self, model: Any) -> tuple[nn.Module, ...]:
         """Norms between tower and site, replaced by identity when the site's input is compared."""
         return ()
+
+    def matrix(self, site: nn.Module) -> Tensor:
+        """Return the first matrix [out, ...] of a site's module."""
+        weight: Tensor = site.weight
+        return weight
+
+    def reader(self, model: Any, site: Site) -> nn.Module:
+        """Return the module whose input is what a first matrix reads, norms aside."""
+        return find_module(model, site.module)
+
+    def grown(self, inputs: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+        """Return the inputs of a prompt that has grown to token ids [B, T]."""
+        return {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -124,9 +139,9 @@ class Contract:
     def test_anatomy_is_the_loaded_model(self, case: Case, base: Any) -> None:
         anatomy, tower = case.anatomy, case.anatomy.tower
         for site in anatomy.projector.sites:
-            module = find_module(base, site.module)
-            assert module.weight.shape[0] == site.out_features
-            assert module.weight[0].numel() == site.in_features
+            matrix = self.matrix(find_module(base, site.module))
+            assert matrix.shape[0] == site.out_features
+            assert matrix[0].numel() == site.in_features
         blocks = find_module(base, tower.blocks)
         assert isinstance(blocks, nn.ModuleList) and len(blocks) == tower.depth
         states = self.states(base, case.tiny.inputs(base, 1, 1))
@@ -137,7 +152,7 @@ class Contract:
     def test_site_reads_the_feature_layer(self, case: Case, base: Any) -> None:
         """Catches a wrong arrange or layer, which zero weights cannot show."""
         inputs = case.tiny.inputs(base, 1, 1)
-        sites = [find_module(base, site.module) for site in case.anatomy.projector.sites]
+        sites = [self.reader(base, site) for site in case.anatomy.projector.sites]
         seen: dict[int, Tensor] = {}
         runs: list[TowerPass] = []
 
@@ -152,7 +167,8 @@ class Contract:
 
         handles = [site.register_forward_pre_hook(note(i)) for i, site in enumerate(sites)]
         for norm in self.loud_norms(base):
-            handles.append(norm.register_forward_hook(lambda module, args, output: args[0]))
+            # A norm returns a contiguous tensor, and some families view it.
+            handles.append(norm.register_forward_hook(lambda m, args, out: args[0].contiguous()))
         tower = find_module(base, case.anatomy.tower.module)
         handles.append(tower.register_forward_pre_hook(start, with_kwargs=True))
         if case.anatomy.projector.module:
@@ -234,16 +250,18 @@ class Contract:
     def test_greedy_generate(self, case: Case, base: Any) -> None:
         zero = case.attached()
         inputs = case.tiny.inputs(base, 1, 1)
-        settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+        image = base.config.image_token_id
+        settings: dict[str, Any] = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+        # An image token in the answer would ask for another picture.
+        settings["suppress_tokens"] = [image]
         assert torch.equal(zero.generate(**inputs, **settings), base.generate(**inputs, **settings))
         model = case.attached(random_matrix(case.plan))
         answer = model.generate(**inputs, **settings)
         ids = inputs["input_ids"]
         for step in range(4):
-            repeated = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
             with torch.no_grad():
-                scores = case.tiny.forward(model, repeated)[:, -1].clone()
-            scores[:, model.generation_config.eos_token_id] = -torch.inf
+                scores = case.tiny.forward(model, self.grown(inputs, ids))[:, -1].clone()
+            scores[:, [model.generation_config.eos_token_id, image]] = -torch.inf
             ids = torch.cat([ids, scores.argmax(-1, keepdim=True)], dim=1)
             assert torch.equal(answer[:, : ids.shape[1]], ids), step
 
