@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dcsurgery.tiny.weights import write_json
@@ -28,10 +28,14 @@ def vocab_size(specials: Sequence[str]) -> int:
 
 
 def write_tokenizer(
-    folder: Path, specials: Sequence[str], chat_template: str | None = None
+    folder: Path,
+    specials: Sequence[str],
+    chat_template: str | None = None,
+    named: Mapping[str, str] | None = None,
 ) -> None:
     """Write tokenizer.json, its config and the chat template.
 
+    `named` are tokens that processors ask the tokenizer for by name: {"image_token": "<image>"}.
     The config is written by hand: what transformers 5 saves names a class that 4.x does not know.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -58,6 +62,8 @@ def write_tokenizer(
         "model_max_length": 4096,
         "padding_side": "left",
     }
+    if named:
+        config["extra_special_tokens"] = dict(named)
     if chat_template is not None:
         config["chat_template"] = chat_template
         write_json(folder / "chat_template.json", {"chat_template": chat_template})

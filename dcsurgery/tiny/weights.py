@@ -31,12 +31,18 @@ def seeded_tensors(
 
 
 def model_shapes(model_class: Callable[[Any], Any], config: Any) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape of the model's state dict; the model is built without memory."""
+    """Return name -> shape of the tensors a file of the model holds, tied ones once.
+
+    The model is built without memory.
+    """
     import torch
 
     with torch.device("meta"):
         model = model_class(config)
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    tied = model._tied_weights_keys if config.tie_word_embeddings else {}
+    return {
+        name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied
+    }
 
 
 def write_model(  # noqa: PLR0913
