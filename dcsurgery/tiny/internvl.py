@@ -42,6 +42,12 @@ def write_internvl(folder: Path, config: dict[str, Any], **writing: Any) -> Path
     There is no processor_config.json: transformers' InternVLProcessor needs torchvision.
     """
     write_model(folder, CLASS, config, names=HUB_NAMES_PIXTRAL, **writing)
+    write_pictures_processor(folder, config)
+    return folder
+
+
+def write_pictures_processor(folder: Path, config: dict[str, Any]) -> None:
+    """Write the tokenizer and the image processor that InternVL and Qianfan-OCR share."""
     image_processor = {
         "crop_to_patches": True,
         "image_processor_type": "GotOcr2ImageProcessor",
@@ -49,7 +55,6 @@ def write_internvl(folder: Path, config: dict[str, Any], **writing: Any) -> Path
         "size": square(config["vision_config"]["image_size"][0]),
     }
     write_processor(folder, SPECIALS, image_processor, named=NAMED)
-    return folder
 
 
 def write_tiny_internvl(

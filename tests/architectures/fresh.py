@@ -16,8 +16,11 @@ from tests.architectures.contract import Contract
 from tests.architectures.inputs import Inputs
 
 
-def save_fresh(folder: Path, config: Mapping[str, Any]) -> Path:
-    """Build a model from a config, give it loud weights, save it; no processor files."""
+def save_fresh(folder: Path, config: Mapping[str, Any], **saving: Any) -> Path:
+    """Build a model from a config, give it loud weights, save it; no processor files.
+
+    `saving` are options of save_pretrained.
+    """
     import transformers
 
     model_class = getattr(transformers, config["architectures"][0])
@@ -27,7 +30,7 @@ def save_fresh(folder: Path, config: Mapping[str, Any]) -> Path:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(values[name])
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, **saving)
     return folder
 
 

@@ -21,11 +21,7 @@ from tests.architectures.inputs import image_inputs
 from tests.surgery import random_matrix
 
 
-class TestInternVL(Contract):
-    @classmethod
-    def tiny(cls, folder: Path, shards: int) -> TinyModel:
-        return TinyModel(write_tiny_internvl(folder, shards=shards), image_inputs(4, 16))
-
+class InternVLContract(Contract):
     def rows(self, model: Any, state: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         patches = state[:, 1:]
         side = int(patches.shape[1] ** 0.5)
@@ -35,6 +31,12 @@ class TestInternVL(Contract):
 
     def loud_norms(self, model: Any) -> tuple[nn.Module, ...]:
         return (model.model.multi_modal_projector.layer_norm, model.model.vision_tower.layernorm)
+
+
+class TestInternVL(InternVLContract):
+    @classmethod
+    def tiny(cls, folder: Path, shards: int) -> TinyModel:
+        return TinyModel(write_tiny_internvl(folder, shards=shards), image_inputs(4, 16))
 
 
 def other_config(**vision: Any) -> dict[str, Any]:
@@ -49,13 +51,13 @@ def test_a_fresh_model_like_the_large_tower(tmp_path: Path) -> None:
     folder = save_fresh(tmp_path / "base", config)
     anatomy = dcsurgery.inspect_checkpoint(folder).anatomy
     assert (anatomy.feature_layers, anatomy.feature_width, anatomy.normed) == ((3,), 384, False)
-    check_whole_way(TestInternVL(), folder, image_inputs(4, 48), tmp_path / "out")
+    check_whole_way(InternVLContract(), folder, image_inputs(4, 48), tmp_path / "out")
 
 
 def test_a_fresh_model_with_a_last_norm(tmp_path: Path) -> None:
     folder = save_fresh(tmp_path / "base", other_config(use_mean_pooling=False))
     assert dcsurgery.inspect_checkpoint(folder).anatomy.normed
-    check_whole_way(TestInternVL(), folder, image_inputs(4, 48), tmp_path / "out")
+    check_whole_way(InternVLContract(), folder, image_inputs(4, 48), tmp_path / "out")
 
 
 @pytest.mark.parametrize("layer", [3, 1])
@@ -67,7 +69,7 @@ def test_a_named_layer_is_read_without_the_last_norm(layer: int, tmp_path: Path)
     assert (anatomy.feature_layers, anatomy.normed) == ((layer,), False)
     tiny = TinyModel(folder, image_inputs(4, 48))
     case = make_case(tiny, ConnectorSpec("sci", layers=((0, 2),)))
-    TestInternVL().test_site_reads_the_feature_layer(case, case.attached())
+    InternVLContract().test_site_reads_the_feature_layer(case, case.attached())
 
 
 def test_pixel_sizes_may_be_lists_or_numbers(tmp_path: Path) -> None:
