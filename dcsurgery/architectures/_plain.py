@@ -42,9 +42,8 @@ def read_tower(config: Config, tensors: Tensors, wiring: Wiring) -> VisionTower:
     vision = reading.section(config, "vision_config") or dict(wiring.vision_config)
     default = next(iter(wiring.towers))
     kind = default if wiring.fixed else vision.get("model_type", default)
-    reading.require(
-        kind in wiring.towers, f"vision tower {kind!r} is not one of {', '.join(wiring.towers)}"
-    )
+    known = isinstance(kind, str) and kind in wiring.towers
+    reading.require(known, f"vision tower {kind!r} is not one of {', '.join(wiring.towers)}")
     blocks = f"{wiring.module}.{wiring.blocks}"
     tower = VisionTower(
         kind=kind,
