@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dcsurgery.anatomy import Anatomy, Projector, VisionTower
+from dcsurgery.anatomy import Anatomy, Projector, Site, VisionTower
 from dcsurgery.architectures import Config, Tensors
 from dcsurgery.architectures import _reading as reading
 
@@ -20,7 +20,8 @@ class Wiring:
     kinds the family's code can drive to their prefix tokens, the default first; `fixed` when its
     config class builds that one whatever model_type says. `image_size` and `patch_size` are pixels
     where a vision_config does not say; `vision_config` stands for one that is absent altogether.
-    `normed` means that the last norm of the tower lies before the projector.
+    `normed` means that the last norm of the tower lies before the projector; `output` is the path
+    in the config of the number of channels the first matrix writes, empty when it has no words.
     """
 
     name: str
@@ -35,15 +36,17 @@ class Wiring:
     patch_size: int = 16
     vision_config: Mapping[str, Any] = field(default_factory=dict)
     normed: bool = True
+    output: tuple[str, ...] = ("text_config", "hidden_size")
 
 
 def read_tower(config: Config, tensors: Tensors, wiring: Wiring) -> VisionTower:
     """Return the tower. Raises AnatomyError when it contradicts its config or is another kind."""
     vision = reading.section(config, "vision_config") or dict(wiring.vision_config)
     default = next(iter(wiring.towers))
-    kind = default if wiring.fixed else vision.get("model_type", default)
-    known = isinstance(kind, str) and kind in wiring.towers
-    reading.require(known, f"vision tower {kind!r} is not one of {', '.join(wiring.towers)}")
+    kind = default if wiring.fixed else reading.kind_of(vision, default)
+    reading.require(
+        kind in wiring.towers, f"vision tower {kind!r} is not one of {', '.join(wiring.towers)}"
+    )
     blocks = f"{wiring.module}.{wiring.blocks}"
     tower = VisionTower(
         kind=kind,
@@ -85,6 +88,20 @@ def read_layer(config: Config, tower: VisionTower, strategy: str) -> int:
     return reading.read_feature_layers(stated, tower.depth)[0]
 
 
+def _check_matrix(config: Config, tensors: Tensors, wiring: Wiring, site: Site) -> None:
+    shape = tensors[site.weight].shape
+    reading.require(len(shape) == 2, f"{site.weight} has shape {list(shape)}, not a matrix")
+    if not wiring.output:
+        return
+    *sections, key = wiring.output
+    table = reading.section(config, sections[0]) if sections else config
+    stated = table.get(key, site.out_features)
+    reading.require(
+        stated == site.out_features,
+        f"{'.'.join(wiring.output)} is {stated!r} but {site.weight} writes {site.out_features}",
+    )
+
+
 def read_anatomy(
     config: Config,
     tensors: Tensors,
@@ -101,6 +118,7 @@ def read_anatomy(
     tower = read_tower(config, tensors, wiring)
     projector = projector or read_projector(tensors, wiring)
     site = projector.sites[0]
+    _check_matrix(config, tensors, wiring, site)
     width = tower.width * merged**2
     joined = f" ({merged} x {merged} patches of {tower.width})" if merged > 1 else ""
     reading.require(

@@ -20,6 +20,7 @@ WIRING = _plain.Wiring(
     towers={"siglip_vision_model": 0, "clip_vision_model": 1},
     vision_config={"image_size": 384, "patch_size": 14},
     normed=False,
+    output=("alignment_intermediate_size",),
 )
 
 

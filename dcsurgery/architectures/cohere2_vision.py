@@ -17,6 +17,7 @@ WIRING = _plain.Wiring(
     site="multi_modal_projector.linear_1",
     language_model="cohere2",
     vision_config={"image_size": 512},
+    output=("alignment_intermediate_size",),
 )
 
 

@@ -18,6 +18,7 @@ WIRING = _plain.Wiring(
     site="aligner.vision_proj",
     language_model="llama",
     module="vision_model",
+    output=(),
 )
 
 

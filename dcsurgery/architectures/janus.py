@@ -13,6 +13,7 @@ WIRING = _plain.Wiring(
     towers={"janus_vision_model": 0},
     fixed=True,
     image_size=384,
+    output=("vision_config", "projection_dim"),
 )
 
 

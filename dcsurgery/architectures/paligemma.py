@@ -10,6 +10,7 @@ WIRING = _plain.Wiring(
     site="multi_modal_projector.linear",
     language_model="gemma",
     vision_config={"patch_size": 14},
+    output=("projection_dim",),
 )
 
 

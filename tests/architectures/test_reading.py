@@ -28,7 +28,7 @@ from dcsurgery.tiny.gemma3 import gemma3_config
 from dcsurgery.tiny.idefics3 import idefics3_config
 from dcsurgery.tiny.internvl import internvl_config
 from dcsurgery.tiny.janus import janus_config
-from dcsurgery.tiny.paligemma import paligemma_config, write_tiny_paligemma
+from dcsurgery.tiny.paligemma import paligemma_config
 from dcsurgery.tiny.qianfan_ocr import qianfan_ocr_config
 from tests.architectures.cases import load
 from tests.architectures.fresh import save_fresh
@@ -84,6 +84,8 @@ def edit(folder: Path, name: str, change: Callable[[Tensor], Tensor | None]) -> 
 BROKEN: dict[str, tuple[str, Callable[[Tensor], Tensor | None], str]] = {
     "a matrix that is a number": ("linear1.weight", lambda t: t[0, 0], "not a matrix"),
     "a matrix that is a row": ("linear1.weight", lambda t: t[0], "not a matrix"),
+    "a matrix that is a kernel": ("linear1.weight", lambda t: t[..., None, None], "not a matrix"),
+    "a matrix that is empty": ("linear1.weight", lambda t: t[:, :0], "is empty"),
     "a matrix that is gone": ("linear1.weight", lambda t: None, "no tensor is named"),
     "a matrix of integers": ("linear1.weight", lambda t: t.to(torch.int8), "quantised"),
     "a matrix of another width": (
@@ -113,11 +115,53 @@ def test_broken_tensors_are_refused(case: str, tmp_path: Path) -> None:
         dcsurgery.inspect_checkpoint(folder)
 
 
-@pytest.mark.parametrize("kind", ["clip_vision_model", ["siglip_vision_model"], None])
-def test_a_tower_the_code_cannot_drive_is_refused(kind: Any, tmp_path: Path) -> None:
-    folder = write_tiny_paligemma(tmp_path / "base")
+OTHER_CONFIGS: dict[str, tuple[str, tuple[str, ...], Any, str]] = {
+    "a tower its code cannot drive": (
+        "paligemma",
+        ("vision_config", "model_type"),
+        "clip_vision_model",
+        "'clip_vision_model' is not one of siglip_vision_model",
+    ),
+    "a tower without a name": (
+        "paligemma",
+        ("vision_config", "model_type"),
+        ["siglip_vision_model"],
+        "not a name",
+    ),
+    "another depth": ("gemma3", ("vision_config", "num_hidden_layers"), 5, "tensors say 4"),
+    "another width": ("idefics3", ("vision_config", "hidden_size"), 32, "tensors say 16"),
+    "patches larger than the image": ("janus", ("vision_config", "patch_size"), 17, "larger"),
+    "other channels out of the matrix": (
+        "internvl",
+        ("text_config", "hidden_size"),
+        32,
+        "text_config.hidden_size is 32 but .* writes 24",
+    ),
+    "another projection": ("paligemma", ("projection_dim",), 32, "projection_dim is 32"),
+    "another vision projection": (
+        "janus",
+        ("vision_config", "projection_dim"),
+        32,
+        "vision_config.projection_dim is 32",
+    ),
+    "another alignment": (
+        "cohere2_vision",
+        ("alignment_intermediate_size",),
+        32,
+        "alignment_intermediate_size is 32",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_CONFIGS)
+def test_a_config_the_tensors_contradict_is_refused(case: str, tmp_path: Path) -> None:
+    family, path, value, reason = OTHER_CONFIGS[case]
+    folder = save_fresh(tmp_path / "base", CONFIGS[family]())
     config = json.loads((folder / "config.json").read_text())
-    config["vision_config"]["model_type"] = kind
+    table = config
+    for key in path[:-1]:
+        table = table[key]
+    table[path[-1]] = value
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(AnatomyError, match="is not one of siglip_vision_model"):
+    with pytest.raises(AnatomyError, match=reason):
         dcsurgery.inspect_checkpoint(folder)
