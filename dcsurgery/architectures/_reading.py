@@ -32,16 +32,30 @@ def find_tensor(tensors: Mapping[str, TensorEntry], suffix: str) -> TensorEntry:
     return tensors[found[0]]
 
 
+def _in_block(blocks: str, inner: str) -> re.Pattern[str]:
+    """Match names under a path of blocks, with or without a "vision_model." inside."""
+    first, _, rest = blocks.partition(".")
+    return re.compile(
+        rf"(?:^|\.){re.escape(first)}\.(?:vision_model\.)?{re.escape(rest)}\.(\d+)\.{inner}"
+    )
+
+
 def count_blocks(tensors: Mapping[str, TensorEntry], blocks: str) -> int:
     """Return how many blocks have tensors under a path such as "vision_tower.encoder.layers"."""
-    first, _, rest = blocks.partition(".")
-    pattern = re.compile(
-        rf"(?:^|\.){re.escape(first)}\.(?:vision_model\.)?{re.escape(rest)}\.(\d+)\."
-    )
+    pattern = _in_block(blocks, "")
     indices = {int(match[1]) for name in tensors if (match := pattern.search(name))}
     require(bool(indices), f"no tensor belongs to the vision tower's blocks ({blocks})")
     require(indices == set(range(len(indices))), f"the vision tower's blocks {blocks} have gaps")
     return len(indices)
+
+
+def block_width(tensors: Mapping[str, TensorEntry], blocks: str, norm: str) -> int:
+    """Return the channels C of a tower: the length of the weight of a norm [C] in every block."""
+    pattern = _in_block(blocks, re.escape(norm) + r"\.weight$")
+    shapes = {entry.shape for name, entry in tensors.items() if pattern.search(name)}
+    one = len(shapes) == 1 and all(len(shape) == 1 for shape in shapes)
+    require(one, f"the blocks {blocks} have no common width (shapes of {norm}: {sorted(shapes)})")
+    return next(iter(shapes))[0]
 
 
 def positive(config: Mapping[str, Any], key: str, default: int) -> int:
@@ -115,20 +129,25 @@ def read_block_outputs(value: Any, depth: int, key: str) -> tuple[int, ...]:
 
 
 def read_projector(
-    tensors: Mapping[str, TensorEntry], sites: Mapping[str, str], *prefixes: str
+    tensors: Mapping[str, TensorEntry],
+    sites: Mapping[str, str],
+    *prefixes: str,
+    transposed: bool = False,
 ) -> Projector:
     """Return the projector: `sites` maps module suffixes to tensor suffixes of first matrices.
 
-    A matrix is [out, in], a convolution [out, in, h, w]. `prefixes` are the dotted paths of all the
-    projector's tensors. Raises AnatomyError for a matrix that is missing or quantised.
+    A matrix is [out, in] ([in, out] when `transposed`, as bare parameters may be), a convolution
+    [out, in, h, w]. `prefixes` are the dotted paths of all the projector's tensors. Raises
+    AnatomyError for a matrix that is missing or quantised.
     """
     found = []
     for module, suffix in sites.items():
         entry = find_tensor(tensors, suffix)
         _refuse_quantised(entry, tensors)
-        out, *read = entry.shape
-        require(len(read) in (1, 3), f"{entry.name} has shape {list(entry.shape)}, not a matrix")
+        is_matrix = len(entry.shape) in (2, 4)
+        require(is_matrix, f"{entry.name} has shape {list(entry.shape)}, not a matrix")
         require(all(entry.shape), f"{entry.name} is empty: {list(entry.shape)}")
+        out, *read = reversed(entry.shape) if transposed else entry.shape
         in_features = 1
         for size in read:
             in_features *= size

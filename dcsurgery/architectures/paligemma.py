@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-from dcsurgery.anatomy import Anatomy, VisionTower
-from dcsurgery.architectures import Architecture, Config, Tensors
-from dcsurgery.architectures import _reading as reading
+from dcsurgery.anatomy import Anatomy
+from dcsurgery.architectures import Architecture, Config, Tensors, _plain
 
-SITE = "multi_modal_projector.linear"
+WIRING = _plain.Wiring(
+    name="paligemma",
+    site="multi_modal_projector.linear",
+    language_model="gemma",
+    vision_config={"patch_size": 14},
+    output=("projection_dim",),
+)
 
 
 def dissect(config: Config, tensors: Tensors) -> Anatomy:
     """Return the anatomy of a PaliGemmaForConditionalGeneration checkpoint."""
-    projector = reading.read_projector(tensors, {SITE: f"{SITE}.weight"}, "multi_modal_projector")
-    vision = reading.section(config, "vision_config")
-    blocks = "vision_tower.encoder.layers"
-    tower = VisionTower(
-        kind=vision.get("model_type", "siglip_vision_model"),
-        module="vision_tower",
-        blocks=blocks,
-        width=projector.sites[0].in_features,
-        depth=reading.count_blocks(tensors, blocks),
-        prefix_tokens=0,
-        image_size=reading.positive(vision, "image_size", 224),
-        patch_size=reading.positive(vision, "patch_size", 14),
-    )
-    reading.check_tower(tower, vision)
-    return Anatomy(
-        architecture="paligemma",
-        tower=tower,
-        projector=projector,
-        feature_layers=(tower.depth,),
-        feature_width=tower.width,
-        dropped_tokens=0,
-        image_tokens=tower.grid**2,
-        variable_resolution=False,
-        language_model=reading.language_model(config, "gemma"),
-        dtype=tensors[projector.sites[0].weight].dtype,
-        normed=True,
-    )
+    return _plain.read_anatomy(config, tensors, WIRING)
 
 
 ARCHITECTURE = Architecture(

@@ -178,7 +178,8 @@ class Wiring:
 
         handles = [site.register_forward_pre_hook(note(i)) for i, site in enumerate(sites)]
         for norm in self.loud_norms(base):
-            handles.append(norm.register_forward_hook(lambda module, args, output: args[0]))
+            # A norm returns a contiguous tensor, and some families view it.
+            handles.append(norm.register_forward_hook(lambda m, args, out: args[0].contiguous()))
         tower = find_module(base, self.tower_path(case))
         handles.append(tower.register_forward_pre_hook(start, with_kwargs=True))
         if case.anatomy.projector.module:
@@ -261,7 +262,10 @@ class Wiring:
     def test_greedy_generate(self, case: Case, base: Any) -> None:
         zero = case.attached()
         inputs = case.tiny.inputs(base, 1, 1)
-        settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+        image = base.config.image_token_id
+        settings: dict[str, Any] = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+        # An image token in the answer would ask for another picture.
+        settings["suppress_tokens"] = [image]
         assert torch.equal(zero.generate(**inputs, **settings), base.generate(**inputs, **settings))
         model = case.attached(random_matrix(case.plan))
         answer = model.generate(**inputs, **settings)
@@ -269,7 +273,7 @@ class Wiring:
         for step in range(4):
             with torch.no_grad():
                 scores = case.tiny.forward(model, self.grown(inputs, ids))[:, -1].clone()
-            scores[:, model.generation_config.eos_token_id] = -torch.inf
+            scores[:, [model.generation_config.eos_token_id, image]] = -torch.inf
             ids = torch.cat([ids, scores.argmax(-1, keepdim=True)], dim=1)
             assert torch.equal(answer[:, : ids.shape[1]], ids), step
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import dcsurgery
 from dcsurgery.architectures import find_architecture
@@ -15,12 +14,14 @@ from dcsurgery.plan import ConnectorSpec
 from dcsurgery.tiny.weights import seeded_tensors
 from tests.architectures.cases import TinyModel, load, logits, make_case
 from tests.architectures.contract import TOLERANCE, Contract
+from tests.architectures.inputs import Inputs
 
-Inputs = Callable[[Any, int, int], dict[str, Tensor]]
 
+def save_fresh(folder: Path, config: Mapping[str, Any], **saving: Any) -> Path:
+    """Build a model from a config, give it loud weights, save it; no processor files.
 
-def save_fresh(folder: Path, config: Mapping[str, Any]) -> Path:
-    """Build a model from a config, give it loud weights, save it; no processor files."""
+    `saving` are options of save_pretrained.
+    """
     import transformers
 
     model_class = getattr(transformers, config["architectures"][0])
@@ -30,7 +31,7 @@ def save_fresh(folder: Path, config: Mapping[str, Any]) -> Path:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(values[name])
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, **saving)
     return folder
 
 
@@ -43,6 +44,8 @@ def check_whole_way(contract: Contract, folder: Path, inputs: Inputs, out: Path)
         contract.test_anatomy_is_the_loaded_model(case, base)
         contract.test_site_reads_the_feature_layer(case, base)
         contract.test_random_matrix_is_the_formula(case, base)
+    offers = dcsurgery.inspect_checkpoint(folder).offers
+    assert {offer.kind for offer in offers if offer.refused is None} >= {"dci", "sci", "mix"}
     assert dcsurgery.inspect_checkpoint(folder).anatomy == case.anatomy
     for form in case.architecture.forms:
         dcsurgery.convert_checkpoint(folder, out / form, form=form)
