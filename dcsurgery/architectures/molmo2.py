@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dcsurgery.anatomy import Anatomy, Projector, VisionTower
 from dcsurgery.architectures import Architecture, Config, Tensors
 from dcsurgery.architectures import _reading as reading
-from dcsurgery.architectures._pictures import square_pictures
+from dcsurgery.architectures._patches import square_patches
 from dcsurgery.features import block_outputs
 
 if TYPE_CHECKING:
@@ -124,11 +124,9 @@ def preprocess(config: Config, images: Sequence[Any]) -> dict[str, Tensor]:
     vision, _ = _vision(config)
     patch = reading.positive(vision, "patch_size", 14)
     grid = reading.positive(vision, "image_size", 378) // patch
-    squares = square_pictures(images, grid * patch).repeat_interleave(2, dim=0)
-    cut = squares.reshape(-1, 3, grid, patch, grid, patch)
-    patches = cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    patches = square_patches(images, grid, patch).repeat_interleave(2, dim=0)
     rows = -(-grid // 2)
-    numbers = torch.arange(len(squares) * grid**2).view(-1, grid, grid)
+    numbers = torch.arange(len(patches) * grid**2).view(-1, grid, grid)
     numbers = pad(numbers, (0, grid % 2, 0, grid % 2), value=-1)
     windows = numbers.view(-1, rows, 2, rows, 2).transpose(2, 3).reshape(-1, 4)
     return {
