@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from dcsurgery.anatomy import Anatomy
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PLAIN = "pictures resized to a plain square, mean and deviation 0.5: the base has no processor"
+NO_TORCHVISION = PLAIN.replace("has no processor", "has one that needs torchvision, not installed")
 # Whatever a library may raise over a config that only its own code understands.
 FOREIGN = (
     ArithmeticError,
@@ -60,23 +62,35 @@ def foreign_errors(what: str, hint: str) -> Iterator[None]:
 def prepare_inputs(base: Checkpoint, anatomy: Anatomy, pictures: Sequence[Any]) -> Inputs:
     """Return PIL images prepared by the base's own image processor, as pixel_values and so on.
 
-    A base without any image processor gets plain squares instead, which the note says. Raises
-    VerificationError when the base has one that cannot be loaded here.
+    A base without any image processor, or with one that exists for torchvision alone where that is
+    not installed, gets plain squares instead, which the note says. Raises VerificationError when
+    the base has one that cannot be loaded for another reason.
     """
     if not _has_processor(base):
-        preprocess = named(anatomy.architecture).preprocess
-        if preprocess is not None:
-            return Inputs(preprocess(base.config, pictures), PLAIN)
-        return Inputs(_plain_squares(anatomy, pictures), PLAIN)
+        return Inputs(_without_processor(base, anatomy, pictures), PLAIN)
     from torch import Tensor
     from transformers import AutoImageProcessor
 
     what = f"the image processor of {base.ref.name} cannot prepare the pictures"
     hint = "features cannot be compared without it; repair preprocessor_config.json in the base"
     with foreign_errors(what, hint):
-        processor = AutoImageProcessor.from_pretrained(base.ref.folder)
+        try:
+            processor = AutoImageProcessor.from_pretrained(base.ref.folder)
+        except (ImportError, ValueError) as error:
+            if find_spec("torchvision") or "torchvision" not in str(error).lower():
+                raise
+            return Inputs(_without_processor(base, anatomy, pictures), NO_TORCHVISION)
         prepared = processor(images=list(pictures), return_tensors="pt")
     return Inputs({name: value for name, value in prepared.items() if isinstance(value, Tensor)})
+
+
+def _without_processor(
+    base: Checkpoint, anatomy: Anatomy, pictures: Sequence[Any]
+) -> dict[str, Tensor]:
+    preprocess = named(anatomy.architecture).preprocess
+    if preprocess is not None:
+        return preprocess(base.config, pictures)
+    return _plain_squares(anatomy, pictures)
 
 
 def _has_processor(base: Checkpoint) -> bool:
