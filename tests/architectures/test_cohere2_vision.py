@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +45,18 @@ def test_a_factor_the_matrix_contradicts_is_refused(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(AnatomyError, match=r"reads 64 channels.* gives 256 \(4 x 4 patches of 16"):
         dcsurgery.inspect_checkpoint(folder)
+
+
+def test_verify_does_without_an_image_processor_that_needs_torchvision(tmp_path: Path) -> None:
+    """transformers has no other image processor for this family, and torchvision is optional."""
+    folder = write_tiny_cohere2_vision(tmp_path / "base")
+    processor = {
+        "image_processor_type": "Cohere2VisionImageProcessor",
+        "size": {"height": 16, "width": 16},
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    dcsurgery.convert_checkpoint(folder, tmp_path / "out")
+    report = dcsurgery.verify_checkpoint(tmp_path / "out")
+    assert report.passed, report.checks
+    noted = any("needs torchvision" in check.measured for check in report.checks)
+    assert noted == (find_spec("torchvision") is None)
