@@ -87,11 +87,11 @@ def main() -> int:
         _require_room(work, 0 if not chosen & {"copy", "transformers"} else size)
         print(describe(source, size, _file_system(work)), flush=True)
         series: dict[str, Series] = {}
-        _in_turns([c for c in COPIES if c.group in chosen], source, work, options.repeat, series)
-        _in_turns([c for c in STARTS if c.group in chosen], source, work, START_RUNS, series)
-        if "large" in chosen:
-            large = _synthetic(work / "large", LARGE * options.scale, sparse=True)
-            _in_turns(LARGE_COPIES, large, work, 1, series)
+        try:
+            _run_all(chosen, source, work, options, series)
+            failed = None
+        except RuntimeError as error:
+            failed = str(error)
     limits = judge(series)
     print(table(series, limits))
     if options.json:
@@ -101,7 +101,24 @@ def main() -> int:
             "limits": [asdict(limit) for limit in limits],
         }
         options.json.write_text(json.dumps(text, indent=2) + "\n")
-    return 0 if all(limit.passed for limit in limits) else 1
+    if failed:
+        print(f"\nstopped: {failed}", file=sys.stderr)
+    return 0 if not failed and all(limit.passed for limit in limits) else 1
+
+
+def _run_all(
+    chosen: set[str],
+    source: Path,
+    work: Path,
+    options: argparse.Namespace,
+    series: dict[str, Series],
+) -> None:
+    """Run the chosen groups into `series`. Raises RuntimeError when a command fails."""
+    _in_turns([c for c in STARTS if c.group in chosen], source, work, START_RUNS, series)
+    if "large" in chosen:
+        large = _synthetic(work / "large", LARGE * options.scale, sparse=True)
+        _in_turns(LARGE_COPIES, large, work, 1, series)
+    _in_turns([c for c in COPIES if c.group in chosen], source, work, options.repeat, series)
 
 
 def _options() -> argparse.Namespace:
