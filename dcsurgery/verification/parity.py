@@ -16,7 +16,12 @@ from dcsurgery.errors import VerificationError
 from dcsurgery.loading import install, load_stock, read_delta
 from dcsurgery.plan import CONNECTOR_PREFIX, CONNECTOR_TENSOR, SurgeryPlan
 from dcsurgery.verification.inputs import foreign_errors, prepare_inputs
-from dcsurgery.verification.models import image_features, load_vision, model_logits
+from dcsurgery.verification.models import (
+    free_memory,
+    image_features,
+    load_vision,
+    model_logits,
+)
 from dcsurgery.verification.report import Check
 from dcsurgery.verification.restated import restated_connector
 from dcsurgery.verification.structure import Pair
@@ -55,6 +60,7 @@ def feature_checks(pair: Pair, pictures: Sequence[Any]) -> list[Check]:
         restated = _restate(model, architecture, plan, inputs, delta)
         checks.append(_close_check("features: branch against the formula", branch, restated, 1e-5))
         del model
+        free_memory()
         if pair.stock is not None:
             stock = load_vision(pair.stock.ref.folder).float()
             fold = image_features(stock, architecture, inputs)
@@ -103,6 +109,7 @@ def logit_checks(pair: Pair, pictures: Sequence[Any]) -> list[Check]:
         count = len(image_features(model, architecture, inputs))
         branch = model_logits(model, architecture, inputs, count)
         del model
+        free_memory()
         if zero:
             checks.append(_equal_check("logits: branch against base", branch, base))
         else:

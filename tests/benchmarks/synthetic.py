@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,22 @@ TEXT = {
     "vocab_size": 32064,
 }
 BLOCK = 16 * 1024 * 1024
+SHARD_BYTES = 5_000_000_000
+FULL_BYTES = 14_126_854_144
+IMAGE_PROCESSOR = {
+    "crop_size": {"height": 336, "width": 336},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_processor_type": "CLIPImageProcessor",
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+    "size": {"shortest_edge": 336},
+}
 
 
 def tower_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -70,32 +88,65 @@ def projector_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"multi_modal_projector.linear_{index}.bias", (4096,)
 
 
-def write_checkpoint(folder: Path, scale: float = 1.0, *, sparse: bool = False) -> Path:
-    """Write the checkpoint in three shards and return `folder`.
+def layer_count(scale: float) -> int:
+    """Language layers of a scaled model."""
+    return max(1, round(TEXT["num_hidden_layers"] * scale))
 
-    `scale` is the share of the 32 language layers (1.0: 14.1 GB; 5.0: a model five times larger).
-    `sparse` leaves the data as a hole: true headers and lengths, no disk.
+
+def all_shapes(scale: float) -> Shapes:
+    """Return every tensor in the order of the model's modules; 1.0 is 686 tensors, 14.127 GB."""
+    layers = layer_count(scale)
+    names = [*tower_shapes(), *projector_shapes(), *text_shapes(layers)]
+    return [(name, "F16", shape) for name, shape in names]
+
+
+def split_shards(shapes: Shapes, limit: int) -> list[Shapes]:
+    """Split as transformers does: a shard ends before the tensor that would exceed `limit` bytes.
+
+    The true sizes give 4.99, 4.96 and 4.18 GB, the projector in the first.
     """
-    layers = max(1, round(32 * scale))
+    shards: list[Shapes] = [[]]
+    filled = 0
+    for item in shapes:
+        nbytes = size_of(item)
+        if filled + nbytes > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(item)
+        filled += nbytes
+    return shards
+
+
+def size_of(item: tuple[str, str, tuple[int, ...]]) -> int:
+    """Bytes of one fp16 tensor."""
+    return 2 * math.prod(item[2])
+
+
+def write_checkpoint(folder: Path, scale: float = 1.0, *, sparse: bool = False) -> Path:
+    """Write the checkpoint and return `folder`: three shards up to scale 1.0, beyond 5 GB each.
+
+    `scale` is the share of the 32 language layers (1.0: 14.1 GB). `sparse` leaves the data as a
+    hole: true headers and lengths, no disk.
+    """
     folder.mkdir(parents=True)
-    names = [*tower_shapes(), *text_shapes(layers), *projector_shapes()]
-    shapes: Shapes = [(name, "F16", shape) for name, shape in names]
-    sizes = [entry.nbytes for entry in lay_out(shapes)]
-    total = sum(sizes)
-    # As on the Hub: the first two shards are filled to 35 %, the rest goes to the third.
-    shards: list[Shapes] = [[], [], []]
-    done = 0
-    for item, size in zip(shapes, sizes, strict=True):
-        shards[min(2, int(done / (0.3516 * total)))].append(item)
-        done += size
+    shapes = all_shapes(scale)
+    total = sum(map(size_of, shapes))
+    limit = int(SHARD_BYTES * min(1.0, total / FULL_BYTES))
+    shards = split_shards(shapes, limit)
+    while scale < 1.0 and len(shards) > 3:
+        limit += limit // 50
+        shards = split_shards(shapes, limit)
     weight_map = {}
     for index, shard in enumerate(shards, start=1):
-        file = f"model-{index:05d}-of-00003.safetensors"
-        _write_shard(folder / file, shard, index, sparse)
+        file = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
+        # Inside a file safetensors sorts by name (one dtype here).
+        _write_shard(folder / file, sorted(shard), index, sparse)
         weight_map.update({name: file for name, _, _ in shard})
-    index_json = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index_json, indent=2))
-    (folder / "config.json").write_text(json.dumps(_config(layers), indent=2))
+    index_json = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index_json, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(_config(scale), indent=2) + "\n")
+    processor = json.dumps(IMAGE_PROCESSOR, indent=2) + "\n"
+    (folder / "preprocessor_config.json").write_text(processor)
     return folder
 
 
@@ -124,14 +175,14 @@ def _noise(seed: int) -> bytes:
     return (0.02 * values).astype(np.float16).tobytes()
 
 
-def _config(layers: int) -> dict[str, object]:
+def _config(scale: float) -> dict[str, object]:
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
         "image_token_index": 32000,
         "pad_token_id": 32001,
         "projector_hidden_act": "gelu",
-        "text_config": {"model_type": "llama", **TEXT, "num_hidden_layers": layers},
+        "text_config": {"model_type": "llama", **TEXT, "num_hidden_layers": layer_count(scale)},
         "torch_dtype": "float16",
         "vision_config": {
             "model_type": "clip_vision_model",
@@ -146,3 +197,17 @@ def _config(layers: int) -> dict[str, object]:
         "vision_feature_layer": -2,
         "vision_feature_select_strategy": "default",
     }
+
+
+def main() -> None:
+    """Write one checkpoint from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--sparse", action="store_true")
+    options = parser.parse_args()
+    write_checkpoint(options.folder, options.scale, sparse=options.sparse)
+
+
+if __name__ == "__main__":
+    main()
