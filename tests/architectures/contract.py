@@ -5,7 +5,7 @@
         def tiny(cls, folder, shards):
             return TinyModel(write_tiny_my_family(folder, shards=shards), inputs)
 
-Families whose wiring differs also override `states`, `rows` or `loud_norms`.
+Families whose wiring differs also override `states`, `tokens`, `rows`, `one` or `loud_norms`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import dcsurgery
+from dcsurgery.anatomy import Anatomy
 from dcsurgery.connectors.attach import find_module
 from dcsurgery.connectors.passes import TowerPass
 from dcsurgery.plan import ConnectorSpec, SurgeryPlan
@@ -54,6 +55,10 @@ class Contract:
         extra = {key: inputs[key] for key in ("image_sizes",) if key in inputs}
         tower = model.model.vision_tower
         return tuple(tower(pixels, output_hidden_states=True, **extra).hidden_states)
+
+    def tokens(self, anatomy: Anatomy, inputs: dict[str, Tensor]) -> int:
+        """Return how many tokens a hidden state of these inputs has."""
+        return anatomy.tower.grid**2 + anatomy.tower.prefix_tokens
 
     def rows(self, model: Any, state: Tensor, inputs: dict[str, Tensor]) -> Rows:
         """Restate `arrange`: one hidden state as rows of the projector's first matrices.
@@ -129,10 +134,11 @@ class Contract:
             assert module.weight[0].numel() == site.in_features
         blocks = find_module(base, tower.blocks)
         assert isinstance(blocks, nn.ModuleList) and len(blocks) == tower.depth
-        states = self.states(base, case.tiny.inputs(base, 1, 1))
+        inputs = case.tiny.inputs(base, 1, 1)
+        states = self.states(base, inputs)
         assert len(states) == tower.depth + 1
         assert states[0].shape[-1] == tower.width
-        assert states[0].shape[-2] == tower.grid**2 + tower.prefix_tokens
+        assert states[0].shape[-2] == self.tokens(anatomy, inputs)
 
     def test_site_reads_the_feature_layer(self, case: Case, base: Any) -> None:
         """Catches a wrong arrange or layer, which zero weights cannot show."""
