@@ -216,10 +216,16 @@ def _set(parameters: dict[str, nn.Parameter], name: str, value: torch.Tensor) ->
             f"the model has {len(found)} parameters named {name}",
             hint="the delta was made for another version of the base",
         )
-    if parameters[found[0]].is_meta:
+    parameter = parameters[found[0]]
+    if parameter.is_meta:
         raise RequestError(
             f"{name} is offloaded, and this delta has values of its own for it",
             hint="keep the projector on a device: name it in device_map",
         )
+    if not parameter.is_floating_point():
+        raise RequestError(
+            f"{name} is quantised, and this delta has values of its own for it",
+            hint="leave the projector as it is: name it in llm_int8_skip_modules",
+        )
     with torch.no_grad():
-        parameters[found[0]].copy_(value)
+        parameter.copy_(value)

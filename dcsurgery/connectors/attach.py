@@ -36,12 +36,13 @@ class _Close(_Hook):
 
 class _CollectInput(_Hook):
     def __call__(self, block: nn.Module, args: Any, kwargs: Any) -> None:
-        self.connector.collect(0, args[0] if args else kwargs["hidden_states"])
+        self.connector.collect(0, args[0] if args else kwargs["hidden_states"], block)
 
 
 class _CollectOutput(_Hook):
     def __call__(self, block: nn.Module, args: Any, output: Any) -> None:
-        self.connector.collect(self.key, output[0] if isinstance(output, tuple) else output)
+        hidden = output[0] if isinstance(output, tuple) else output
+        self.connector.collect(self.key, hidden, block)
 
 
 class _Enter(_Hook):

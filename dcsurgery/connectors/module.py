@@ -76,11 +76,22 @@ class DenseConnector(nn.Module):
         if self._passes.readable is not None:
             self._passes.readable.projector_call = (args, kwargs)
 
-    def collect(self, state: int, hidden: Tensor) -> None:
-        """Add a hidden state to the pass under way."""
+    def collect(self, state: int, hidden: Tensor, block: nn.Module) -> None:
+        """Add a hidden state to the pass under way: what `block` reads or gives.
+
+        Raises RequestError where the block's own gradients would be lost without a word.
+        """
+        run = self._passes.running
         # Outside a pass this is a block re-run by gradient checkpointing: nothing to add.
-        if self._passes.running is not None:
-            self._passes.running.add(self.layout, state, hidden)
+        if run is None:
+            return
+        if run.with_grad and not torch.is_grad_enabled() and _trained(block):
+            raise RequestError(
+                "reentrant gradient checkpointing hides the vision tower's graph from the dense "
+                "connector, and the tower is being trained",
+                hint='enable it with {"use_reentrant": False}, or freeze the vision tower',
+            )
+        run.add(self.layout, state, hidden)
 
     def take(self, site: int, count: int) -> Tensor:
         """Return g as one site reads it, [..., G * width]; each site reads all rows once.
@@ -197,6 +208,10 @@ class DenseConnector(nn.Module):
             "loads as the unmodified base",
             hint="save dense_connector.weight as the delta's tensor, or convert with --form stock",
         )
+
+
+def _trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _layer_norm(state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

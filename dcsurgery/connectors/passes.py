@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from dcsurgery.features import FeatureLayout
 
@@ -22,6 +25,7 @@ class TowerPass:
     in every block. `site_rows` counts the rows the asking site has just read (0: unknown), which
     tells a pass whose tokens were merged on the way from one whose tokens were not. `rows` are what
     every site reads, one tensor per call of it; `unread` the sites that have not had all of theirs.
+    `with_grad`: gradients were recorded when the pass began.
     """
 
     model: nn.Module
@@ -33,6 +37,7 @@ class TowerPass:
     sums: list[Tensor | None] = field(default_factory=list)
     unread: set[int] = field(default_factory=set)
     site_rows: int = 0
+    with_grad: bool = field(default_factory=torch.is_grad_enabled)
     rows: list[list[Tensor]] | None = None
 
     def argument(self, name: str, position: int | None = None) -> Any:
@@ -50,13 +55,14 @@ class TowerPass:
 
     def add(self, layout: FeatureLayout, state: int, hidden: Tensor) -> None:
         """Add hidden state `state` [..., C] to every block that reads it."""
-        for index, block in enumerate(layout.blocks):
-            if state in block.layers:
-                weights = self.weights[index] if self.weights else None
-                term = hidden
-                if weights is not None:
-                    term = hidden * weights[block.layers.index(state)].to(hidden.device)
-                self.sums[index] = _accumulate(self.sums[index], term)
+        with _outside_checkpoints(self.with_grad):
+            for index, block in enumerate(layout.blocks):
+                if state in block.layers:
+                    weights = self.weights[index] if self.weights else None
+                    term = hidden
+                    if weights is not None:
+                        term = hidden * weights[block.layers.index(state)].to(hidden.device)
+                    self.sums[index] = _accumulate(self.sums[index], term)
 
     def means(self, layout: FeatureLayout) -> list[Tensor]:
         """Return every block's mean (mix: weighted sum) in fp32, from shallow to deep."""
@@ -64,6 +70,25 @@ class TowerPass:
         if self.weights:
             return sums
         return [total / len(b.layers) for total, b in zip(sums, layout.blocks, strict=True)]
+
+
+@contextmanager
+def _outside_checkpoints(with_grad: bool) -> Iterator[None]:
+    """Record gradients as the pass as a whole does, whatever a block around this does.
+
+    Up to transformers 5.20 the hooks of a block run inside its gradient checkpoint. A reentrant one
+    turns gradients off, the other counts the tensors that are kept for them and finds another
+    number when the block runs again without a pass.
+    """
+    if not with_grad:
+        yield
+        return
+    with torch.enable_grad(), saved_tensors_hooks(_as_it_is, _as_it_is):
+        yield
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _given(args: tuple[Any, ...], kwargs: dict[str, Any], name: str, position: int | None) -> Any:

@@ -81,12 +81,18 @@ def image_features(model: Any, architecture: Architecture, inputs: Mapping[str, 
     cast = cast_inputs(model, inputs)
     if architecture.encode is not None:
         return architecture.encode(model, cast)
-    encode = getattr(model, "get_image_features", None) or model.model.get_image_features
-    known = inspect.signature(encode).parameters
+    inner: Any = getattr(getattr(model, "model", None), "get_image_features", None)
+    encode: Any = getattr(model, "get_image_features", inner)
+    # The outer method may pass arguments on to the inner one without naming them.
+    known = {name for each in (encode, inner or encode) for name in _parameters(each)}
     features = encode(**{key: value for key, value in cast.items() if key in known})
     pooled = getattr(features, "pooler_output", features)
     parts = pooled if isinstance(pooled, list | tuple) else [pooled]
     return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+
+
+def _parameters(method: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(method).parameters
 
 
 def model_logits(
@@ -100,7 +106,7 @@ def model_logits(
     middle = [token] * image_tokens
     ids = torch.tensor([[*words[:3], *middle, *words[3:]]])
     cast = cast_inputs(model, inputs)
-    known = inspect.signature(model.forward).parameters
+    known = _parameters(model.forward)
     is_image = torch.eq(ids, torch.tensor(token)).long()
     extra = dict.fromkeys(("mm_token_type_ids", "token_type_ids"), is_image)
     extra |= {} if architecture.prompt is None else architecture.prompt(model, cast, ids)
