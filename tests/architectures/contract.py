@@ -1,6 +1,6 @@
 """What every architecture must keep. A family's tests subclass Contract and name one `tiny()`.
 
-    class TestMyFamily(Contract):
+    class TestMyFamily(Contract):      # StockContract where it has a stock form
         @classmethod
         def tiny(cls, folder, shards):
             return TinyModel(write_tiny_my_family(folder, shards=shards), inputs)
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import dcsurgery
 from dcsurgery.anatomy import Anatomy, Site
+from dcsurgery.architectures import Form
 from dcsurgery.connectors.attach import find_module
 from dcsurgery.connectors.passes import TowerPass
 from dcsurgery.plan import ConnectorSpec, SurgeryPlan
@@ -293,6 +294,8 @@ class Wiring:
 class Contract(Wiring):
     """Inherited by the test class of every architecture: the wiring, and what is on disk."""
 
+    forms: tuple[Form, ...] = ("delta",)
+
     def test_delta_loads_as_it_was(self, case: Case, tmp_path: Path) -> None:
         weight = random_matrix(case.plan)
         write_delta(case.tiny.folder, tmp_path / "delta", weight, **case.options)
@@ -307,38 +310,6 @@ class Contract(Wiring):
         model = dcsurgery.load_model(tmp_path / "delta", dtype=torch.float32)
         assert torch.equal(logits(case, model), logits(case, base))
 
-    def test_stock_form_is_the_base(self, case: Case, base: Any, tmp_path: Path) -> None:
-        self._needs_stock(case)
-        out = tmp_path / "stock"
-        plan = dcsurgery.convert_checkpoint(case.tiny.folder, out, **case.options).plan
-        assert (logits(case, load(out)) - logits(case, base)).abs().max() <= TOLERANCE
-        assert (
-            logits(case, dcsurgery.load_model(out)) - logits(case, base)
-        ).abs().max() <= TOLERANCE
-        self._check_untouched(case, out, plan)
-
-    def test_folded_matrix_is_the_attached_one(self, case: Case, tmp_path: Path) -> None:
-        self._needs_stock(case)
-        weight = random_matrix(case.plan)
-        plan = write_folded(case.tiny.folder, tmp_path / "stock", weight, **case.options)
-        stock = load(tmp_path / "stock")
-        model = case.attached(weight)
-        for batch, images in ((1, 1), (2, 1), (1, 2)):
-            difference = logits(case, stock, batch, images) - logits(case, model, batch, images)
-            assert difference.abs().max() <= TOLERANCE
-        self._check_untouched(case, tmp_path / "stock", plan)
-
-    def test_paper_init_agrees_in_both_forms(self, case: Case, tmp_path: Path) -> None:
-        self._needs_stock(case)
-        for form in ("stock", "delta"):
-            dcsurgery.convert_checkpoint(
-                case.tiny.folder, tmp_path / form, form=form, init="paper", seed=5, **case.options
-            )
-        model = dcsurgery.load_model(tmp_path / "delta", dtype=torch.float32)
-        expected = logits(case, model)
-        difference = logits(case, load(tmp_path / "stock")) - expected
-        assert difference.abs().max() <= TOLERANCE * max(1, expected.abs().max())
-
     def test_sharded_is_single(self, case: Case, tmp_path: Path) -> None:
         sharded = make_case(self.tiny(tmp_path / "base", 3), case.spec)
         assert (sharded.tiny.folder / "model.safetensors.index.json").is_file()
@@ -348,14 +319,10 @@ class Contract(Wiring):
         model = dcsurgery.load_model(tmp_path / "delta", dtype=torch.float32)
         expected = logits(case, case.attached(weight))
         assert torch.equal(logits(sharded, model), expected)
-        if "stock" in case.architecture.forms:
-            plan = write_folded(sharded.tiny.folder, tmp_path / "stock", weight, **case.options)
-            found = logits(sharded, load(tmp_path / "stock"))
-            assert (found - expected).abs().max() <= TOLERANCE
-            self._check_untouched(sharded, tmp_path / "stock", plan)
 
     def test_verify_passes_in_every_form(self, case: Case, tmp_path: Path) -> None:
-        for form in case.architecture.forms:
+        assert case.architecture.forms == self.forms
+        for form in self.forms:
             out = tmp_path / form
             dcsurgery.convert_checkpoint(case.tiny.folder, out, form=form, **case.options)
             report = dcsurgery.verify_checkpoint(out, logits=True)
@@ -370,9 +337,48 @@ class Contract(Wiring):
         assert report.passed, report.checks
         assert "features: branch against the formula" in {check.name for check in report.checks}
 
-    def _needs_stock(self, case: Case) -> None:
-        if "stock" not in case.architecture.forms:
-            pytest.skip(f"{case.architecture.name} has no stock form")
+
+class StockContract(Contract):
+    """Inherited where the family's config has words for several hidden states."""
+
+    forms = ("stock", "delta")
+
+    def test_stock_form_is_the_base(self, case: Case, base: Any, tmp_path: Path) -> None:
+        out = tmp_path / "stock"
+        plan = dcsurgery.convert_checkpoint(case.tiny.folder, out, **case.options).plan
+        assert (logits(case, load(out)) - logits(case, base)).abs().max() <= TOLERANCE
+        assert (
+            logits(case, dcsurgery.load_model(out)) - logits(case, base)
+        ).abs().max() <= TOLERANCE
+        self._check_untouched(case, out, plan)
+
+    def test_folded_matrix_is_the_attached_one(self, case: Case, tmp_path: Path) -> None:
+        weight = random_matrix(case.plan)
+        plan = write_folded(case.tiny.folder, tmp_path / "stock", weight, **case.options)
+        stock = load(tmp_path / "stock")
+        model = case.attached(weight)
+        for batch, images in ((1, 1), (2, 1), (1, 2)):
+            difference = logits(case, stock, batch, images) - logits(case, model, batch, images)
+            assert difference.abs().max() <= TOLERANCE
+        self._check_untouched(case, tmp_path / "stock", plan)
+
+    def test_paper_init_agrees_in_both_forms(self, case: Case, tmp_path: Path) -> None:
+        for form in ("stock", "delta"):
+            dcsurgery.convert_checkpoint(
+                case.tiny.folder, tmp_path / form, form=form, init="paper", seed=5, **case.options
+            )
+        model = dcsurgery.load_model(tmp_path / "delta", dtype=torch.float32)
+        expected = logits(case, model)
+        difference = logits(case, load(tmp_path / "stock")) - expected
+        assert difference.abs().max() <= TOLERANCE * max(1, expected.abs().max())
+
+    def test_sharded_fold_is_the_attached_one(self, case: Case, tmp_path: Path) -> None:
+        sharded = make_case(self.tiny(tmp_path / "base", 3), case.spec)
+        weight = random_matrix(case.plan)
+        plan = write_folded(sharded.tiny.folder, tmp_path / "stock", weight, **case.options)
+        found = logits(sharded, load(tmp_path / "stock"))
+        assert (found - logits(case, case.attached(weight))).abs().max() <= TOLERANCE
+        self._check_untouched(sharded, tmp_path / "stock", plan)
 
     def _check_untouched(self, case: Case, folder: Path, plan: SurgeryPlan) -> None:
         """Every tensor but the planned ones, and every side file, is the base's."""

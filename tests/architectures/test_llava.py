@@ -12,7 +12,7 @@ from dcsurgery.plan import ConnectorSpec
 from dcsurgery.tiny import llava_config, write_tiny_llava
 from dcsurgery.tiny.llava import Tower, write_llava
 from tests.architectures.cases import TinyModel
-from tests.architectures.contract import Contract
+from tests.architectures.contract import StockContract
 
 
 def llava_inputs(model: Any, batch: int, images: int) -> dict[str, Tensor]:
@@ -31,7 +31,7 @@ def llava_inputs(model: Any, batch: int, images: int) -> dict[str, Tensor]:
     return inputs
 
 
-class LlavaContract(Contract):
+class LlavaContract(StockContract):
     tower: Tower
     specs = (ConnectorSpec("dci"), ConnectorSpec("dci", groups=3), ConnectorSpec("sci"))
 
@@ -56,7 +56,7 @@ class TestPixtral(LlavaContract):
     tower = "pixtral"
 
 
-class TestBaseThatReadsSeveralLayers(Contract):
+class TestBaseThatReadsSeveralLayers(StockContract):
     """A base whose config lists layers already, out of order; SigLIP, patch tokens only."""
 
     specs = (ConnectorSpec("dci"), ConnectorSpec("sci", layers=((0, 3),)))

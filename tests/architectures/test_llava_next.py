@@ -23,14 +23,14 @@ from dcsurgery.tiny.llava import write_llava
 from dcsurgery.tiny.llava_next import llava_next_config, write_tiny_llava_next
 from dcsurgery.verification.images import sample_photo
 from tests.architectures.cases import TinyModel, load, make_case
-from tests.architectures.contract import Contract
+from tests.architectures.contract import StockContract
 from tests.architectures.fresh import check_fresh_model
 from tests.architectures.published import dissect, llava_shapes
 from tests.architectures.tiles import Tiles, pixels, tile_inputs, wide_images, wide_tokens
 from tests.surgery import random_matrix, write_delta, write_folded
 
 
-class TestLlavaNext(Tiles, Contract):
+class TestLlavaNext(Tiles, StockContract):
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
         return TinyModel(write_tiny_llava_next(folder, shards=shards), tile_inputs)
@@ -39,7 +39,7 @@ class TestLlavaNext(Tiles, Contract):
         return state[:, 1:]
 
 
-class TestGraniteVision(Tiles, Contract):
+class TestGraniteVision(Tiles, StockContract):
     """SigLIP without CLS, an odd grid, another width, and a list of states already."""
 
     specs = (ConnectorSpec("dci", groups=3),)

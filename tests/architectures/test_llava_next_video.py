@@ -17,7 +17,7 @@ from dcsurgery.plan import ConnectorSpec
 from dcsurgery.tiny.llava import write_llava
 from dcsurgery.tiny.llava_next_video import llava_next_video_config, write_tiny_llava_next_video
 from tests.architectures.cases import TinyModel, load
-from tests.architectures.contract import Contract
+from tests.architectures.contract import StockContract
 from tests.architectures.fresh import check_fresh_model
 from tests.architectures.published import dissect, llava_shapes
 from tests.architectures.tiles import (
@@ -31,7 +31,7 @@ from tests.architectures.tiles import (
 )
 
 
-class TestImages(Tiles, Contract):
+class TestImages(Tiles, StockContract):
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
         return TinyModel(write_tiny_llava_next_video(folder, shards=shards), tile_inputs)

@@ -13,14 +13,14 @@ import dcsurgery
 from dcsurgery.plan import ConnectorSpec
 from dcsurgery.tiny.llava_onevision import llava_onevision_config, write_tiny_llava_onevision
 from tests.architectures.cases import TinyModel, load, make_case
-from tests.architectures.contract import Contract
+from tests.architectures.contract import StockContract
 from tests.architectures.fresh import check_fresh_model
 from tests.architectures.published import dissect, llava_shapes
 from tests.architectures.tiles import Tiles, Videos, check_counts, pixels, tile_inputs
 from tests.surgery import random_matrix, write_folded
 
 
-class TestImages(Tiles, Contract):
+class TestImages(Tiles, StockContract):
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
         return TinyModel(write_tiny_llava_onevision(folder, shards=shards), tile_inputs)

@@ -20,7 +20,7 @@ from dcsurgery.tiny.mllama import mllama_config, write_tiny_mllama
 from dcsurgery.verification.inputs import prepare_inputs
 from dcsurgery.verification.models import image_features
 from tests.architectures.cases import Case, TinyModel, load
-from tests.architectures.contract import Contract
+from tests.architectures.contract import StockContract
 from tests.architectures.fresh import check_whole_way, save_fresh
 
 TILES = 4
@@ -51,7 +51,7 @@ def mllama_inputs(model: Any, batch: int, images: int) -> dict[str, Tensor]:
     return inputs
 
 
-class MllamaContract(Contract):
+class MllamaContract(StockContract):
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
         return TinyModel(write_tiny_mllama(folder, shards=shards), mllama_inputs)

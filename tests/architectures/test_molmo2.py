@@ -21,7 +21,7 @@ from dcsurgery.verification.images import open_images
 from dcsurgery.verification.inputs import NO_TORCHVISION, prepare_inputs
 from dcsurgery.verification.models import image_features
 from tests.architectures.cases import TinyModel, load, logits, make_case
-from tests.architectures.contract import TOLERANCE, Contract
+from tests.architectures.contract import TOLERANCE, StockContract
 from tests.architectures.fresh import check_whole_way, save_fresh
 from tests.surgery import random_matrix
 
@@ -80,7 +80,7 @@ def molmo2_inputs(model: Any, batch: int, images: int) -> dict[str, Tensor]:
     }
 
 
-class Molmo2Contract(Contract):
+class Molmo2Contract(StockContract):
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
         return TinyModel(write_tiny_molmo2(folder, shards=shards), molmo2_inputs)

@@ -17,14 +17,14 @@ from dcsurgery.plan import ConnectorSpec
 from dcsurgery.tiny.video_llava import video_llava_config, write_tiny_video_llava
 from dcsurgery.verification.images import sample_photo
 from tests.architectures.cases import TinyModel, load, make_case
-from tests.architectures.contract import Contract
+from tests.architectures.contract import StockContract
 from tests.architectures.fresh import check_fresh_model
 from tests.architectures.published import dissect, llava_shapes
 from tests.architectures.tiles import FRAMES, Videos, pixels, square_inputs
 from tests.surgery import random_matrix
 
 
-class TestImages(Contract):
+class TestImages(StockContract):
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
         return TinyModel(write_tiny_video_llava(folder, shards=shards), square_inputs)
