@@ -1,7 +1,8 @@
 """Move bytes between files by the cheapest means the file system offers.
 
 Shared blocks (reflink) where possible, else copy_file_range, sendfile, read and write. Sources are
-only ever opened for reading, targets are always new files.
+only ever opened for reading, targets are always new files. Nothing is synced here: staging does it
+for the whole output at once, so that the disk never waits between two files.
 """
 
 from __future__ import annotations
@@ -170,12 +171,11 @@ def write_all(target: int, data: bytes | memoryview) -> int:
 
 
 def write_file(target: Path, chunks: Iterable[bytes]) -> int:
-    """Write a new file durably; returns its bytes. Raises CheckpointError."""
+    """Write a new file; returns its bytes. Raises CheckpointError."""
     try:
         opened = create(target)
         try:
             written = sum(write_all(opened, chunk) for chunk in chunks)
-            os.fsync(opened)
         finally:
             os.close(opened)
     except OSError as error:
@@ -186,13 +186,12 @@ def write_file(target: Path, chunks: Iterable[bytes]) -> int:
 def transfer_file(source: Path, target: Path, *, link: bool = False) -> Transfer:
     """Bring a whole file to a new place: hard link if asked and possible, else reflink, else copy.
 
-    The target is durable on return. Raises CheckpointError for a full or read-only disk.
+    Raises CheckpointError for a full or read-only disk.
     """
     real = source.resolve()
     reading = open_source(real)
     try:
         if link and _hard_link(real, target):
-            os.fsync(reading)
             return Transfer(target.name, "hardlink", 0)
         return _transfer_open(reading, target)
     except OSError as error:
@@ -208,13 +207,11 @@ def _transfer_open(reading: int, target: Path) -> Transfer:
         if fcntl is not None and size:
             try:
                 fcntl.ioctl(writing, FICLONE, reading)
-                os.fsync(writing)
                 return Transfer(target.name, "reflink", 0)
             except OSError as error:
                 if error.errno in FULL:
                     raise
         written = _copy(reading, writing, 0, size, 0)
-        os.fsync(writing)
         return Transfer(target.name, "copy", written)
     finally:
         os.close(writing)

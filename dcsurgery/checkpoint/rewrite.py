@@ -93,7 +93,6 @@ def rewrite_shard(
                 else:
                     begin = header.data_start + start
                     written += copying.move_range(reading, writing, begin, length, at)
-            os.fsync(writing)
         finally:
             os.close(writing)
     except OSError as error:

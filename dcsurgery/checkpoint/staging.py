@@ -189,20 +189,22 @@ def _clear_once(root: Path, output: Path) -> None:
 
 
 def _sync_tree(folder: Path) -> None:
-    # Files are synced by whoever wrote them; names need their folders synced.
-    for root, _, _ in os.walk(folder):
+    # Once all is written, not file by file: reads and writes overlap. Bytes before their names.
+    for root, _, names in os.walk(folder, topdown=False):
+        for name in sorted(names):
+            _sync(Path(root) / name)
         _sync(Path(root))
 
 
-def _sync(folder: Path) -> None:
+def _sync(path: Path) -> None:
     try:
-        opened = os.open(folder, os.O_RDONLY)
+        opened = os.open(path, os.O_RDONLY)
         try:
             os.fsync(opened)
         finally:
             os.close(opened)
     except OSError as error:
-        raise_write_error(error, folder)
+        raise_write_error(error, path)
 
 
 def _publish(staging: Path, output: Path, overwrite: bool) -> None:

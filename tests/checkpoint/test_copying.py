@@ -248,21 +248,6 @@ def test_a_source_that_is_gone_is_named_as_such(tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
-@pytest.mark.parametrize("how", ["copy", "link", "write"])
-def test_every_new_file_is_synced(
-    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    synced: list[int] = []
-    real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_ino), real(fd)))
-    (tmp_path / "a").write_bytes(DATA)
-    if how == "write":
-        copying.write_file(tmp_path / "b", [b"x"])
-    else:
-        transfer_file(tmp_path / "a", tmp_path / "b", link=how == "link")
-    assert (tmp_path / "b").stat().st_ino in synced
-
-
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, bytes(data[:7])))

@@ -331,7 +331,7 @@ def test_a_disk_without_locks_is_a_clean_error(
         fill(tmp_path / "OUT")
 
 
-def test_all_names_are_durable_before_the_output_appears(
+def test_all_bytes_and_names_are_durable_before_the_output_appears(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
@@ -348,9 +348,11 @@ def test_all_names_are_durable_before_the_output_appears(
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(os, "rename", rename)
     with staged_output(tmp_path / "a" / "b" / "OUT") as folder:
-        (folder / "sub" / "deep").mkdir(parents=True)
+        write(folder / "sub" / "deep", {"written": b"x"})
+        (tmp_path / "source").write_bytes(b"y")
+        os.link(tmp_path / "source", folder / "linked")
     at = events.index("rename")
-    assert {"sync new", "sync sub", "sync deep"} <= set(events[:at])
+    assert events[:at] == ["sync written", "sync deep", "sync sub", "sync linked", "sync new"]
     after = events[at + 1 :]
     assert after[:2] == ["sync b", "sync OUT.partial"]
     assert {"sync a", f"sync {tmp_path.name}"} <= set(after)
