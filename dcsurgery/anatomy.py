@@ -80,9 +80,10 @@ class Anatomy:
     hidden state where the first matrix reads it (a multiple of the tower's width when neighbouring
     patches are merged before); `dropped_tokens` leading tokens are cut off before the projector;
     `image_tokens` counts the embeddings of one image (of `image_size` pixels square where the tower
-    takes any size); `language_model` is the text config's model type; `dtype` the safetensors dtype
-    of the projector. `first_state` is the shallowest state the stock config can name; `normed`
-    means that the feature read today has passed the tower's last norm.
+    takes any size; of one tile where the family cuts images into tiles); `language_model` is the
+    text config's model type; `dtype` the safetensors dtype of the projector. `first_state` is the
+    shallowest state the stock config can name; `normed` means that the feature read today has
+    passed the tower's last norm.
     """
 
     architecture: str

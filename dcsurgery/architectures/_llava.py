@@ -82,9 +82,11 @@ def read_anatomy(
         f"{site.weight} reads {site.in_features} channels, which vision_feature_layer {stated!r} "
         "does not divide",
     )
-    kind = defaults["vision_config"]["model_type"]
-    vision = reading.section(config, "vision_config") or defaults["vision_config"]
-    tower = read_tower({"model_type": kind, **vision}, tensors, site.in_features // count, module)
+    whole = defaults["vision_config"]
+    absent = config["vision_config"] is None
+    vision = whole if absent else reading.section(config, "vision_config")
+    kind = {"model_type": whole["model_type"]}
+    tower = read_tower({**kind, **vision}, tensors, site.in_features // count, module)
     hidden = reading.section(config, "text_config").get("hidden_size", site.out_features)
     reading.require(
         hidden == site.out_features,

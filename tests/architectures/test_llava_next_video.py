@@ -32,6 +32,8 @@ from tests.architectures.tiles import (
 
 
 class TestImages(Tiles, StockContract):
+    specs = (ConnectorSpec("dci"),)
+
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
         return TinyModel(write_tiny_llava_next_video(folder, shards=shards), tile_inputs)
@@ -41,7 +43,7 @@ class TestImages(Tiles, StockContract):
 
 
 class TestVideos(Videos):
-    specs = (ConnectorSpec("dci"),)
+    specs = (ConnectorSpec("sci"),)
     write = write_tiny_llava_next_video
 
     def rows(self, model: Any, state: Tensor, inputs: dict[str, Tensor]) -> Tensor:

@@ -21,6 +21,8 @@ from tests.surgery import random_matrix, write_folded
 
 
 class TestImages(Tiles, StockContract):
+    specs = (ConnectorSpec("dci"),)
+
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
         return TinyModel(write_tiny_llava_onevision(folder, shards=shards), tile_inputs)
@@ -29,7 +31,7 @@ class TestImages(Tiles, StockContract):
 class TestVideos(Videos):
     """Frames are pooled after the projector; an odd grid, another depth and width."""
 
-    specs = (ConnectorSpec("dci", groups=3),)
+    specs = (ConnectorSpec("sci", layers=((0, 2),)),)
 
     @staticmethod
     def write(folder: Path, shards: int) -> Path:

@@ -25,6 +25,8 @@ from tests.surgery import random_matrix
 
 
 class TestImages(StockContract):
+    specs = (ConnectorSpec("dci"),)
+
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
         return TinyModel(write_tiny_video_llava(folder, shards=shards), square_inputs)

@@ -32,13 +32,15 @@ class VipLlavaContract(Contract):
 
 
 class TestFiveLayers(VipLlavaContract):
+    specs = (ConnectorSpec("dci"),)
+
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
         return TinyModel(write_tiny_vipllava(folder, shards=shards), square_inputs)
 
 
 class TestOneLayer(VipLlavaContract):
-    specs = (ConnectorSpec("dci", groups=3),)
+    specs = (ConnectorSpec("sci"),)
 
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
