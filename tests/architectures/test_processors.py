@@ -1,0 +1,54 @@
+"""The processor files of tiny models: transformers' own processor feeds the upgraded model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dcsurgery
+from dcsurgery.tiny.aya_vision import write_tiny_aya_vision
+from dcsurgery.tiny.deepseek_vl import write_tiny_deepseek_vl, write_tiny_deepseek_vl_hybrid
+from dcsurgery.tiny.gemma3 import write_tiny_gemma3
+from dcsurgery.tiny.idefics3 import write_tiny_idefics3
+from dcsurgery.tiny.janus import write_tiny_janus
+from dcsurgery.tiny.paligemma import write_tiny_paligemma
+
+# Family -> writer, what a prompt holds for a picture, squares a picture of 64 x 32 becomes.
+CASES: dict[str, tuple[Callable[[Path], Path], str, int]] = {
+    "aya_vision": (write_tiny_aya_vision, "<image>", 3),
+    "deepseek_vl": (write_tiny_deepseek_vl, "<image_placeholder>", 1),
+    "deepseek_vl_hybrid": (write_tiny_deepseek_vl_hybrid, "<image_placeholder>", 1),
+    "gemma3": (write_tiny_gemma3, "<start_of_image>", 1),
+    "idefics3": (write_tiny_idefics3, "<image>", 3),
+    "janus": (write_tiny_janus, "<image_placeholder>", 1),
+    "paligemma": (write_tiny_paligemma, "<image>", 1),
+}
+
+
+# PaliGemmaProcessor turns tensors into arrays the way numpy 2 warns of.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("family", CASES)
+def test_processor_and_upgraded_model_agree_on_tokens(family: str, tmp_path: Path) -> None:
+    from transformers import AutoProcessor
+
+    write, image_token, squares = CASES[family]
+    folder = write(tmp_path / "base")
+    dcsurgery.convert_checkpoint(folder, tmp_path / "out")
+    model = dcsurgery.load_model(tmp_path / "out")
+    processor = AutoProcessor.from_pretrained(folder)
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 64, 3), dtype=np.uint8)
+    prepared = processor(
+        images=[Image.fromarray(pixels)], text=[f"{image_token} what is it?"], return_tensors="pt"
+    )
+    tokens = dcsurgery.inspect_checkpoint(folder).anatomy.image_tokens
+    found = torch.eq(prepared["input_ids"], model.config.image_token_id).sum()
+    assert found == squares * tokens
+    prepared.pop("labels", None)
+    with torch.no_grad():
+        answer = model.generate(**prepared, max_new_tokens=2, do_sample=False)
+    assert answer.shape[1] > prepared["input_ids"].shape[1]
