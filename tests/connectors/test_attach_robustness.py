@@ -256,6 +256,6 @@ def test_a_redrawn_projector_cannot_be_quantised(tmp_path: Path) -> None:
     packed = torch.zeros(288, 1, dtype=torch.uint8)
     linear = model.model.multi_modal_projector.linear_2
     linear.weight = nn.Parameter(packed, requires_grad=False)
-    with pytest.raises(RequestError, match="quantised") as caught:
+    with pytest.raises(RequestError, match=r"linear_2\.weight is quantised") as caught:
         install(model, dcsurgery.read_plan(tmp_path / "delta"), tmp_path / "delta")
     assert "llm_int8_skip_modules" in caught.value.hint
