@@ -126,7 +126,7 @@ def test_gradient_checkpointing_changes_no_gradient(
 
 
 def checkpoint_calls(case: Case, model: Any, *, reentrant: bool) -> None:
-    """Checkpoint the tower's blocks hooks and all, as transformers 5.0 to 5.20 does."""
+    """Checkpoint the tower's blocks hooks and all, as transformers 5.0 to 5.22 does."""
     for block in find_module(model, case.anatomy.tower.blocks).children():
         kind = type(block)
 
