@@ -76,7 +76,7 @@ class TowerPass:
 def _outside_checkpoints(with_grad: bool) -> Iterator[None]:
     """Record gradients as the pass as a whole does, whatever a block around this does.
 
-    Up to transformers 5.20 the hooks of a block run inside its gradient checkpoint. A reentrant one
+    Up to transformers 5.22 the hooks of a block run inside its gradient checkpoint. A reentrant one
     turns gradients off, the other counts the tensors that are kept for them and finds another
     number when the block runs again without a pass.
     """
