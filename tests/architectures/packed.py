@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,11 +15,11 @@ import dcsurgery
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures._packed import NOMINAL_GRID
 from dcsurgery.plan import ConnectorSpec
-from dcsurgery.tiny.weights import seeded_tensors
 from dcsurgery.verification.images import open_images
 from dcsurgery.verification.models import image_features
 from tests.architectures.cases import Case, TinyModel, load, logits, make_case
 from tests.architectures.contract import TOLERANCE, Contract
+from tests.architectures.fresh import save_fresh
 from tests.surgery import random_matrix
 
 # (time, height, width) in patches: square, wide, tall.
@@ -39,18 +39,6 @@ class Picture:
     @property
     def patches(self) -> int:
         return self.grid[0] * self.grid[1] * self.grid[2]
-
-
-def save_fresh(folder: Path, class_name: str, config: Mapping[str, Any]) -> Path:
-    """Write a model that was never read from a file by its own save_pretrained, loud weights."""
-    import transformers
-
-    model_class = getattr(transformers, class_name)
-    model = model_class(model_class.config_class.from_dict(dict(config)))
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    model.load_state_dict(seeded_tensors(shapes, seed=3, scale=0.25))
-    model.save_pretrained(folder)
-    return folder
 
 
 def packed_forward(model: Any, inputs: dict[str, Tensor]) -> Tensor:
@@ -214,7 +202,7 @@ class PackedContract(Contract):
     def test_checkpoint_saved_by_transformers(self, tiny_model: TinyModel, tmp_path: Path) -> None:
         """Names and nested config of save_pretrained, no processor: verify prepares squares."""
         base = load(tiny_model.folder)
-        save_fresh(tmp_path / "base", type(base).__name__, base.config.to_dict())
+        save_fresh(tmp_path / "base", base.config.to_dict())
         case = make_case(self.built(tmp_path / "base"), self.specs[0])
         published = make_case(tiny_model, self.specs[0]).anatomy
         nameless = {"projector": published.projector}

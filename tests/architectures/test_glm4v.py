@@ -12,20 +12,20 @@ from torch import Tensor, nn
 from dcsurgery.plan import ConnectorSpec
 from dcsurgery.tiny.glm4v import glm4v_config, write_tiny_glm4v
 from tests.architectures.cases import TinyModel, logits, make_case
+from tests.architectures.fresh import save_fresh
 from tests.architectures.packed import (
     GRIDS,
     VIDEO,
     Picture,
     VideoContract,
     packed_forward,
-    save_fresh,
 )
 from tests.surgery import random_matrix
 
 
 class TestGlm4v(VideoContract):
     write = staticmethod(write_tiny_glm4v)
-    other_sizes: ClassVar = {"depth": 6, "width": 32, "patch_size": 2, "merge": 4, "grid": 8}
+    other_sizes: ClassVar = {"depth": 6, "width": 32, "patch_size": 6, "merge": 4, "grid": 8}
     video_token = "image_token_id"
 
     def states(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -88,6 +88,6 @@ SIBLINGS = {
 
 @pytest.mark.parametrize("class_name", SIBLINGS)
 def test_siblings_are_members(class_name: str, tmp_path: Path) -> None:
-    folder = save_fresh(tmp_path / "base", class_name, SIBLINGS[class_name])
+    folder = save_fresh(tmp_path / "base", {**SIBLINGS[class_name], "architectures": [class_name]})
     case = TestGlm4v().check_member(folder, tmp_path, ConnectorSpec("dci"))
     assert case.anatomy.language_model == SIBLINGS[class_name]["text_config"]["model_type"]

@@ -15,7 +15,7 @@ from tests.surgery import random_matrix
 
 class TestPaddleOCRVL(PackedContract):
     write = staticmethod(write_tiny_paddleocr_vl)
-    other_sizes: ClassVar = {"depth": 6, "width": 32, "patch_size": 2, "merge": 4, "grid": 8}
+    other_sizes: ClassVar = {"depth": 6, "width": 32, "patch_size": 6, "merge": 4, "grid": 8}
 
     @classmethod
     def packed(cls, model: Any, pictures: list[Picture]) -> dict[str, Tensor]:

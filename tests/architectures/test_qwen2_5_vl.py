@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from dcsurgery.plan import ConnectorSpec
 from dcsurgery.tiny.qwen2_5_vl import qwen2_5_vl_config, write_tiny_qwen2_5_vl
 from tests.architectures.cases import TinyModel, make_case
-from tests.architectures.packed import VideoContract, save_fresh
+from tests.architectures.fresh import save_fresh
+from tests.architectures.packed import VideoContract
 
 
 class TestQwen25VL(VideoContract):
     write = staticmethod(write_tiny_qwen2_5_vl)
-    other_sizes: ClassVar = {"depth": 6, "width": 32, "patch_size": 2, "merge": 4, "window": 1}
+    other_sizes: ClassVar = {"depth": 6, "width": 32, "patch_size": 6, "merge": 4, "window": 1}
     frames_apart = False
 
     def rows(self, model: Any, state: Tensor, inputs: dict[str, Tensor]) -> Tensor:
@@ -52,6 +53,7 @@ def exaone_config() -> dict[str, Any]:
     text = {key: value for key, value in config.items() if not key.startswith("rope_")}
     text |= {"model_type": "exaone4", "layer_types": ["full_attention"] * 2, "sliding_window": None}
     return {
+        "architectures": ["Exaone4_5_ForConditionalGeneration"],
         "model_type": "exaone4_5",
         "image_token_id": config["image_token_id"],
         "video_token_id": config["video_token_id"],
@@ -66,7 +68,7 @@ class ExaoneMember(TestQwen25VL):
 
 
 def test_exaone_is_a_member(tmp_path: Path) -> None:
-    folder = save_fresh(tmp_path / "base", "Exaone4_5_ForConditionalGeneration", exaone_config())
+    folder = save_fresh(tmp_path / "base", exaone_config())
     case = ExaoneMember().check_member(folder, tmp_path, ConnectorSpec("dci"))
     assert case.anatomy.tower.kind == "exaone4_5_vision"
     assert case.anatomy.language_model == "exaone4"

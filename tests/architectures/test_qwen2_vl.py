@@ -18,7 +18,7 @@ from tests.architectures.packed import VideoContract
 
 class TestQwen2VL(VideoContract):
     write = staticmethod(write_tiny_qwen2_vl)
-    other_sizes: ClassVar = {"depth": 6, "width": 32, "patch_size": 2, "merge": 4}
+    other_sizes: ClassVar = {"depth": 6, "width": 32, "patch_size": 6, "merge": 4}
     frames_apart = False
 
     def rows(self, model: Any, state: Tensor, inputs: dict[str, Tensor]) -> Tensor:

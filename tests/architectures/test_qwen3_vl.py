@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from dcsurgery.plan import ConnectorSpec
 from dcsurgery.tiny.qwen3_vl import qwen3_vl_config, write_tiny_qwen3_vl
 from tests.architectures.cases import TinyModel, load, make_case
-from tests.architectures.packed import VideoContract, save_fresh
+from tests.architectures.fresh import save_fresh
+from tests.architectures.packed import VideoContract
 from tests.surgery import random_matrix
 
 
 class TestQwen3VL(VideoContract):
     write = staticmethod(write_tiny_qwen3_vl)
-    other_sizes: ClassVar = {"depth": 6, "width": 32, "patch_size": 2, "merge": 4, "grid": 8}
+    other_sizes: ClassVar = {"depth": 6, "width": 32, "patch_size": 6, "merge": 4, "grid": 8}
 
     def rows(self, model: Any, state: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         return state.view(-1, model.model.visual.merger.hidden_size)
@@ -73,6 +74,6 @@ SIBLINGS = {
 
 @pytest.mark.parametrize("class_name", SIBLINGS)
 def test_siblings_are_members(class_name: str, tmp_path: Path) -> None:
-    folder = save_fresh(tmp_path / "base", class_name, SIBLINGS[class_name])
+    folder = save_fresh(tmp_path / "base", {**SIBLINGS[class_name], "architectures": [class_name]})
     case = TestQwen3VL().check_member(folder, tmp_path, ConnectorSpec("dci"))
     assert case.anatomy.language_model == SIBLINGS[class_name]["text_config"]["model_type"]

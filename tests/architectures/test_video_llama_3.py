@@ -16,7 +16,7 @@ MERGES = (2, 1, 2, 2)
 
 class TestVideoLlama3(VideoContract):
     write = staticmethod(write_tiny_video_llama_3)
-    other_sizes: ClassVar = {"depth": 6, "width": 32, "patch_size": 2}
+    other_sizes: ClassVar = {"depth": 6, "width": 32, "patch_size": 6}
     typed = False
 
     @classmethod
