@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.connectors import connector_shapes
 from dcsurgery.connectors.module import Arrange, DenseConnector
+from dcsurgery.connectors.passes import block_input
 from dcsurgery.errors import AnatomyError, RequestError
 from dcsurgery.features import FeatureLayout
 
@@ -36,7 +37,7 @@ class _Close(_Hook):
 
 class _CollectInput(_Hook):
     def __call__(self, block: nn.Module, args: Any, kwargs: Any) -> None:
-        self.connector.collect(0, args[0] if args else kwargs["hidden_states"], block)
+        self.connector.collect(0, block_input(args, kwargs), block)
 
 
 class _CollectOutput(_Hook):

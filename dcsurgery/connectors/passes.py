@@ -91,6 +91,15 @@ def _as_it_is(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return the hidden state a block of a tower is called with: its first argument.
+
+    transformers passes it by position or under one of several names.
+    """
+    hidden: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return hidden
+
+
 def _given(args: tuple[Any, ...], kwargs: dict[str, Any], name: str, position: int | None) -> Any:
     if name in kwargs:
         return kwargs[name]

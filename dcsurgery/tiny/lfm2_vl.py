@@ -11,7 +11,7 @@ from dcsurgery.tiny.weights import write_model
 SPECIALS = ("<image>", "<|image_start|>", "<|image_end|>")
 HUB_NAMES = (
     (r"^model\.language_model\.", "model.language_model."),
-    (r"^model\.vision_tower\.", "model.vision_tower.vision_model."),
+    (r"^model\.vision_tower\.(vision_model\.)?", "model.vision_tower.vision_model."),
     (r"^model\.multi_modal_projector\.", "model.multi_modal_projector."),
 )
 
@@ -59,7 +59,7 @@ def write_tiny_lfm2_vl(
     image_processor = {
         "downsample_factor": config["downsample_factor"],
         "encoder_patch_size": config["vision_config"]["patch_size"],
-        "image_processor_type": "Lfm2VlImageProcessor",
+        "image_processor_type": "Lfm2VlImageProcessorFast",
         "max_image_tokens": 4,
         "min_image_tokens": 1,
         "processor_class": "Lfm2VlProcessor",

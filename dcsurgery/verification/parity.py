@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dcsurgery.architectures import Architecture, named
 from dcsurgery.connectors.attach import detach, find_module
+from dcsurgery.connectors.passes import block_input
 from dcsurgery.errors import VerificationError
 from dcsurgery.loading import install, load_stock, read_delta
 from dcsurgery.plan import CONNECTOR_PREFIX, CONNECTOR_TENSOR, SurgeryPlan
@@ -174,7 +175,7 @@ def _largest_states(model: Any, plan: SurgeryPlan) -> Iterator[list[float]]:
         values.append(hidden.float().abs().max().item())
 
     def before(block: Any, args: Any, kwargs: Any) -> None:
-        note(args[0] if args else kwargs["hidden_states"])
+        note(block_input(args, kwargs))
 
     def after(block: Any, args: Any, output: Any) -> None:
         note(output[0] if isinstance(output, tuple) else output)

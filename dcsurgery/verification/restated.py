@@ -1,6 +1,7 @@
 """The connector written once more, as the reference computes it: keep every state, stack, mean.
 
-Nothing here is shared with connectors/attach.py but `arrange`: verification compares the two.
+Nothing here is shared with connectors/attach.py but `arrange` and how a block is called:
+verification compares the two.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.nn import functional
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.connectors.attach import find_module
 from dcsurgery.connectors.module import NORM_EPS, Arrange
-from dcsurgery.connectors.passes import TowerPass
+from dcsurgery.connectors.passes import TowerPass, block_input
 from dcsurgery.features import FeatureLayout
 
 
@@ -48,7 +49,7 @@ class _Restated:
             self.run.projector_call = (args, kwargs)
 
     def keep_input(self, block: nn.Module, args: Any, kwargs: Any) -> None:
-        self.states.append(args[0] if args else kwargs["hidden_states"])
+        self.states.append(block_input(args, kwargs))
 
     def keep_output(self, block: nn.Module, args: Any, output: Any) -> None:
         self.states.append(output[0] if isinstance(output, tuple) else output)

@@ -10,7 +10,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 import dcsurgery
+from dcsurgery.architectures import named
 from dcsurgery.tiny.idefics2 import idefics2_config, write_tiny_idefics2
+from dcsurgery.verification.models import image_features
 from tests.architectures.cases import TinyModel, load, make_case
 from tests.architectures.contract import TOLERANCE, Contract
 from tests.architectures.fresh import check_whole_way, save_fresh
@@ -80,13 +82,15 @@ class TestIdefics2(Idefics2Contract):
         pixels, mask = inputs["pixel_values"], inputs["pixel_attention_mask"]
         pixels[1, 1], mask[1, 1] = 0, False
         with torch.no_grad():
-            found = model.model.get_image_features(pixels, mask).pooler_output
-            assert [len(item) for item in found] == [8, 4]
+            found = self.features(model, pixels, mask).split([8, 4])
             for index, count in enumerate((2, 1)):
-                alone = model.model.get_image_features(
-                    pixels[index : index + 1, :count], mask[index : index + 1, :count]
-                ).pooler_output[0]
+                own = (slice(index, index + 1), slice(count))
+                alone = self.features(model, pixels[own], mask[own])
                 assert (found[index] - alone).abs().max() <= TOLERANCE
+
+    def features(self, model: Any, pixels: Tensor, mask: Tensor) -> Tensor:
+        inputs = {"pixel_values": pixels, "pixel_attention_mask": mask}
+        return image_features(model, named("idefics2"), inputs)
 
     def test_processor_and_generate(self, tiny_model: TinyModel, tmp_path: Path) -> None:
         """Pictures of different shapes through the published processor, cut in five each."""

@@ -16,6 +16,7 @@ import dcsurgery
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import named
 from dcsurgery.checkpoint.contents import open_checkpoint
+from dcsurgery.connectors.attach import find_module
 from dcsurgery.errors import AnatomyError, RequestError
 from dcsurgery.tiny.lfm2_vl import lfm2_vl_config, write_tiny_lfm2_vl
 from dcsurgery.verification.images import open_images
@@ -85,7 +86,8 @@ class Lfm2VlContract(Contract):
 
     def loud_norms(self, model: Any) -> tuple[nn.Module, ...]:
         norm = model.model.multi_modal_projector.layer_norm
-        return (model.model.vision_tower.post_layernorm, *([norm] if norm is not None else []))
+        last = find_module(model, "vision_tower.post_layernorm")
+        return (last, *([norm] if norm is not None else []))
 
 
 class TestLfm2Vl(Lfm2VlContract):

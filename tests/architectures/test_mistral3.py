@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import dcsurgery
+from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import named
 from dcsurgery.architectures._mistral import arrange
 from dcsurgery.checkpoint.contents import open_checkpoint
@@ -28,8 +30,9 @@ from tests.architectures.fresh import check_whole_way, save_fresh
 from tests.surgery import random_matrix
 
 LENGTH = 40
-# In windows: square, wide, tall, larger than the tower's nominal picture.
+# In windows: square, wide, tall, and one that fills the tower's largest picture in one direction.
 SHAPES = ((2, 2), (2, 3), (3, 1), (4, 3))
+LARGEST = 32
 
 
 def mistral3_inputs(model: Any, batch: int, images: int) -> dict[str, Tensor]:
@@ -64,6 +67,9 @@ class LayoutContract(Contract):
 
     def projector(self, model: Any) -> Any:
         return model.model.multi_modal_projector
+
+    def tokens(self, anatomy: Anatomy, inputs: dict[str, Tensor]) -> int:
+        return int((inputs["image_sizes"] // anatomy.tower.patch_size).prod(-1).sum())
 
     def states(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         return tuple(
@@ -105,7 +111,8 @@ class LayoutContract(Contract):
 class TestMistral3(LayoutContract):
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
-        return TinyModel(write_tiny_mistral3(folder, shards=shards), mistral3_inputs)
+        write_tiny_mistral3(folder, shards=shards, image_size=LARGEST)
+        return TinyModel(folder, mistral3_inputs)
 
     def test_pictures_of_every_size_at_once(self, tiny_model: TinyModel) -> None:
         """Also sizes that do not fill their last windows, as plain image processors leave them."""
@@ -139,8 +146,8 @@ class TestMistral3(LayoutContract):
         assert not inputs.note
         with torch.no_grad():
             found = image_features(load(tiny_model.folder), named("mistral3"), inputs.values)
-        # 16 x 16 is 2 x 2 windows; 16 x 8 (5 rounded up to a patch) one row of two.
-        assert len(found) == anatomy.image_tokens + 2 == 6
+        # 32 x 32 is 4 x 4 windows; 32 x 12 (10 rounded up to a patch) one row of four.
+        assert len(found) == anatomy.image_tokens + 4 == 20
 
     @pytest.mark.parametrize(
         ("edit", "message"),
@@ -162,7 +169,7 @@ class TestMistral3(LayoutContract):
     def test_a_fresh_model_of_other_sizes(self, tmp_path: Path) -> None:
         """Windows of 3 x 3 patches, biases, another layer, named as a list of one."""
         config = mistral3_config(
-            spatial_merge_size=3, depth=5, width=24, image_size=18, patch_size=3
+            spatial_merge_size=3, depth=5, width=24, image_size=36, patch_size=3
         )
         config |= {"vision_feature_layer": [-2], "multimodal_projector_bias": True}
         folder = save_fresh(tmp_path / "base", config)
@@ -188,7 +195,7 @@ class TestLightOnOcr(LayoutContract):
 
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
-        write_tiny_mistral3(folder, "lighton_ocr", shards=shards)
+        write_tiny_mistral3(folder, "lighton_ocr", shards=shards, image_size=LARGEST)
         return TinyModel(folder, mistral3_inputs)
 
     def tower(self, model: Any) -> Any:
@@ -198,11 +205,14 @@ class TestLightOnOcr(LayoutContract):
         return model.model.vision_projection
 
     def test_a_fresh_model_of_other_sizes(self, tmp_path: Path) -> None:
-        config = mistral3_config("lighton_ocr", depth=3, width=24, image_size=24, patch_size=6)
+        config = mistral3_config("lighton_ocr", depth=3, width=24, image_size=48, patch_size=6)
         folder = save_fresh(tmp_path / "base", {**config, "tie_word_embeddings": True})
         check_whole_way(self, folder, mistral3_inputs, tmp_path / "out")
 
 
+@pytest.mark.skipif(
+    not hasattr(transformers, "MistralLarge4ForConditionalGeneration"), reason="newer transformers"
+)
 class TestMistralLarge4(LayoutContract):
     """Published names are those that transformers' save_pretrained restores."""
 
@@ -210,7 +220,7 @@ class TestMistralLarge4(LayoutContract):
 
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
-        save_fresh(folder, mistral3_config("mistral_large4"))
+        save_fresh(folder, mistral3_config("mistral_large4", image_size=LARGEST))
         if shards > 1:
             tensors = load_file(folder / "model.safetensors")
             (folder / "model.safetensors").unlink()

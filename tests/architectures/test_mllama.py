@@ -15,6 +15,7 @@ import dcsurgery
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import named
 from dcsurgery.checkpoint.contents import open_checkpoint
+from dcsurgery.connectors.passes import block_input
 from dcsurgery.errors import AnatomyError, PlanError
 from dcsurgery.tiny.mllama import mllama_config, write_tiny_mllama
 from dcsurgery.verification.inputs import prepare_inputs
@@ -162,6 +163,14 @@ class TestMllama(MllamaContract):
         with torch.no_grad():
             found = image_features(load(tiny_model.folder), named("mllama"), inputs.values)
         assert len(found) == 2 * anatomy.image_tokens == 2 * TILES * 17
+
+
+def test_the_hidden_state_goes_by_several_names() -> None:
+    """transformers 5.0 to 5.22 call the blocks of this tower with `hidden_state`."""
+    state, mask = torch.zeros(1), torch.ones(1)
+    assert block_input((), {"hidden_state": state, "attention_mask": mask}) is state
+    assert block_input((), {"hidden_states": state, "attention_mask": mask}) is state
+    assert block_input((state, mask), {}) is state
 
 
 def test_a_fresh_model_of_other_sizes(tmp_path: Path) -> None:

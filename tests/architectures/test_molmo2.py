@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor
 
@@ -26,6 +27,10 @@ from tests.architectures.fresh import check_whole_way, save_fresh
 from tests.surgery import random_matrix
 
 LENGTH = 48
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(transformers, "Molmo2ForConditionalGeneration"), reason="transformers >= 5.20"
+)
 
 
 def window_numbers(grid: int, first: int) -> Tensor:
