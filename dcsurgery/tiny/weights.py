@@ -39,7 +39,7 @@ def model_shapes(model_class: Callable[[Any], Any], config: Any) -> dict[str, tu
 
     with torch.device("meta"):
         model = model_class(config)
-    tied = model._tied_weights_keys if config.tie_word_embeddings else {}
+    tied = model._tied_weights_keys if getattr(config, "tie_word_embeddings", False) else {}
     return {
         name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied
     }
