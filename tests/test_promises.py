@@ -24,7 +24,7 @@ LAYERS = (
     ("connectors",),
     ("processors",),
     ("plan",),
-    ("convert", "folding", "inspection", "loading"),
+    ("convert", "folding", "inspection", "loading", "support"),
     ("verification", "training", "evaluation", "publishing"),
     ("recipes", "demo"),
     ("cli",),

@@ -52,6 +52,7 @@ ARCHITECTURE = Architecture(
     checkpoints=("PaddlePaddle/PaddleOCR-VL",),
     towers="PaddleOCR-VL ViT",
     arrange=arrange,
+    parameter_names=(("mlp_AR.", "projector."),),
     preprocess=partial(
         _packed.pack_squares, processor="PaddleOCRVLImageProcessor", words=_packed.MERGE_WORDS
     ),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
 
 from dcsurgery.cli.options import AsJson
 from dcsurgery.cli.output import Output
@@ -11,46 +14,40 @@ EXAMPLES = (
     "dcsurgery architectures",
     "dcsurgery architectures --json",
 )
+Markdown = Annotated[
+    bool, typer.Option("--markdown", help="Print the table in Markdown, as the README has it.")
+]
 
 
-def architectures(as_json: AsJson = False) -> None:
+def architectures(as_json: AsJson = False, markdown: Markdown = False) -> None:
     """List the supported model families and what loads them."""
-    from dcsurgery.architectures import available
-    from dcsurgery.connectors import KINDS
     from dcsurgery.plan import DELTA_LOADER
+    from dcsurgery.support import markdown_table, supported_families
 
     out = Output(as_json=as_json)
-    families: list[dict[str, Any]] = [
-        {
-            "name": found.name,
-            "class_names": list(found.class_names),
-            "checkpoints": list(found.checkpoints),
-            "towers": found.towers,
-            "connectors": [
-                kind for kind in KINDS if kind != "sti" or kind in found.token_connectors
-            ],
-            "forms": list(found.forms),
-            "loaders": {
-                form: found.stock_loader if form == "stock" else DELTA_LOADER
-                for form in found.forms
-            },
-        }
-        for found in available()
-    ]
+    families = supported_families()
     if as_json:
-        out.data({"schema_version": 1, "architectures": families})
+        rows = [asdict(family) for family in families]
+        out.data({"schema_version": 1, "architectures": rows})
+        return
+    if markdown:
+        out.show(markdown_table().rstrip())
         return
     columns = ("family", "tower", "connectors", "forms", "example checkpoints")
-    keys = ("name", "towers", "connectors", "forms")
-    rows = [
-        [*(_cell(family[key]) for key in keys), "\n".join(family["checkpoints"])]
-        for family in families
-    ]
-    out.table(columns, rows, "wlllw")
+    out.table(
+        columns,
+        [
+            [
+                family.name,
+                family.towers,
+                ", ".join([*family.connectors, *(["pool"] if family.pool else [])]),
+                ", ".join(family.forms),
+                "\n".join(family.checkpoints),
+            ]
+            for family in families
+        ],
+        "wlllw",
+    )
     out.heading("what loads the result")
-    stock = [(f"{found.name}, stock", found.stock_loader) for found in available()]
+    stock = [(f"{found.name}, stock", found.loaders.get("stock", "")) for found in families]
     out.facts([row for row in stock if row[1]] + [("any, delta", f"{DELTA_LOADER}(OUT)")])
-
-
-def _cell(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +56,21 @@ class Case:
     def options(self) -> dict[str, Any]:
         return {"connector": self.spec.kind, "groups": self.spec.groups, "layers": self.spec.layers}
 
-    def attached(self, weight: Tensor | None = None, **kwargs: Any) -> Any:
-        model = load(self.tiny.folder, **kwargs)
+    def plain(self, dtype: torch.dtype = torch.float32) -> Any:
+        """Return the unmodified model: do not change it."""
+        return _loaded_once(self.tiny.folder, dtype)
+
+    def attached(self, weight: Tensor | None = None, **kwargs: torch.dtype) -> Any:
+        model = copy.deepcopy(self.plain(**kwargs))
         tensors = {} if weight is None else {"weight": weight}
         attach(model, self.anatomy, self.layout, self.architecture.arrange, tensors)
         return model
+
+
+@lru_cache(maxsize=4)
+def _loaded_once(folder: Path, dtype: torch.dtype) -> Any:
+    """Load a tiny model once: copying it takes a quarter of the time."""
+    return load(folder, dtype=dtype)
 
 
 def load(folder: Path, **kwargs: Any) -> Any:

@@ -222,7 +222,7 @@ class Wiring:
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_zero_matrix_is_the_base_bit_for_bit(self, case: Case, dtype: torch.dtype) -> None:
-        base = load(case.tiny.folder, dtype=dtype)
+        base = case.plain(dtype=dtype)
         model = case.attached(dtype=dtype)
         for batch, images in ((1, 1), (1, 2), (2, 1), (2, 0)):
             assert torch.equal(

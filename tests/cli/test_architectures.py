@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from dcsurgery.architectures import available
 from dcsurgery.connectors import KINDS
@@ -12,7 +13,7 @@ def test_the_table_names_every_family_and_what_loads_it(run: Run) -> None:
     result = run("architectures")
     assert result.exit_code == 0
     for found in available():
-        for word in (found.name, *found.checkpoints, *found.forms, found.stock_loader):
+        for word in (found.name, *found.checkpoints, *found.forms, *found.stock_loader.split()):
             assert word in result.stdout
     assert "dcsurgery.load_model(OUT)" in result.stdout
 
@@ -33,3 +34,10 @@ def test_the_json_table_has_the_same(run: Run) -> None:
 
 def test_every_family_says_which_towers_it_has() -> None:
     assert all(found.towers for found in available())
+
+
+def test_the_readme_has_the_same_table(run: Run) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    table = run("architectures", "--markdown").stdout
+    assert table.count("\n") == len(available()) + 2
+    assert table in readme

@@ -149,7 +149,9 @@ def test_a_branch_that_reads_another_state_fails(
 ) -> None:
     real = DenseConnector.collect
     monkeypatch.setattr(
-        DenseConnector, "collect", lambda self, state, hidden: real(self, (state + 1) % 4, hidden)
+        DenseConnector,
+        "collect",
+        lambda self, state, hidden, block: real(self, (state + 1) % 4, hidden, block),
     )
     assert failed(features(trained)) == {FORMULA, FOLD}
 
