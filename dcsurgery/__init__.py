@@ -6,10 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dcsurgery.connectors.spec import ConnectorSpec
     from dcsurgery.convert import Conversion, convert_checkpoint
     from dcsurgery.inspection import Inspection, inspect_checkpoint
     from dcsurgery.loading import load_model
-    from dcsurgery.plan import ConnectorSpec, SurgeryPlan, make_plan, read_plan
+    from dcsurgery.plan import make_plan
+    from dcsurgery.records import SurgeryPlan, read_plan
     from dcsurgery.verification import Report, verify_checkpoint
 
 __version__ = "0.1.0"
@@ -30,16 +32,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ConnectorSpec": "plan",
+    "ConnectorSpec": "connectors.spec",
     "Conversion": "convert",
     "Inspection": "inspection",
     "Report": "verification",
-    "SurgeryPlan": "plan",
+    "SurgeryPlan": "records",
     "convert_checkpoint": "convert",
     "inspect_checkpoint": "inspection",
     "load_model": "loading",
     "make_plan": "plan",
-    "read_plan": "plan",
+    "read_plan": "records",
     "verify_checkpoint": "verification",
 }
 

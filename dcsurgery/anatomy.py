@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,15 @@ class Site:
 
     `module` is its dotted path suffix, `weight` the full tensor name of the matrix in the
     checkpoint, `in_features` the channels it reads, `out_features` the last dimension of its
-    output (channels for a convolution).
+    output (channels for a convolution). `rows` counts what it reads for one image where that is
+    another number than the image tokens; 0 where it is the same.
     """
 
     module: str
     weight: str
     in_features: int
     out_features: int
+    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Projector:
     def out_features(self) -> int:
         """Rows of all first matrices together."""
         return sum(site.out_features for site in self.sites)
+
+    def reading(self, *rows: int) -> Projector:
+        """Return a copy whose sites read that many rows for one image, site by site."""
+        sites = zip(self.sites, rows, strict=True)
+        return replace(self, sites=tuple(replace(site, rows=count) for site, count in sites))
 
 
 @dataclass(frozen=True)

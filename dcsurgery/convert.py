@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,31 +21,10 @@ from dcsurgery.checkpoint.rewrite import (
     write_tensors,
 )
 from dcsurgery.checkpoint.staging import staged_output
-from dcsurgery.connectors.spec import Init, Layers
+from dcsurgery.connectors.spec import ConnectorSpec, Init, Layers
 from dcsurgery.errors import PlanError, RequestError
 from dcsurgery.features import parse_layers
-from dcsurgery.folding import (
-    ITEM_BYTES,
-    Rows,
-    constant_rows,
-    encoded,
-    fold_rows,
-    rounded,
-    row_range,
-    stored_rows,
-    uniform_rows,
-)
-from dcsurgery.plan import (
-    CONNECTOR_PREFIX,
-    CONNECTOR_TENSOR,
-    DELTA_FILE,
-    DELTA_FOLDER,
-    PLAN_FILE,
-    ConnectorSpec,
-    SurgeryPlan,
-    TensorRecord,
-    make_plan,
-)
+from dcsurgery.plan import make_plan
 from dcsurgery.processors import (
     PROCESSOR_FILE,
     edit_processor,
@@ -53,6 +32,14 @@ from dcsurgery.processors import (
     read_processor,
     render_processor,
 )
+from dcsurgery.records import (
+    DELTA_FILE,
+    DELTA_FOLDER,
+    PLAN_FILE,
+    SurgeryPlan,
+    TensorRecord,
+)
+from dcsurgery.tensors import delta_tensors, stock_tensors
 
 METADATA = {"format": "pt"}
 
@@ -189,7 +176,7 @@ def _sources(checkpoint: Checkpoint) -> list[Path]:
 def _bytes_to_write(
     checkpoint: Checkpoint, plan: SurgeryPlan, output: Path | None, link: bool
 ) -> int:
-    small = sum(item.nbytes for item in _delta_tensors(plan).values()) + 256 * 1024
+    small = sum(item.nbytes for item in delta_tensors(plan).values()) + 256 * 1024
     if plan.form == "delta":
         return small
     source = checkpoint.ref.folder
@@ -199,92 +186,7 @@ def _bytes_to_write(
         and not checkpoint.ref.in_cache
         and (output is None or on_same_disk(source, output))
     )
-    return small + estimate_bytes(checkpoint, _stock_tensors(checkpoint, plan), linked=linked)
-
-
-def delta_rows(plan: SurgeryPlan) -> dict[str, Rows]:
-    """Return the rows of every tensor of a plan's delta, by name, as its file holds them."""
-    return {record.name: rounded(_draw(plan, record), record.dtype) for record in plan.delta}
-
-
-def _draw(plan: SurgeryPlan, record: TensorRecord) -> Rows:
-    name = record.name.removeprefix(CONNECTOR_PREFIX)
-    if name == "norm_weight":
-        return constant_rows(record.shape, 1)
-    if plan.init == "preserve" or name in ("mix", "norm_bias"):
-        return constant_rows(record.shape, 0)
-    if record.dtype not in ITEM_BYTES or len(record.shape) not in (1, 2):
-        raise PlanError(
-            f"{record.name} ({record.dtype} {record.shape}) is no matrix or bias that can be drawn",
-            hint="keep the projector with --init preserve",
-        )
-    anatomy = plan.anatomy
-    # The reference draws one wide first matrix: base and new columns share its fan-in.
-    for site in anatomy.projector.sites:
-        if name == "weight" or record.name.startswith(site.weight.removesuffix("weight")):
-            wide = site.in_features
-            if plan.axis == "channel":
-                wide += anatomy.feature_width * len(plan.blocks)
-            return uniform_rows(record.shape, wide, plan.seed, record.name)
-    return uniform_rows(record.shape, _fan_in(plan, record), plan.seed, record.name)
-
-
-def _fan_in(plan: SurgeryPlan, record: TensorRecord) -> int:
-    """Columns of the matrix a later projector tensor belongs to (a bias shares its weight's)."""
-    matrix = record.name.removesuffix("bias").removesuffix("weight") + "weight"
-    shape = next((item.shape for item in plan.delta if item.name == matrix), record.shape)
-    return shape[-1]
-
-
-def _delta_tensors(plan: SurgeryPlan) -> dict[str, NewTensor]:
-    rows = delta_rows(plan)
-    return {record.name: _new_tensor(record, rows[record.name]) for record in plan.delta}
-
-
-def _new_tensor(record: TensorRecord, rows: Rows) -> NewTensor:
-    return NewTensor(record.name, record.dtype, tuple(record.shape), encoded(rows, record.dtype))
-
-
-def _stock_tensors(checkpoint: Checkpoint, plan: SurgeryPlan) -> dict[str, NewTensor]:
-    """Return the tensors that replace base tensors in the stock form."""
-    rows = delta_rows(plan)
-
-    def base_rows(name: str) -> Rows:
-        entry = checkpoint.tensors[name]
-        return rows.get(name) or stored_rows(
-            lambda: checkpoint.read_tensor(name), entry.dtype, entry.shape
-        )
-
-    folded = fold_sites(plan, base_rows, rows[CONNECTOR_TENSOR])
-    return {
-        record.name: _new_tensor(record, folded.get(record.name) or rows[record.name])
-        for record in plan.changed
-    }
-
-
-def fold_sites(
-    plan: SurgeryPlan,
-    base_rows: Callable[[str], Rows],
-    matrix: Rows,
-    shares: Sequence[Sequence[float]] | None = None,
-) -> dict[str, Rows]:
-    """Return the folded rows of every first matrix by tensor name.
-
-    `base_rows(name)` gives the rows of a base matrix, `matrix` those of D, `shares` the weights of
-    the states inside their blocks (equal when None).
-    """
-    anatomy = plan.anatomy
-    columns = named(plan.architecture).stock_columns(anatomy, plan.stock_layers or ())
-    folded, start = {}, 0
-    for site in anatomy.projector.sites:
-        stop = start + site.out_features
-        own = row_range(matrix, start, stop)
-        base = base_rows(site.weight)
-        folded[site.weight] = fold_rows(
-            base, own, plan.layout, columns, anatomy.feature_width, shares
-        )
-        start = stop
-    return folded
+    return small + estimate_bytes(checkpoint, stock_tensors(checkpoint, plan), linked=linked)
 
 
 def edit_config(checkpoint: Checkpoint, plan: SurgeryPlan) -> str:
@@ -303,13 +205,13 @@ def _write(
     relies_on = {
         name: hashlib.sha256(checkpoint.read_tensor(name)).hexdigest() for name in plan.relies_on
     }
-    delta = _delta_tensors(plan)
+    delta = delta_tensors(plan)
     stock: dict[str, NewTensor] = {}
     make_folder(folder / DELTA_FOLDER)
     written = write_tensors(folder / DELTA_FILE, list(delta.values()), METADATA)
     transfers = [replace(written, file=DELTA_FILE)]
     if plan.form == "stock":
-        stock = _stock_tensors(checkpoint, plan)
+        stock = stock_tensors(checkpoint, plan)
         config = edit_config(checkpoint, plan)
         transfers += write_checkpoint(checkpoint, folder, stock, config, link=link)
     plan = plan.model_copy(

@@ -11,10 +11,12 @@ from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import Form, find_architecture
 from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
 from dcsurgery.connectors import KINDS
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.errors import PlanError
 from dcsurgery.features import FeatureLayout
 from dcsurgery.folding import ITEM_BYTES
-from dcsurgery.plan import PLAN_FILE, ConnectorSpec, SurgeryPlan, make_plan
+from dcsurgery.plan import make_plan
+from dcsurgery.records import PLAN_FILE, SurgeryPlan
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,8 @@ from dcsurgery.architectures import named
 from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
 from dcsurgery.connectors.attach import attach
 from dcsurgery.errors import CheckpointNotFoundError, MalformedCheckpointError, RequestError
-from dcsurgery.plan import (
-    CONNECTOR_PREFIX,
-    DELTA_FILE,
-    PLAN_FILE,
-    SurgeryPlan,
-    describe_base,
-    read_plan,
-)
+from dcsurgery.plan import describe_base
+from dcsurgery.records import CONNECTOR_PREFIX, DELTA_FILE, PLAN_FILE, SurgeryPlan, read_plan
 
 
 def load_model(

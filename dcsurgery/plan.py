@@ -1,7 +1,6 @@
 """What will change, decided before anything is written: ConnectorSpec + Checkpoint -> SurgeryPlan.
 
-make_plan is pure and torch-free. The plan is also the record a converted folder carries
-(dense_connector/plan.json): enough to verify it against its base and to go on training.
+make_plan is pure and torch-free.
 """
 
 from __future__ import annotations
@@ -9,124 +8,26 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from errno import EINVAL
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from dcsurgery import __version__
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import Architecture, Form, find_architecture
 from dcsurgery.checkpoint.contents import Checkpoint, WeightFile
 from dcsurgery.checkpoint.headers import TensorEntry
 from dcsurgery.connectors import connector_shapes, make_layout
-from dcsurgery.connectors.spec import ConnectorSpec, Init
-from dcsurgery.errors import CheckpointNotFoundError, MalformedCheckpointError, PlanError
-from dcsurgery.features import FeatureBlock, FeatureLayout, stock_layers
+from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.errors import PlanError
+from dcsurgery.features import FeatureLayout, stock_layers
 from dcsurgery.processors import plan_processor
-
-__all__ = ["ConnectorSpec", "SurgeryPlan", "make_plan", "read_plan"]
-
-DELTA_FOLDER = "dense_connector"
-PLAN_FILE = f"{DELTA_FOLDER}/plan.json"
-DELTA_FILE = f"{DELTA_FOLDER}/model.safetensors"
-CONNECTOR_PREFIX = "dense_connector."
-CONNECTOR_TENSOR = f"{CONNECTOR_PREFIX}weight"
-DELTA_LOADER = "dcsurgery.load_model"
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FileRecord(_Record):
-    """A weight file of the base: its length and the SHA-256 of its tensor table."""
-
-    size: int
-    header_sha256: str
-
-
-class BaseRecord(_Record):
-    """Where the base is (`folder` for a local one) and how to recognise it."""
-
-    id: str
-    folder: str | None
-    revision: str | None
-    commit: str | None
-    config_sha256: str
-    files: dict[str, FileRecord]
-
-
-class TensorRecord(_Record):
-    """A tensor that is written. `base_*` are None for a tensor the base does not have."""
-
-    name: str
-    file: str
-    dtype: str
-    shape: list[int]
-    sha256: str | None = None
-    base_shape: list[int] | None = None
-    base_sha256: str | None = None
-
-
-class SurgeryPlan(_Record):
-    """The whole surgery. Hashes are None until the tensors are written."""
-
-    schema_version: Literal[1] = 1
-    tool: str = f"dcsurgery {__version__}"
-    base: BaseRecord
-    architecture: str
-    anatomy: Anatomy
-    kind: str
-    groups: int
-    blocks: list[Annotated[list[int], Field(min_length=1)]] = Field(min_length=1)
-    axis: Literal["channel", "token"] = "channel"
-    stride: int = Field(default=1, ge=1)
-    mixed: bool = False
-    normed: bool = False
-    pool: int = Field(default=1, ge=1)
-    feature_layers: list[int]
-    form: Form
-    init: Init
-    seed: int
-    stock_layers: list[int] | None
-    config_changes: dict[str, dict[str, Any]]
-    processor_changes: dict[str, dict[str, Any]] = {}
-    changed: list[TensorRecord]
-    delta: list[TensorRecord]
-    relies_on: dict[str, str | None]
-    new_parameters: int
-    extra_flops_per_image: int
-    image_tokens: int
-    loader: str
-    notes: list[str]
-
-    @property
-    def layout(self) -> FeatureLayout:
-        """The feature layout the plan installs."""
-        return FeatureLayout(
-            self.kind,
-            tuple(FeatureBlock(tuple(layers)) for layers in self.blocks),
-            self.axis,
-            stride=self.stride,
-            mixed=self.mixed,
-            normed=self.normed,
-            pool=self.pool,
-        )
-
-    @model_validator(mode="after")
-    def _check_layers(self) -> SurgeryPlan:
-        depth = self.anatomy.tower.depth
-        for layer in [*self.layout.layers, *self.feature_layers]:
-            if not 0 <= layer <= depth:
-                raise ValueError(f"hidden state {layer} does not exist in {depth} blocks")
-        return self
-
-    @property
-    def exact_start(self) -> bool:
-        """True when installing the connector changes no output at all."""
-        return self.init == "preserve" and not self.layout.changes_tokens
+from dcsurgery.records import (
+    CONNECTOR_PREFIX,
+    DELTA_FILE,
+    DELTA_LOADER,
+    BaseRecord,
+    FileRecord,
+    SurgeryPlan,
+    TensorRecord,
+)
 
 
 def header_digest(weights: WeightFile) -> str:
@@ -165,7 +66,7 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
     redrawn = _redrawn(checkpoint, anatomy) if spec.init == "paper" else []
     processor_changes, notes = plan_processor(checkpoint, architecture, anatomy, layout)
     connector = _connector(anatomy, layout)
-    new, flops = _cost(architecture, anatomy, layout, layers)
+    new, flops = _cost(architecture, checkpoint, anatomy, layout, layers)
     return SurgeryPlan(
         base=describe_base(checkpoint),
         architecture=architecture.name,
@@ -210,25 +111,30 @@ def _connector(anatomy: Anatomy, layout: FeatureLayout) -> list[TensorRecord]:
 
 def _cost(
     architecture: Architecture,
+    checkpoint: Checkpoint,
     anatomy: Anatomy,
     layout: FeatureLayout,
     layers: tuple[int, ...] | None,
 ) -> tuple[int, int]:
     """Return new parameters and extra FLOPs per image, two per multiply-add, of what is loaded.
 
-    Appended tokens pass the projector (all its matrices); sums and pooling are not counted.
+    Appended tokens pass all matrices of the projector; sums and pooling are not counted.
     """
-    projector, tokens = anatomy.projector, anatomy.image_tokens
-    if layers is not None:
-        columns = architecture.stock_columns(anatomy, layers).total
-        added = sum(site.out_features * (columns - site.in_features) for site in projector.sites)
-        return added, 2 * tokens * added
+    projector = anatomy.projector
     shapes = connector_shapes(anatomy, layout)
     new = sum(math.prod(shape) for shape in shapes.values())
     if layout.axis == "token":
-        first = sum(site.out_features * site.in_features for site in projector.sites)
-        return new, 2 * layout.appended_tokens(tokens) * first
-    return new, 2 * tokens * math.prod(shapes["weight"])
+        read = [checkpoint.tensors[name].shape for name in projector.tensors]
+        matrices = sum(math.prod(shape) for shape in read if len(shape) == 2)
+        return new, 2 * layout.appended_tokens(anatomy.image_tokens) * matrices
+    columns = anatomy.feature_width * len(layout.blocks)
+    added = [site.out_features * columns for site in projector.sites]
+    if layers is not None:
+        total = architecture.stock_columns(anatomy, layers).total
+        added = [site.out_features * (total - site.in_features) for site in projector.sites]
+        new = sum(added)
+    rows = [site.rows or anatomy.image_tokens for site in projector.sites]
+    return new, 2 * sum(map(math.prod, zip(rows, added, strict=True)))
 
 
 def _choose_form(
@@ -353,31 +259,3 @@ def _group_notes(anatomy: Anatomy, layout: FeatureLayout, spec: ConnectorSpec) -
             f"{spec.groups}, {first}..{last} does (the reference does the same for SigLIP)"
         )
     return notes
-
-
-def read_plan(folder: str | Path) -> SurgeryPlan:
-    """Read dense_connector/plan.json of a converted folder.
-
-    Raises CheckpointNotFoundError when there is none, MalformedCheckpointError when it is broken.
-    """
-    path = Path(folder) / PLAN_FILE
-    try:
-        if path.exists() and not path.is_file():  # reading a FIFO would wait for ever
-            raise OSError(EINVAL, "it is not a regular file")
-        return SurgeryPlan.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointNotFoundError(
-            f"{folder} has no {PLAN_FILE}: dcsurgery did not write it",
-            hint="convert a model first: dcsurgery convert MODEL -o OUT",
-        ) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the whole file"
-        raise MalformedCheckpointError(
-            f"{path} is not a plan this version can read: {place}: {first['msg']}",
-            hint="convert the base again, or update dcsurgery",
-        ) from None
-    except OSError as error:
-        raise MalformedCheckpointError(
-            f"{path} cannot be read: {error.strerror}", hint="check the folder's permissions"
-        ) from None

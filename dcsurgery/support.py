@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dcsurgery.architectures import Architecture, Form, available
 from dcsurgery.connectors import KINDS
-from dcsurgery.plan import DELTA_LOADER
+from dcsurgery.records import DELTA_LOADER
 
 
 @dataclass(frozen=True)

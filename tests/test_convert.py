@@ -30,7 +30,7 @@ from dcsurgery.errors import (
     PlanError,
     RequestError,
 )
-from dcsurgery.plan import DELTA_FILE, PLAN_FILE, read_plan
+from dcsurgery.records import DELTA_FILE, PLAN_FILE, read_plan
 from tests.checkpoint.folders import (
     LLAVA_CONFIG,
     PROJECTOR,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dcsurgery.plan import DELTA_FILE, PLAN_FILE
+from dcsurgery.records import DELTA_FILE, PLAN_FILE
 from tests.checkpoint.folders import PROJECTOR, WEIGHT, llava, write
 from tests.checkpoint.test_rewrite import cache_state, load, same
 from tests.hub_server import Hub, running_hub

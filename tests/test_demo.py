@@ -13,7 +13,7 @@ import torch
 from dcsurgery.demo import run_demo
 from dcsurgery.errors import OutputExistsError
 from dcsurgery.inspection import inspect_checkpoint
-from dcsurgery.plan import PLAN_FILE, read_plan
+from dcsurgery.records import PLAN_FILE, read_plan
 from dcsurgery.verification import verify_checkpoint
 from tests.architectures.cases import load
 

@@ -34,7 +34,7 @@ TOWER = {
     "twins", "grid",
 }  # fmt: skip
 PROJECTOR = {"module", "sites", "tensors"}
-SITE = {"module", "weight", "in_features", "out_features"}
+SITE = {"module", "weight", "in_features", "out_features", "rows"}
 OFFER = {"kind", "summary", "blocks", "costs", "notes", "refused", "layout"}
 LAYOUT = {"kind", "blocks", "axis", "stride", "mixed", "normed", "pool"}
 COST = {

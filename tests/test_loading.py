@@ -17,13 +17,15 @@ from torch import Tensor
 
 import dcsurgery
 from dcsurgery.checkpoint.contents import open_checkpoint
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.convert import convert_checkpoint
 from dcsurgery.errors import (
     CheckpointNotFoundError,
     MalformedCheckpointError,
     RequestError,
 )
-from dcsurgery.plan import DELTA_FILE, PLAN_FILE, ConnectorSpec, make_plan
+from dcsurgery.plan import make_plan
+from dcsurgery.records import DELTA_FILE, PLAN_FILE
 from dcsurgery.tiny import write_tiny_llava
 from tests.architectures.cases import load
 from tests.architectures.test_llava import llava_inputs

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.convert import convert_checkpoint
 from dcsurgery.errors import (
     AnatomyError,
@@ -21,7 +22,8 @@ from dcsurgery.errors import (
     PlanError,
     UnknownArchitectureError,
 )
-from dcsurgery.plan import PLAN_FILE, ConnectorSpec, SurgeryPlan, make_plan, read_plan
+from dcsurgery.plan import make_plan
+from dcsurgery.records import PLAN_FILE, SurgeryPlan, read_plan
 from tests.headers_only import FIRST, Shapes, checkpoint, llava_like
 
 SIGLIP = {"width": 1152, "depth": 27, "image_size": 384, "kind": "siglip_vision_model"}
@@ -102,7 +104,8 @@ def test_planning_is_pure(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_planning_needs_no_torch() -> None:
     script = (
         "import sys\n"
-        "from dcsurgery.plan import ConnectorSpec, make_plan\n"
+        "from dcsurgery.connectors.spec import ConnectorSpec\n"
+        "from dcsurgery.plan import make_plan\n"
         "from tests.headers_only import checkpoint, llava_like\n"
         "assert make_plan(checkpoint(*llava_like()), ConnectorSpec()).new_parameters\n"
         "heavy = {'torch', 'transformers', 'peft', 'accelerate', 'numpy'} & set(sys.modules)\n"

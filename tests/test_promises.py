@@ -22,9 +22,9 @@ LAYERS = (
     ("checkpoint",),
     ("architectures",),
     ("connectors",),
-    ("processors",),
+    ("processors", "records"),
     ("plan",),
-    ("convert", "folding", "inspection", "loading", "support"),
+    ("convert", "folding", "inspection", "loading", "support", "tensors"),
     ("verification", "training", "evaluation", "publishing"),
     ("recipes", "demo"),
     ("cli",),
@@ -132,7 +132,7 @@ def test_the_main_job_never_imports_torch(tiny_siglip: Path, tmp_path: Path, com
 
 def test_help_imports_nothing_it_does_not_need() -> None:
     found = imported_by("--help")
-    assert found & {"numpy", "pydantic", "rich", "dcsurgery.plan"} == set()
+    assert found & {"numpy", "pydantic", "rich", "dcsurgery.plan", "dcsurgery.records"} == set()
 
 
 @pytest.mark.parametrize("name", sorted(set(dcsurgery.__all__) - {"__version__"}))

@@ -40,7 +40,8 @@ def dissect(config: Config, tensors: Tensors) -> Anatomy:
     return Anatomy(
         architecture="idefics2",
         tower=tower,
-        projector=projector,
+        # Both matrices read every patch; the perceiver behind them leaves its latents.
+        projector=projector.reading(tower.grid**2, tower.grid**2),
         feature_layers=(tower.depth,),
         feature_width=tower.width,
         dropped_tokens=0,

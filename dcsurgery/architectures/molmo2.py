@@ -84,15 +84,18 @@ def dissect(config: Config, tensors: Tensors) -> Anatomy:
             site.in_features == wanted,
             f"{site.weight} reads {site.in_features} channels, not {len(layers)} x {tower.width}",
         )
+    # The whole picture and one crop of it, both pooled by 2 x 2 (the last window is padded).
+    tokens = 2 * (-(-tower.grid // 2)) ** 2
+    # The query reads one row per window, key and value the four patches of it.
+    rows = (tokens, 4 * tokens, 4 * tokens)
     return Anatomy(
         architecture="molmo2",
         tower=tower,
-        projector=projector,
+        projector=projector.reading(*rows),
         feature_layers=layers,
         feature_width=tower.width,
         dropped_tokens=0,
-        # The whole picture and one crop of it, both pooled by 2 x 2 (the last window is padded).
-        image_tokens=2 * (-(-tower.grid // 2)) ** 2,
+        image_tokens=tokens,
         variable_resolution=False,
         language_model=reading.language_model(config, "molmo2_text"),
         dtype=tensors[projector.sites[0].weight].dtype,

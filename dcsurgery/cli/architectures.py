@@ -21,7 +21,7 @@ Markdown = Annotated[
 
 def architectures(as_json: AsJson = False, markdown: Markdown = False) -> None:
     """List the supported model families and what loads them."""
-    from dcsurgery.plan import DELTA_LOADER
+    from dcsurgery.records import DELTA_LOADER
     from dcsurgery.support import markdown_table, supported_families
 
     out = Output(as_json=as_json)

@@ -20,7 +20,7 @@ from dcsurgery.cli.output import Output
 if TYPE_CHECKING:
     from dcsurgery.checkpoint.copying import Transfer
     from dcsurgery.convert import Conversion, Preview
-    from dcsurgery.plan import SurgeryPlan, TensorRecord
+    from dcsurgery.records import SurgeryPlan, TensorRecord
 
 EXAMPLES = (
     "dcsurgery convert llava-hf/llava-1.5-7b-hf -o llava-dci",

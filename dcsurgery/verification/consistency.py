@@ -10,7 +10,7 @@ from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.connectors import connector_shapes
 from dcsurgery.features import stock_layers
 from dcsurgery.folding import ITEM_BYTES
-from dcsurgery.plan import CONNECTOR_PREFIX, PLAN_FILE, SurgeryPlan
+from dcsurgery.records import CONNECTOR_PREFIX, PLAN_FILE, SurgeryPlan
 
 
 def contradictions(plan: SurgeryPlan, base: Checkpoint) -> list[str]:

@@ -15,7 +15,7 @@ from dcsurgery.connectors.attach import detach, find_module
 from dcsurgery.connectors.passes import block_input
 from dcsurgery.errors import VerificationError
 from dcsurgery.loading import install, load_stock, read_delta
-from dcsurgery.plan import CONNECTOR_PREFIX, CONNECTOR_TENSOR, SurgeryPlan
+from dcsurgery.records import CONNECTOR_PREFIX, CONNECTOR_TENSOR, SurgeryPlan
 from dcsurgery.verification.inputs import foreign_errors, prepare_inputs
 from dcsurgery.verification.models import (
     free_memory,

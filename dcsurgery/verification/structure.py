@@ -10,11 +10,11 @@ from pathlib import Path
 
 from dcsurgery.checkpoint.contents import CONFIG, INDEX, Checkpoint, WeightFile, open_checkpoint
 from dcsurgery.checkpoint.headers import Header, read_header
-from dcsurgery.convert import edit_config, fold_sites
+from dcsurgery.convert import edit_config
 from dcsurgery.errors import CheckpointNotFoundError, DcSurgeryError
 from dcsurgery.folding import Rows, encoded, learned_shares, stored_rows
 from dcsurgery.loading import check_base, find_base
-from dcsurgery.plan import (
+from dcsurgery.records import (
     CONNECTOR_PREFIX,
     CONNECTOR_TENSOR,
     DELTA_FILE,
@@ -23,6 +23,7 @@ from dcsurgery.plan import (
     SurgeryPlan,
     read_plan,
 )
+from dcsurgery.tensors import fold_sites
 from dcsurgery.verification.consistency import contradictions
 from dcsurgery.verification.digests import digest, file_bytes, tensor_bytes
 from dcsurgery.verification.report import Check

@@ -16,8 +16,10 @@ from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import Architecture, find_architecture
 from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.connectors.attach import attach
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.features import FeatureLayout
-from dcsurgery.plan import ConnectorSpec, SurgeryPlan, make_plan
+from dcsurgery.plan import make_plan
+from dcsurgery.records import SurgeryPlan
 
 
 @dataclass(frozen=True)

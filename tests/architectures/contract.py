@@ -27,7 +27,8 @@ from dcsurgery.anatomy import Anatomy, Site
 from dcsurgery.architectures import Form
 from dcsurgery.connectors.attach import find_module
 from dcsurgery.connectors.passes import TowerPass
-from dcsurgery.plan import ConnectorSpec, SurgeryPlan
+from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.records import SurgeryPlan
 from tests.architectures.cases import Case, TinyModel, load, logits, make_case
 from tests.surgery import digests, random_matrix, write_delta, write_folded
 

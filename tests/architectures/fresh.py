@@ -10,7 +10,7 @@ import torch
 
 import dcsurgery
 from dcsurgery.architectures import find_architecture
-from dcsurgery.plan import ConnectorSpec
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.tiny.weights import seeded_tensors
 from tests.architectures.cases import TinyModel, load, logits, make_case
 from tests.architectures.contract import TOLERANCE, Contract

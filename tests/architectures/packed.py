@@ -14,7 +14,7 @@ from torch import Tensor
 import dcsurgery
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures._packed import NOMINAL_GRID
-from dcsurgery.plan import ConnectorSpec
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.verification.images import open_images
 from dcsurgery.verification.models import image_features
 from tests.architectures.cases import Case, TinyModel, load, logits, make_case

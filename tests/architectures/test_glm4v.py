@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dcsurgery.plan import ConnectorSpec
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.tiny.glm4v import glm4v_config, write_tiny_glm4v
 from tests.architectures.cases import TinyModel, logits, make_case
 from tests.architectures.fresh import save_fresh

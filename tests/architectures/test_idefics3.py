@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import dcsurgery
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.errors import AnatomyError
-from dcsurgery.plan import ConnectorSpec
 from dcsurgery.tiny.idefics3 import (
     Family,
     idefics3_config,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import dcsurgery
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.errors import AnatomyError
-from dcsurgery.plan import ConnectorSpec
 from dcsurgery.tiny.internvl import internvl_config, write_internvl, write_tiny_internvl
 from tests.architectures.cases import TinyModel, make_case
 from tests.architectures.contract import Contract

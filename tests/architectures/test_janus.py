@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcsurgery.plan import ConnectorSpec
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.tiny.janus import janus_config, write_tiny_janus
 from tests.architectures.cases import TinyModel, load, make_case
 from tests.architectures.contract import Contract

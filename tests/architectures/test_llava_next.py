@@ -17,8 +17,8 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 
 import dcsurgery
 from dcsurgery.architectures import find_architecture
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.errors import PlanError
-from dcsurgery.plan import ConnectorSpec
 from dcsurgery.tiny.llava import write_llava
 from dcsurgery.tiny.llava_next import llava_next_config, write_tiny_llava_next
 from dcsurgery.verification.images import sample_photo

@@ -12,8 +12,8 @@ from torch.nn import functional
 from transformers.models.llava_next_video.processing_llava_next_video import LlavaNextVideoProcessor
 
 import dcsurgery
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.errors import AnatomyError, PlanError
-from dcsurgery.plan import ConnectorSpec
 from dcsurgery.tiny.llava import write_llava
 from dcsurgery.tiny.llava_next_video import llava_next_video_config, write_tiny_llava_next_video
 from tests.architectures.cases import TinyModel, load

@@ -10,7 +10,7 @@ import torch
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 
 import dcsurgery
-from dcsurgery.plan import ConnectorSpec
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.tiny.llava_onevision import llava_onevision_config, write_tiny_llava_onevision
 from tests.architectures.cases import TinyModel, load, make_case
 from tests.architectures.contract import StockContract

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 import dcsurgery
-from dcsurgery.plan import ConnectorSpec
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.tiny.qianfan_ocr import qianfan_ocr_config, write_tiny_qianfan_ocr
 from tests.architectures.cases import TinyModel, make_case
 from tests.architectures.fresh import check_whole_way, save_fresh

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dcsurgery.plan import ConnectorSpec
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.tiny.qwen2_5_vl import qwen2_5_vl_config, write_tiny_qwen2_5_vl
 from tests.architectures.cases import TinyModel, make_case
 from tests.architectures.fresh import save_fresh

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import dcsurgery
-from dcsurgery.plan import ConnectorSpec
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.tiny.qwen2_vl import qwen2_vl_config, write_tiny_qwen2_vl
 from dcsurgery.tiny.weights import write_model
 from tests.architectures.cases import load, logits, make_case

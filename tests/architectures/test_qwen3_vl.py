@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dcsurgery.plan import ConnectorSpec
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.tiny.qwen3_vl import qwen3_vl_config, write_tiny_qwen3_vl
 from tests.architectures.cases import TinyModel, load, make_case
 from tests.architectures.fresh import save_fresh

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import AutoImageProcessor
 
 import dcsurgery
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.errors import AnatomyError, PlanError
-from dcsurgery.plan import ConnectorSpec
 from dcsurgery.tiny.video_llava import video_llava_config, write_tiny_video_llava
 from dcsurgery.verification.images import sample_photo
 from tests.architectures.cases import TinyModel, load, make_case

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import AutoProcessor
 
 import dcsurgery
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.errors import PlanError
-from dcsurgery.plan import ConnectorSpec
 from dcsurgery.tiny.vipllava import vipllava_config, write_tiny_vipllava
 from dcsurgery.verification.images import sample_photo
 from tests.architectures.cases import TinyModel

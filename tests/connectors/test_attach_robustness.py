@@ -16,9 +16,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 import dcsurgery
 from dcsurgery.connectors.attach import attach, find_module
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.errors import RequestError
 from dcsurgery.loading import install
-from dcsurgery.plan import ConnectorSpec
 from dcsurgery.tiny import write_tiny_llava
 from dcsurgery.tiny.idefics2 import write_tiny_idefics2
 from dcsurgery.tiny.qwen2_5_vl import write_tiny_qwen2_5_vl

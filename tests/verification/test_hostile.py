@@ -15,7 +15,7 @@ from dcsurgery import load_model, verify_checkpoint
 from dcsurgery.checkpoint.contents import INDEX
 from dcsurgery.convert import convert_checkpoint
 from dcsurgery.errors import DcSurgeryError, VerificationError
-from dcsurgery.plan import DELTA_FILE, PLAN_FILE, read_plan
+from dcsurgery.records import DELTA_FILE, PLAN_FILE, read_plan
 from dcsurgery.verification import Report
 from dcsurgery.verification.structure import open_pair, structure_checks
 from tests.verification.damage import Damage, copy_of, edit_json, remove, write

@@ -17,9 +17,11 @@ from torch import Tensor
 from dcsurgery import verify_checkpoint
 from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.connectors.attach import DenseConnector
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.convert import convert_checkpoint
 from dcsurgery.errors import RequestError, VerificationError
-from dcsurgery.plan import DELTA_FILE, ConnectorSpec, SurgeryPlan, make_plan
+from dcsurgery.plan import make_plan
+from dcsurgery.records import DELTA_FILE, SurgeryPlan
 from dcsurgery.tiny import llava_config, write_tiny_llava
 from dcsurgery.tiny.llava import Tower, write_llava
 from dcsurgery.verification.images import open_images, sample_photo

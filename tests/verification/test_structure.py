@@ -17,7 +17,7 @@ from dcsurgery.checkpoint.contents import INDEX
 from dcsurgery.checkpoint.headers import Header
 from dcsurgery.convert import convert_checkpoint
 from dcsurgery.errors import CheckpointNotFoundError, DcSurgeryError
-from dcsurgery.plan import DELTA_FILE, PLAN_FILE
+from dcsurgery.records import DELTA_FILE, PLAN_FILE
 from dcsurgery.tiny import write_tiny_llava
 from dcsurgery.tiny.llava import Tower
 from dcsurgery.verification import Report

@@ -1,0 +1,147 @@
+"""The plan as it is written down: dense_connector/plan.json.
+
+Enough to verify a converted folder against its base and to go on training.
+"""
+
+from __future__ import annotations
+
+from errno import EINVAL
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dcsurgery import __version__
+from dcsurgery.anatomy import Anatomy
+from dcsurgery.architectures import Form
+from dcsurgery.connectors.spec import Init
+from dcsurgery.errors import CheckpointNotFoundError, MalformedCheckpointError
+from dcsurgery.features import FeatureBlock, FeatureLayout
+
+DELTA_FOLDER = "dense_connector"
+PLAN_FILE = f"{DELTA_FOLDER}/plan.json"
+DELTA_FILE = f"{DELTA_FOLDER}/model.safetensors"
+CONNECTOR_PREFIX = "dense_connector."
+CONNECTOR_TENSOR = f"{CONNECTOR_PREFIX}weight"
+DELTA_LOADER = "dcsurgery.load_model"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileRecord(_Record):
+    """A weight file of the base: its length and the SHA-256 of its tensor table."""
+
+    size: int
+    header_sha256: str
+
+
+class BaseRecord(_Record):
+    """Where the base is (`folder` for a local one) and how to recognise it."""
+
+    id: str
+    folder: str | None
+    revision: str | None
+    commit: str | None
+    config_sha256: str
+    files: dict[str, FileRecord]
+
+
+class TensorRecord(_Record):
+    """A tensor that is written. `base_*` are None for a tensor the base does not have."""
+
+    name: str
+    file: str
+    dtype: str
+    shape: list[int]
+    sha256: str | None = None
+    base_shape: list[int] | None = None
+    base_sha256: str | None = None
+
+
+class SurgeryPlan(_Record):
+    """The whole surgery. Hashes are None until the tensors are written."""
+
+    schema_version: Literal[1] = 1
+    tool: str = f"dcsurgery {__version__}"
+    base: BaseRecord
+    architecture: str
+    anatomy: Anatomy
+    kind: str
+    groups: int
+    blocks: list[Annotated[list[int], Field(min_length=1)]] = Field(min_length=1)
+    axis: Literal["channel", "token"] = "channel"
+    stride: int = Field(default=1, ge=1)
+    mixed: bool = False
+    normed: bool = False
+    pool: int = Field(default=1, ge=1)
+    feature_layers: list[int]
+    form: Form
+    init: Init
+    seed: int
+    stock_layers: list[int] | None
+    config_changes: dict[str, dict[str, Any]]
+    processor_changes: dict[str, dict[str, Any]] = {}
+    changed: list[TensorRecord]
+    delta: list[TensorRecord]
+    relies_on: dict[str, str | None]
+    new_parameters: int
+    extra_flops_per_image: int
+    image_tokens: int
+    loader: str
+    notes: list[str]
+
+    @property
+    def layout(self) -> FeatureLayout:
+        """The feature layout the plan installs."""
+        return FeatureLayout(
+            self.kind,
+            tuple(FeatureBlock(tuple(layers)) for layers in self.blocks),
+            self.axis,
+            stride=self.stride,
+            mixed=self.mixed,
+            normed=self.normed,
+            pool=self.pool,
+        )
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> SurgeryPlan:
+        depth = self.anatomy.tower.depth
+        for layer in [*self.layout.layers, *self.feature_layers]:
+            if not 0 <= layer <= depth:
+                raise ValueError(f"hidden state {layer} does not exist in {depth} blocks")
+        return self
+
+    @property
+    def exact_start(self) -> bool:
+        """True when installing the connector changes no output at all."""
+        return self.init == "preserve" and not self.layout.changes_tokens
+
+
+def read_plan(folder: str | Path) -> SurgeryPlan:
+    """Read dense_connector/plan.json of a converted folder.
+
+    Raises CheckpointNotFoundError when there is none, MalformedCheckpointError when it is broken.
+    """
+    path = Path(folder) / PLAN_FILE
+    try:
+        if path.exists() and not path.is_file():  # reading a FIFO would wait for ever
+            raise OSError(EINVAL, "it is not a regular file")
+        return SurgeryPlan.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointNotFoundError(
+            f"{folder} has no {PLAN_FILE}: dcsurgery did not write it",
+            hint="convert a model first: dcsurgery convert MODEL -o OUT",
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the whole file"
+        raise MalformedCheckpointError(
+            f"{path} is not a plan this version can read: {place}: {first['msg']}",
+            hint="convert the base again, or update dcsurgery",
+        ) from None
+    except OSError as error:
+        raise MalformedCheckpointError(
+            f"{path} cannot be read: {error.strerror}", hint="check the folder's permissions"
+        ) from None
