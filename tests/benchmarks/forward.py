@@ -9,12 +9,14 @@ within one process; peak memory (resident set) is each variant's own process.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,17 +104,25 @@ def prepare(variant: str, dtype: torch.dtype, batch: int) -> tuple[Any, torch.Te
     return lambda: model.get_image_features(pixel_values=pixels).pooler_output, pixels
 
 
-def resident() -> int:
-    """Peak resident set of this process in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def start_counting() -> None:
+    """Forget the peak so far: building a model takes more than running it. Linux only."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Peak resident set since `start_counting`, in bytes."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
 
 
 @torch.no_grad()
 def measure_memory(variant: str, dtype: torch.dtype, batch: int) -> int:
-    """Run one variant twice in this process; return its peak memory in bytes."""
+    """Run one variant in this process; return its peak memory, weights included, in bytes."""
     run, _ = prepare(variant, dtype, batch)
+    start_counting()
     run()
-    return resident()
+    return peak_memory()
 
 
 @torch.no_grad()
@@ -134,6 +144,7 @@ def measure_times(dtype: torch.dtype, batch: int, rounds: int) -> dict[str, list
             started = time.perf_counter()
             runs[variant]()
             times[variant].append(time.perf_counter() - started)
+            print(f"{dtype} {variant}: {times[variant][-1]:.2f} s", file=sys.stderr)
     return times
 
 
@@ -149,6 +160,7 @@ def compare(dtype: str, batch: int, rounds: int) -> dict[str, Any]:
     """Measure all variants at one dtype; return figures and ratios to the base."""
     times = measure_times(getattr(torch, dtype), batch, rounds)
     memory = {variant: child_memory(variant, dtype, batch) for variant in VARIANTS}
+    print(f"{dtype} peak memory: {memory}", file=sys.stderr)
     paired = [a / b for a, b in zip(times["attached"], times["base"], strict=True)]
     extra = {v: memory[v] - memory["base"] for v in ("attached", "stacked")}
     return {
