@@ -113,19 +113,6 @@ class SurgeryPlan(_Record):
                 raise ValueError(f"hidden state {layer} does not exist in {depth} blocks")
         return self
 
-    @model_validator(mode="after")
-    def _check_layers(self) -> SurgeryPlan:
-        depth = self.anatomy.tower.depth
-        for layer in [*self.layout.layers, *self.feature_layers]:
-            if not 0 <= layer <= depth:
-                raise ValueError(f"hidden state {layer} does not exist in {depth} blocks")
-        return self
-
-    @property
-    def exact_start(self) -> bool:
-        """True when installing the connector changes no output at all."""
-        return self.init == "preserve" and not self.layout.changes_tokens
-
 
 def read_plan(folder: str | Path) -> SurgeryPlan:
     """Read dense_connector/plan.json of a converted folder.
