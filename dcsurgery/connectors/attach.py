@@ -155,7 +155,7 @@ def detach(model: nn.Module) -> None:
 
     Raises RequestError when there is none.
     """
-    connector = model.dense_connector
+    connector = getattr(model, "dense_connector", None)
     if not isinstance(connector, DenseConnector):
         raise RequestError("the model has no dense connector", hint="attach one first")
     for handle in connector._handles:

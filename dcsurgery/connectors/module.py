@@ -32,8 +32,8 @@ class DenseConnector(nn.Module):
 
     `weight` is D, [rows of all sites, G * width], in the first site's dtype and on its device,
     blocks from shallow to deep (absent along tokens); `mix` one logit per state, blocks one after
-    another; `norm_weight` and `norm_bias` [G, C] one LayerNorm per block. All hooks are bound
-    methods, so copy.deepcopy of the model rebinds them to the copy.
+    another; `norm_weight` and `norm_bias` [G, C] one LayerNorm per block. All hooks hold the
+    connector itself, so copy.deepcopy of the model rebinds them to the copy.
     """
 
     weight: nn.Parameter | None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import dcsurgery
 from dcsurgery.connectors.attach import attach, detach
+from dcsurgery.errors import RequestError
 from dcsurgery.folding import learned_shares
 from tests.architectures.cases import load
 from tests.architectures.test_llava import llava_inputs
@@ -104,6 +105,8 @@ def test_norm_starts_exact_and_is_a_layer_norm(tiny_clip: Path, tmp_path: Path) 
 def test_detach_gives_the_base_back(tiny_clip: Path, tmp_path: Path) -> None:
     plan = dcsurgery.convert_checkpoint(tiny_clip, tmp_path / "zero").plan
     model, base = load(tiny_clip), load(tiny_clip)
+    with pytest.raises(RequestError, match="no dense connector"):
+        detach(model)
     attach(model, plan.anatomy, plan.layout, tensors={"weight": random_matrix(plan)})
     assert not torch.equal(logits(model), logits(base))
     detach(model)
