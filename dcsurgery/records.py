@@ -60,6 +60,33 @@ class TensorRecord(_Record):
     base_sha256: str | None = None
 
 
+class TrainingRecord(_Record):
+    """One finished training: what was trained, on what, how. Rates and counts as they were used.
+
+    `trained` are the names of the tensors that may differ from before it, as the delta holds them;
+    `adapter` the LoRA settings (None without one). Losses are means over supervised tokens.
+    """
+
+    train: Literal["connector", "projector", "lora", "full"]
+    trained: list[str]
+    trained_parameters: int
+    adapter: dict[str, Any] | None = None
+    data: str
+    data_sha256: str
+    rows: int
+    skipped_rows: int
+    seed: int
+    steps: int
+    epochs: float
+    batch_size: int
+    settings: dict[str, Any]
+    first_loss: float
+    last_loss: float
+    seconds: float
+    device: str
+    versions: dict[str, str]
+
+
 class SurgeryPlan(_Record):
     """The whole surgery. Hashes are None until the tensors are written."""
 
@@ -91,6 +118,7 @@ class SurgeryPlan(_Record):
     image_tokens: int
     loader: str
     notes: list[str]
+    training: list[TrainingRecord] = []
 
     @property
     def layout(self) -> FeatureLayout:
