@@ -24,7 +24,7 @@ LAYERS = (
     ("connectors",),
     ("processors", "records"),
     ("plan",),
-    ("convert", "folding", "inspection", "loading", "support", "tensors"),
+    ("convert", "folding", "inspection", "loading", "parameter_names", "support", "tensors"),
     ("verification", "training", "evaluation", "publishing"),
     ("recipes", "demo"),
     ("cli",),
