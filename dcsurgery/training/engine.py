@@ -99,7 +99,9 @@ class Engine(Trainer):
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             self.head.remove()
-            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            # Kept on the model, its own method would follow it into a copy.
+            vars(model).pop("forward", None)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder | None:
         return self.job.feed.order(self.job.settings)

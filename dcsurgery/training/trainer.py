@@ -159,6 +159,7 @@ def _ready(model: Any, settings: TrainingSettings) -> Iterator[None]:
 
 def prepare(model: Any, plan: SurgeryPlan, feed: Feed, settings: TrainingSettings) -> Trained:
     """Make exactly what `settings` (resolved) names trainable, adapters included; return it."""
+    torch.manual_seed(settings.seed)
     if settings.train == "lora":
         add_adapters(model, settings)
     trained = choose(model, plan, settings)
