@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from dcsurgery.architectures import named
+from dcsurgery.checkpoint.adopted import Adopted
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.checkpoint.rewrite import NewTensor
 from dcsurgery.errors import PlanError
@@ -22,9 +23,23 @@ from dcsurgery.folding import (
 from dcsurgery.records import CONNECTOR_PREFIX, CONNECTOR_TENSOR, SurgeryPlan, TensorRecord
 
 
-def delta_rows(plan: SurgeryPlan) -> dict[str, Rows]:
+def delta_rows(plan: SurgeryPlan, checkpoint: Checkpoint) -> dict[str, Rows]:
     """Return the rows of every tensor of a plan's delta, by name, as its file holds them."""
+    if plan.init == "published":
+        return {record.name: _published(checkpoint, record) for record in plan.delta}
     return {record.name: rounded(_draw(plan, record), record.dtype) for record in plan.delta}
+
+
+def _published(checkpoint: Checkpoint, record: TensorRecord) -> Rows:
+    """Return the rows of the connector that a checkpoint has already."""
+    connector = checkpoint.connector if isinstance(checkpoint, Adopted) else None
+    if connector is None or connector.rows is None or record.name != CONNECTOR_TENSOR:
+        raise PlanError(
+            f"{checkpoint.ref.name} has no {record.name} of its own",
+            hint="the plan was made for another checkpoint: convert again",
+        )
+    read = connector.rows
+    return stored_rows(lambda: b"".join(read()), record.dtype, record.shape)
 
 
 def _draw(plan: SurgeryPlan, record: TensorRecord) -> Rows:
@@ -56,8 +71,9 @@ def _fan_in(plan: SurgeryPlan, record: TensorRecord) -> int:
     return shape[-1]
 
 
-def delta_tensors(plan: SurgeryPlan) -> dict[str, NewTensor]:
-    rows = delta_rows(plan)
+def delta_tensors(plan: SurgeryPlan, checkpoint: Checkpoint) -> dict[str, NewTensor]:
+    """Return the tensors of a plan's delta by name."""
+    rows = delta_rows(plan, checkpoint)
     return {record.name: _new_tensor(record, rows[record.name]) for record in plan.delta}
 
 
@@ -67,7 +83,7 @@ def _new_tensor(record: TensorRecord, rows: Rows) -> NewTensor:
 
 def stock_tensors(checkpoint: Checkpoint, plan: SurgeryPlan) -> dict[str, NewTensor]:
     """Return the tensors that replace base tensors in the stock form."""
-    rows = delta_rows(plan)
+    rows = delta_rows(plan, checkpoint)
 
     def base_rows(name: str) -> Rows:
         entry = checkpoint.tensors[name]
