@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["status", "reset", "hang", "short", "lost"]
+Kind = Literal["status", "reset", "hang", "short", "lost", "call"]
 
 
 @dataclass
@@ -15,7 +16,8 @@ class Fault:
 
     status: answers `status` without looking; reset: closes the connection after `after` bytes of
     the request's body; hang: answers nothing for `seconds`, then closes; short: the answer's body
-    stops half way; lost: the request is carried out and the connection closed instead of an answer.
+    stops half way; lost: the request is carried out and the connection closed instead of an answer;
+    call: `action` is run before the request is carried out.
     """
 
     method: str
@@ -25,7 +27,7 @@ class Fault:
     status: int = 500
     after: int = 0
     seconds: float = 5.0
-    headers: tuple[tuple[str, str], ...] = ()
+    action: Callable[[], object] = lambda: None
 
     def strikes(self, method: str, path: str) -> bool:
         """Return whether this request is hit; every hit uses up one of `times`."""

@@ -47,11 +47,11 @@ class Handler(BaseHTTPRequestHandler):
             if fault and fault.kind == "hang":
                 time.sleep(fault.seconds)
                 raise Dropped
+            if fault and fault.kind == "call":
+                fault.action()
             status, headers, content = self.answer(path, body, fault)
             if fault and fault.kind == "lost":
                 raise Dropped
-            if fault and fault.kind == "status":
-                headers |= dict(fault.headers)
             self.send(path, status, headers, content, short=bool(fault and fault.kind == "short"))
         except (Dropped, BrokenPipeError, ConnectionResetError):
             self.note(path, 0, 0)

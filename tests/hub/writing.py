@@ -204,7 +204,11 @@ def commit(call: Call, repo_id: str, revision: str) -> Reply:
     number = 1 + sum(name.startswith("refs/pr/") for name in repository.refs)
     ref = f"refs/pr/{number}" if pull else revision
     oid = repository.add(Commit(entries, header["summary"], head), ref)
-    answer = {"success": True, "commitOid": oid, "commitUrl": f"{call.hub.url}/{repo_id}/{oid}"}
+    answer = {
+        "success": True,
+        "commitOid": oid,
+        "commitUrl": f"{call.hub.url}/{repo_id}/commit/{oid}",
+    }
     if pull:
         answer["pullRequestUrl"] = f"{call.hub.url}/{repo_id}/discussions/{number}"
     assert author
