@@ -148,7 +148,9 @@ def convert_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
         target, overwrite=overwrite, sources=_sources(checkpoint), needed=needed
     )
     with staging as folder:
-        plan, transfers = _write(checkpoint, plan, folder, link=link)
+        delta = delta_tensors(plan)
+        stock = stock_tensors(checkpoint, plan, delta) if plan.form == "stock" else {}
+        plan, transfers = write_folder(checkpoint, plan, folder, delta, stock, link=link)
     return Conversion(plan, target, transfers, time.perf_counter() - started)
 
 
@@ -176,7 +178,8 @@ def _sources(checkpoint: Checkpoint) -> list[Path]:
 def _bytes_to_write(
     checkpoint: Checkpoint, plan: SurgeryPlan, output: Path | None, link: bool
 ) -> int:
-    small = sum(item.nbytes for item in delta_tensors(plan).values()) + 256 * 1024
+    delta = delta_tensors(plan)
+    small = sum(item.nbytes for item in delta.values()) + 256 * 1024
     if plan.form == "delta":
         return small
     source = checkpoint.ref.folder
@@ -186,7 +189,7 @@ def _bytes_to_write(
         and not checkpoint.ref.in_cache
         and (output is None or on_same_disk(source, output))
     )
-    return small + estimate_bytes(checkpoint, stock_tensors(checkpoint, plan), linked=linked)
+    return small + estimate_bytes(checkpoint, stock_tensors(checkpoint, plan, delta), linked=linked)
 
 
 def edit_config(checkpoint: Checkpoint, plan: SurgeryPlan) -> str:
@@ -199,19 +202,27 @@ def edit_config(checkpoint: Checkpoint, plan: SurgeryPlan) -> str:
     return render_object(stock_config(checkpoint.config, plan.stock_layers), CONFIG)
 
 
-def _write(
-    checkpoint: Checkpoint, plan: SurgeryPlan, folder: Path, *, link: bool
+def write_folder(
+    checkpoint: Checkpoint,
+    plan: SurgeryPlan,
+    folder: Path,
+    delta: Mapping[str, NewTensor],
+    stock: Mapping[str, NewTensor],
+    *,
+    link: bool = False,
 ) -> tuple[SurgeryPlan, tuple[Transfer, ...]]:
+    """Write a plan's whole output into an empty folder; return the plan with every hash.
+
+    `delta` are the tensors of its delta, `stock` those that replace the base's in a stock form.
+    """
     relies_on = {
         name: hashlib.sha256(checkpoint.read_tensor(name)).hexdigest() for name in plan.relies_on
     }
-    delta = delta_tensors(plan)
-    stock: dict[str, NewTensor] = {}
     make_folder(folder / DELTA_FOLDER)
-    written = write_tensors(folder / DELTA_FILE, list(delta.values()), METADATA)
+    own = [delta[record.name] for record in plan.delta if record.file == DELTA_FILE]
+    written = write_tensors(folder / DELTA_FILE, own, METADATA)
     transfers = [replace(written, file=DELTA_FILE)]
     if plan.form == "stock":
-        stock = stock_tensors(checkpoint, plan)
         config = edit_config(checkpoint, plan)
         transfers += write_checkpoint(checkpoint, folder, stock, config, link=link)
     plan = plan.model_copy(
@@ -250,7 +261,8 @@ def _hashed(
     record: TensorRecord, written: Mapping[str, NewTensor], base: Mapping[str, str]
 ) -> TensorRecord:
     update: dict[str, Any] = {"sha256": written[record.name].sha256}
-    return record.model_copy(update=update | {"base_sha256": base.get(record.name)})
+    base_sha256 = base.get(record.name, record.base_sha256)
+    return record.model_copy(update=update | {"base_sha256": base_sha256})
 
 
 def _write_text(folder: Path, name: str, text: str) -> Transfer:
