@@ -41,7 +41,7 @@ from dcsurgery.records import (
     SurgeryPlan,
     TensorRecord,
 )
-from dcsurgery.tensors import delta_tensors, stock_tensors
+from dcsurgery.tensors import planned_delta, stock_tensors
 
 METADATA = {"format": "pt"}
 
@@ -154,7 +154,9 @@ def convert_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
         target, overwrite=overwrite, sources=_sources(checkpoint), needed=needed
     )
     with staging as folder:
-        plan, transfers = _write(checkpoint, plan, folder, link=link)
+        delta = planned_delta(checkpoint, plan)
+        stock = stock_tensors(checkpoint, plan, delta) if plan.form == "stock" else {}
+        plan, transfers = write_folder(checkpoint, plan, folder, delta, stock, link=link)
     return Conversion(plan, target, transfers, time.perf_counter() - started)
 
 
@@ -188,7 +190,8 @@ def _sources(checkpoint: Checkpoint) -> list[Path]:
 def _bytes_to_write(
     checkpoint: Checkpoint, plan: SurgeryPlan, output: Path | None, link: bool
 ) -> int:
-    small = sum(item.nbytes for item in delta_tensors(plan, checkpoint).values()) + 256 * 1024
+    delta = planned_delta(checkpoint, plan)
+    small = sum(item.nbytes for item in delta.values()) + 256 * 1024
     if plan.form == "delta":
         return small
     source = checkpoint.ref.folder
@@ -199,7 +202,7 @@ def _bytes_to_write(
         and not checkpoint.ref.in_cache
         and (output is None or on_same_disk(source, output))
     )
-    return small + estimate_bytes(checkpoint, stock_tensors(checkpoint, plan), linked=linked)
+    return small + estimate_bytes(checkpoint, stock_tensors(checkpoint, plan, delta), linked=linked)
 
 
 def edit_config(checkpoint: Checkpoint, plan: SurgeryPlan) -> str:
@@ -212,19 +215,26 @@ def edit_config(checkpoint: Checkpoint, plan: SurgeryPlan) -> str:
     return render_object(stock_config(checkpoint.config, plan.stock_layers), CONFIG)
 
 
-def _write(
-    checkpoint: Checkpoint, plan: SurgeryPlan, folder: Path, *, link: bool
+def write_folder(
+    checkpoint: Checkpoint,
+    plan: SurgeryPlan,
+    folder: Path,
+    delta: Mapping[str, NewTensor],
+    stock: Mapping[str, NewTensor],
+    *,
+    link: bool = False,
 ) -> tuple[SurgeryPlan, tuple[Transfer, ...]]:
+    """Write a plan's whole output into an empty folder; return the plan with every hash.
+
+    `delta` are the tensors of its delta, `stock` those that replace the base's in a stock form.
+    """
     relies_on = {
         name: hashlib.sha256(checkpoint.read_tensor(name)).hexdigest() for name in plan.relies_on
     }
-    delta = delta_tensors(plan, checkpoint)
-    stock: dict[str, NewTensor] = {}
     make_folder(folder / DELTA_FOLDER)
     written = write_tensors(folder / DELTA_FILE, list(delta.values()), METADATA)
     transfers = [replace(written, file=DELTA_FILE)]
     if plan.form == "stock":
-        stock = stock_tensors(checkpoint, plan)
         config = edit_config(checkpoint, plan)
         transfers += write_checkpoint(checkpoint, folder, stock, config, link=link)
     plan = plan.model_copy(
@@ -263,7 +273,8 @@ def _hashed(
     record: TensorRecord, written: Mapping[str, NewTensor], base: Mapping[str, str]
 ) -> TensorRecord:
     update: dict[str, Any] = {"sha256": written[record.name].sha256}
-    return record.model_copy(update=update | {"base_sha256": base.get(record.name)})
+    base_sha256 = base.get(record.name, record.base_sha256)
+    return record.model_copy(update=update | {"base_sha256": base_sha256})
 
 
 def _write_text(folder: Path, name: str, text: str) -> Transfer:

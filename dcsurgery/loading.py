@@ -69,6 +69,23 @@ def published_tensors(checkpoint: Adopted, plan: SurgeryPlan) -> dict[str, torch
     return {"weight": torch.frombuffer(raw, dtype=dtype).reshape(record.shape)}
 
 
+def load_for_training(
+    path: str | Path, *, revision: str | None = None, base: str | Path | None = None, **kwargs: Any
+) -> tuple[Any, SurgeryPlan]:
+    """Load a converted or trained folder so that its training can go on: (model, plan).
+
+    Either form becomes base + branch: a stock folder's own weights are not read, its delta in
+    dense_connector/ is. Raises what load_model raises, and CheckpointNotFoundError for a folder
+    without a plan.
+    """
+    folder = _local_folder(path, revision)
+    plan = read_plan(folder)
+    checkpoint = open_base(plan, base)
+    model = load_stock(checkpoint, plan.anatomy.projector.tensors, **kwargs)
+    install(model, plan, folder)
+    return model, plan
+
+
 def _local_folder(path: str | Path, revision: str | None) -> Path:
     from dcsurgery.checkpoint.reference import fetch, parse_reference
 

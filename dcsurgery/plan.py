@@ -5,6 +5,7 @@ make_plan is pure and torch-free.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -70,6 +71,7 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
     anatomy = architecture.dissect(checkpoint.config, checkpoint.tensors)
     installed = checkpoint.connector if isinstance(checkpoint, Adopted) else None
     layout = _installed_layout(installed, spec) if installed else make_layout(anatomy, spec)
+    spec = dataclasses.replace(spec, kind=layout.kind)
     form = _choose_form(architecture, anatomy, layout, spec)
     layers = stock_layers(layout, anatomy.feature_layers) if form == "stock" else None
     redrawn = _redrawn(checkpoint, anatomy) if spec.init == "paper" else []

@@ -23,6 +23,9 @@ PLAN_FILE = f"{DELTA_FOLDER}/plan.json"
 DELTA_FILE = f"{DELTA_FOLDER}/model.safetensors"
 CONNECTOR_PREFIX = "dense_connector."
 CONNECTOR_TENSOR = f"{CONNECTOR_PREFIX}weight"
+ADAPTER_FOLDER = f"{DELTA_FOLDER}/lora"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 DELTA_LOADER = "dcsurgery.load_model"
 
 
@@ -71,6 +74,19 @@ class TensorRecord(_Record):
     sha256: str | None = None
     base_shape: list[int] | None = None
     base_sha256: str | None = None
+
+
+class AdapterRecord(_Record):
+    """A LoRA adapter of the language model in peft's own files, in dense_connector/lora/.
+
+    `files` are their SHA-256; `targets` says which tensor of the base each adapted module's matrix
+    is (modules of which no whole tensor is stored are missing). `merged` means that the stock form
+    has it in its weights; else it is loaded beside them.
+    """
+
+    files: dict[str, str]
+    targets: dict[str, str]
+    merged: bool = False
 
 
 class TrainingRecord(_Record):
@@ -132,6 +148,7 @@ class SurgeryPlan(_Record):
     loader: str
     notes: list[str]
     training: list[TrainingRecord] = []
+    adapter: AdapterRecord | None = None
 
     @property
     def layout(self) -> FeatureLayout:

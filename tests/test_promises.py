@@ -25,7 +25,7 @@ LAYERS = (
     ("adoption",),
     ("processors", "records"),
     ("plan",),
-    ("adopted_models", "convert", "inspection", "loading", "support", "tensors"),
+    ("adopted_models", "convert", "inspection", "loading", "parameter_names", "support", "tensors"),
     ("verification", "training", "evaluation", "publishing"),
     ("recipes", "demo"),
     ("cli",),

@@ -9,23 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcsurgery.checkpoint.contents import CONFIG, INDEX, Checkpoint, WeightFile, open_checkpoint
+from dcsurgery.checkpoint.digests import digest, file_bytes, tensor_bytes
 from dcsurgery.checkpoint.headers import Header, read_header
+from dcsurgery.checkpoint.rewrite import NewTensor
 from dcsurgery.convert import edit_config
 from dcsurgery.errors import CheckpointNotFoundError, DcSurgeryError
-from dcsurgery.folding import Rows, encoded, learned_shares, stored_rows
 from dcsurgery.loading import check_base, find_base
 from dcsurgery.records import (
-    CONNECTOR_PREFIX,
-    CONNECTOR_TENSOR,
     DELTA_FILE,
     DELTA_FOLDER,
     PLAN_FILE,
     SurgeryPlan,
     read_plan,
 )
-from dcsurgery.tensors import fold_sites
+from dcsurgery.tensors import stock_tensors, stored_delta
 from dcsurgery.verification.consistency import contradictions
-from dcsurgery.verification.digests import digest, file_bytes, tensor_bytes
 from dcsurgery.verification.report import Check
 
 DELTA_CHECK = "connector is as planned"
@@ -192,8 +190,7 @@ def _compare_tensors(
 def _fold_check(pair: Pair, stock: Checkpoint) -> Check:
     """Make the changed tensors again, from delta and base, and compare with what is on disk."""
     plan = pair.plan
-    delta = {record.name: record.sha256 for record in plan.delta}
-    folded: dict[str, Rows] | None = None
+    wanted: dict[str, NewTensor] | None = None
     problems = []
     for record in plan.changed:
         found = stock.tensors.get(record.name)
@@ -205,35 +202,12 @@ def _fold_check(pair: Pair, stock: Checkpoint) -> Check:
         if written != record.sha256:
             problems.append(f"{record.name} has other values than planned")
             continue
-        folded = _fold_again(pair) if folded is None else folded
-        rows = folded.get(record.name)
-        again = delta[record.name] if rows is None else digest(encoded(rows, record.dtype)())
-        if written != again:
+        if wanted is None:
+            wanted = stock_tensors(pair.base, plan, stored_delta(pair.folder, plan))
+        if written != digest(wanted[record.name].chunks()):
             problems.append(f"{record.name} is not the fold of its delta")
     shapes = ", ".join(f"{record.base_shape} to {record.shape}" for record in plan.changed)
     return _result("changed tensors are as planned", problems, shapes, "the fold of base + delta")
-
-
-def _fold_again(pair: Pair) -> dict[str, Rows]:
-    path = pair.folder / DELTA_FILE
-    header = read_header(path)
-
-    def delta_rows(name: str) -> Rows:
-        entry = header.tensors[name]
-        shape = (*entry.shape, 1)[:2]
-        return stored_rows(lambda: b"".join(tensor_bytes(path, header, name)), entry.dtype, shape)
-
-    def base_rows(name: str) -> Rows:
-        if name in header.tensors:
-            return delta_rows(name)
-        entry = pair.base.tensors[name]
-        return stored_rows(lambda: pair.base.read_tensor(name), entry.dtype, entry.shape)
-
-    shares = None
-    if pair.plan.mixed:
-        logits = [float(v) for rows in delta_rows(f"{CONNECTOR_PREFIX}mix")() for v in rows.ravel()]
-        shares = learned_shares(pair.plan.layout, logits)
-    return fold_sites(pair.plan, base_rows, delta_rows(CONNECTOR_TENSOR), shares)
 
 
 def _config_check(pair: Pair, stock: Checkpoint) -> Check:
