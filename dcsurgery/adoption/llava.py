@@ -161,8 +161,14 @@ def read_grid(config: Config) -> list[list[int]] | None:
         raise AnatomyError(
             f"image_grid_pinpoints {str(stated)[:80]!r} is not a list of pairs", hint=CHECK
         ) from None
-    turned = [[h, w] for w, h in pairs]
-    return pairs if sorted(turned) == sorted(pairs) else turned
+    return turned_grid(pairs)
+
+
+def turned_grid(pairs: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return pinpoints with width and height exchanged; a grid that has both of each as it is."""
+    turned = [[second, first] for first, second in pairs]
+    same = sorted(turned) == sorted(map(list, pairs))
+    return [list(pair) for pair in pairs] if same else turned
 
 
 def _config(

@@ -184,7 +184,7 @@ def _stamp(path: Path, name: str) -> Stamp:
 
 
 def never(_: dict[str, Any]) -> bool:
-    """Return False: no pickled weights are accepted."""
+    """Return False: no pickles."""
     return False
 
 
@@ -195,12 +195,12 @@ def open_checkpoint(
     weights: bool = False,
     pickles: Callable[[dict[str, Any]], bool] = never,
 ) -> Checkpoint:
-    """Open a folder or a Hub model and check all its headers.
+    """Open a folder or a Hub model and check all its headers. Raises CheckpointError.
 
     A Hub model is read by range requests (config, index and header bytes only); `weights` then
     fetches it into huggingface_hub's cache. Where the Hub cannot be reached, a cached snapshot is
     opened instead. `pickles(config)` says whether weights in torch's zip files are accepted where
-    there are no others; nothing in them is run. Raises CheckpointError of the fitting kind.
+    there are no others; nothing in them is run.
     """
     ref = parse_reference(model, revision)
     if ref.folder is None:
