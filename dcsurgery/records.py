@@ -40,8 +40,19 @@ class FileRecord(_Record):
     header_sha256: str
 
 
+class TowerPlace(_Record):
+    """Where a tower was found: a Hub id at `commit`, or a folder; empty when it was inside."""
+
+    place: str
+    commit: str | None = None
+
+
 class BaseRecord(_Record):
-    """Where the base is (`folder` for a local one) and how to recognise it."""
+    """Where the base is (`folder` for a local one) and how to recognise it.
+
+    A base in an original format is presented as the Hugging Face one: config and files are those
+    presented, `original` says its own format, `towers` where each tower it names was found.
+    """
 
     id: str
     folder: str | None
@@ -49,6 +60,8 @@ class BaseRecord(_Record):
     commit: str | None
     config_sha256: str
     files: dict[str, FileRecord]
+    original: str | None = None
+    towers: dict[str, TowerPlace] = {}
 
 
 class TensorRecord(_Record):

@@ -18,17 +18,18 @@ PACKAGE = Path(dcsurgery.__file__).parent
 # From the bottom up: a module may import its own layer and those before it.
 LAYERS = (
     ("errors",),
-    ("anatomy", "features", "tiny", "modeling"),
+    ("anatomy", "features", "folding", "tiny", "modeling"),
     ("checkpoint",),
     ("architectures",),
     ("connectors",),
+    ("adoption",),
     ("processors", "records"),
     ("plan", "stock"),
     (
+        "adopted_models",
         "bases",
         "convert",
         "export",
-        "folding",
         "inspection",
         "loading",
         "lora",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from dcsurgery.bases import find_base, open_base
 from dcsurgery.checkpoint.contents import Checkpoint
+from dcsurgery.checkpoint.digests import digest
 from dcsurgery.checkpoint.rewrite import NewTensor
 from dcsurgery.checkpoint.staging import staged_output
 from dcsurgery.convert import Conversion
@@ -143,7 +143,7 @@ def write_trained(  # noqa: PLR0913 - what a training leaves behind, each under 
         else kept[item.name]
         for item in plan.delta
     }
-    sources = [Path(folder) for folder in (checkpoint.ref.folder, source) if folder is not None]
+    sources = [*checkpoint.folders, *([] if source is None else [Path(source)])]
     staging = staged_output(
         Path(output),
         overwrite=overwrite,
@@ -178,10 +178,8 @@ def _trained_plan(
 
 
 def _new_record(checkpoint: Checkpoint, name: str) -> TensorRecord:
-    digest = hashlib.sha256(checkpoint.read_tensor(name)).hexdigest()
-    return rewritten(checkpoint, name).model_copy(
-        update={"file": DELTA_FILE, "base_sha256": digest}
-    )
+    found = digest(checkpoint.tensor_chunks(name))
+    return rewritten(checkpoint, name).model_copy(update={"file": DELTA_FILE, "base_sha256": found})
 
 
 def _adapter(given: Path | None, source: str | Path | None, plan: SurgeryPlan) -> Adapter | None:
