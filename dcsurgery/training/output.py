@@ -39,6 +39,8 @@ DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+# Part of the names of peft's factors: their files are the adapter.
+ADAPTED = ".lora_"
 CHUNK_VALUES = 4 * 1024 * 1024
 
 
@@ -114,11 +116,11 @@ def write_trained(  # noqa: PLR0913 - what a training leaves behind, each under 
     """Write a trained model to `output` in the form of its plan; nothing is written on an error.
 
     `trained` are the names of its parameters that were trained, in any floating dtype; each is
-    rounded once to the dtype its tensor is stored in. `source` is the folder that the training
-    started from: what an earlier training left in it and this one did not touch is carried over
-    byte by byte (without it, those values come from the model). `adapter` is a folder with peft's
-    files, `base` where the base is now. `record` is completed with the names of the trained
-    tensors. Raises TrainingError for values that are not finite, or DcSurgeryError as
+    rounded once to the dtype its tensor is stored in (those of LoRA are in `adapter`, a folder with
+    peft's files). `source` is the folder that the training started from: what an earlier training
+    left in it and this one did not touch is carried over byte by byte; without it, those values
+    come from the model. `base` says where the base is now. `record` is completed with the names of
+    the trained tensors. Raises TrainingError for values that are not finite, or DcSurgeryError as
     convert_checkpoint does.
     """
     started = time.perf_counter()
@@ -128,7 +130,8 @@ def write_trained(  # noqa: PLR0913 - what a training leaves behind, each under 
     model = unwrapped(model)
     stored = stored_tensors(model, checkpoint)
     homes = _homes(model, stored)
-    names = [item for name in trained for item in _home(homes, model, checkpoint, name)]
+    moved = [name for name in trained if ADAPTED not in name]
+    names = [item for name in moved for item in _home(homes, model, checkpoint, name)]
     values = _Values(plain_parameters(model), stored)
     kept = {} if source is None else stored_delta(Path(source), read_plan(source))
     plan = _trained_plan(plan, checkpoint, values, names, record)
