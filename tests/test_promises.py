@@ -24,10 +24,10 @@ LAYERS = (
     ("connectors",),
     ("adoption",),
     ("processors", "readme", "records"),
-    ("plan",),
+    ("plan", "stock"),
     (
-        *("adopted_models", "convert", "inspection", "loading", "parameter_names"),
-        *("reference_config", "reference_form", "support", "tensors"),
+        *("adopted_models", "bases", "convert", "export", "inspection", "loading", "lora"),
+        *("parameter_names", "reference_config", "reference_form", "support", "tensors"),
     ),
     ("verification", "training", "evaluation", "publishing"),
     ("recipes", "demo"),

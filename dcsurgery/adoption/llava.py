@@ -245,12 +245,13 @@ def _files(
         PREPROCESSOR: render_json(vision.image_processor(tower, pinpoints)),
         "processor_config.json": render_json(processor),
         "chat_template.json": render_json({"chat_template": template}),
-        GENERATION: render_json(_generation(source, text, tokens)),
+        GENERATION: render_json(generation_config(source, text, tokens)),
         **tokens.files,
     }
 
 
-def _generation(source: Checkpoint, text: Config, tokens: Tokens) -> Config:
+def generation_config(source: Checkpoint, text: Config, tokens: Tokens) -> Config:
+    """Return generation_config.json: the original's own, or its special tokens; padding is set."""
     kept: Config = {
         "bos_token_id": text.get("bos_token_id"),
         "eos_token_id": text.get("eos_token_id"),

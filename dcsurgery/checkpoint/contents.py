@@ -159,7 +159,9 @@ class Checkpoint:
 
     def stamp(self) -> dict[str, Stamp]:
         """Return the stamp of every local file that is copied, as it is now."""
-        names = [CONFIG, *(file.name for file in self.weights), *self.side_files]
+        names = [*(file.name for file in self.weights), *self.side_files]
+        if self.config_text:  # a tower on its own may have none
+            names.append(CONFIG)
         if self.index is not None:
             names.append(self.index_name)
         return {name: _stamp(self.path(name), name) for name in names}
