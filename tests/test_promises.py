@@ -27,7 +27,8 @@ LAYERS = (
     ("plan",),
     (
         *("adopted_models", "convert", "inspection", "loading", "parameter_names"),
-        *("reference_config", "reference_form", "support", "tensors"),
+        *("reference_config", "reference_form", "reference_mini_gemini", "reference_tensors"),
+        *("support", "tensors"),
     ),
     ("verification", "training", "evaluation", "publishing"),
     ("recipes", "demo"),
