@@ -205,15 +205,16 @@ def _bytes_to_write(
         return small + estimate_bytes(
             reference_checkpoint(checkpoint, plan, delta, (towers or {}).get(TOWER_KEY)), {}
         )
-    source = checkpoint.ref.folder
-    linked = (
-        link
-        and source is not None
-        and not isinstance(checkpoint, Adopted)
-        and not checkpoint.ref.in_cache
-        and (output is None or on_same_disk(source, output))
-    )
+    linked = link and can_link(checkpoint, output)
     return small + estimate_bytes(checkpoint, stock_tensors(checkpoint, plan, delta), linked=linked)
+
+
+def can_link(checkpoint: Checkpoint, output: Path | None) -> bool:
+    """Return whether weight files can be hard links in an output (anywhere when None)."""
+    source = checkpoint.ref.folder
+    if source is None or isinstance(checkpoint, Adopted) or checkpoint.ref.in_cache:
+        return False
+    return output is None or on_same_disk(source, output)
 
 
 def edit_config(checkpoint: Checkpoint, plan: SurgeryPlan) -> str:
@@ -243,7 +244,8 @@ def write_folder(
         name: hashlib.sha256(checkpoint.read_tensor(name)).hexdigest() for name in plan.relies_on
     }
     make_folder(folder / DELTA_FOLDER)
-    written = write_tensors(folder / DELTA_FILE, list(delta.values()), METADATA)
+    own = [delta[record.name] for record in plan.delta if record.file == DELTA_FILE]
+    written = write_tensors(folder / DELTA_FILE, own, METADATA)
     transfers = [replace(written, file=DELTA_FILE)]
     if plan.form == "stock":
         config = edit_config(checkpoint, plan)
