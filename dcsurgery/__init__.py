@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from dcsurgery.loading import load_model
     from dcsurgery.plan import make_plan
     from dcsurgery.records import SurgeryPlan, read_plan
+    from dcsurgery.training.finetune import (
+        Finetuned,
+        TrainingPreview,
+        finetune_connector,
+        preview_finetune,
+    )
+    from dcsurgery.training.settings import TrainingSettings
     from dcsurgery.verification import Report, verify_checkpoint
 
 __version__ = "0.1.0"
@@ -19,14 +26,19 @@ __version__ = "0.1.0"
 __all__ = [
     "ConnectorSpec",
     "Conversion",
+    "Finetuned",
     "Inspection",
     "Report",
     "SurgeryPlan",
+    "TrainingPreview",
+    "TrainingSettings",
     "__version__",
     "convert_checkpoint",
+    "finetune_connector",
     "inspect_checkpoint",
     "load_model",
     "make_plan",
+    "preview_finetune",
     "read_plan",
     "verify_checkpoint",
 ]
@@ -34,13 +46,18 @@ __all__ = [
 _HOMES = {
     "ConnectorSpec": "connectors.spec",
     "Conversion": "convert",
+    "Finetuned": "training.finetune",
     "Inspection": "inspection",
     "Report": "verification",
     "SurgeryPlan": "records",
+    "TrainingPreview": "training.finetune",
+    "TrainingSettings": "training.settings",
     "convert_checkpoint": "convert",
+    "finetune_connector": "training.finetune",
     "inspect_checkpoint": "inspection",
     "load_model": "loading",
     "make_plan": "plan",
+    "preview_finetune": "training.finetune",
     "read_plan": "records",
     "verify_checkpoint": "verification",
 }

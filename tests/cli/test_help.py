@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.training.data import write_data
+
 from .conftest import Run
 
-COMMANDS = ("inspect", "convert", "verify", "demo", "architectures")
+COMMANDS = ("inspect", "convert", "verify", "finetune", "demo", "architectures")
 
 
 def examples(text: str) -> list[str]:
@@ -31,6 +33,7 @@ def workplace(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("my-llava", "llava-hf/llava-1.5-7b-hf"):
         shutil.copytree(model, place / name)
     Image.new("RGB", (40, 30), (200, 90, 20)).save(place / "photo.jpg")
+    write_data(place / "data")
     return place
 
 
@@ -39,7 +42,7 @@ def test_every_example_of_the_help_runs(
     run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.chdir(workplace)
-    if command == "verify":
+    if command in ("verify", "finetune"):
         run("convert", "my-llava", "-o", "llava-dci")
     if command == "":
         shutil.rmtree(workplace / "llava-dci", ignore_errors=True)
