@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.training.data import write_data
+
 from .conftest import Run
 
-COMMANDS = ("inspect", "convert", "verify", "eval", "demo", "architectures")
+COMMANDS = ("inspect", "convert", "verify", "finetune", "eval", "demo", "architectures")
 
 
 def examples(text: str) -> list[str]:
@@ -36,6 +38,7 @@ def workplace(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     row = json.dumps({"image": "photo.jpg", "question": "Which colour?", "answer": "orange"})
     (place / "test.json").write_text(f"[{row}]")
     (place / "test.jsonl").write_text(row)
+    write_data(place / "data")
     return place
 
 
@@ -44,7 +47,7 @@ def test_every_example_of_the_help_runs(
     run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.chdir(workplace)
-    if command in ("verify", "eval"):
+    if command in ("verify", "finetune", "eval"):
         run("convert", "my-llava", "-o", "llava-dci")
     if command == "":
         shutil.rmtree(workplace / "llava-dci", ignore_errors=True)
