@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# Costs no import of transformers: its Auto classes learn dcsurgery's models once they exist.
+from dcsurgery import modeling as modeling
+
 if TYPE_CHECKING:
     from dcsurgery.connectors.spec import ConnectorSpec
     from dcsurgery.convert import Conversion, convert_checkpoint

@@ -5,6 +5,7 @@ make_plan is pure and torch-free.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -12,21 +13,23 @@ from typing import Any
 
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import Architecture, Form, find_architecture
+from dcsurgery.checkpoint.adopted import Adopted, InstalledConnector
 from dcsurgery.checkpoint.contents import Checkpoint, WeightFile
 from dcsurgery.checkpoint.headers import TensorEntry
-from dcsurgery.connectors import connector_shapes, make_layout
+from dcsurgery.connectors import connector_shapes, make_layout, sti
 from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.errors import PlanError
-from dcsurgery.features import FeatureLayout, stock_layers
+from dcsurgery.features import FeatureBlock, FeatureLayout, stock_layers
 from dcsurgery.processors import plan_processor
 from dcsurgery.records import (
     CONNECTOR_PREFIX,
     DELTA_FILE,
-    DELTA_LOADER,
+    LOADERS,
     BaseRecord,
     FileRecord,
     SurgeryPlan,
     TensorRecord,
+    TowerPlace,
 )
 
 
@@ -40,6 +43,7 @@ def describe_base(checkpoint: Checkpoint) -> BaseRecord:
     """Return the record by which a plan recognises its base."""
     ref = checkpoint.ref
     local = None if ref.repo_id or ref.folder is None else str(ref.folder.resolve())
+    adoption = checkpoint.adoption if isinstance(checkpoint, Adopted) else None
     return BaseRecord(
         id=ref.repo_id or ref.name,
         folder=local,
@@ -49,6 +53,11 @@ def describe_base(checkpoint: Checkpoint) -> BaseRecord:
         files={
             item.name: FileRecord(size=item.size, header_sha256=header_digest(item))
             for item in checkpoint.weights
+        },
+        original=adoption.format if adoption else None,
+        towers={
+            name: TowerPlace(place=item.place, commit=item.commit)
+            for name, item in (adoption.towers if adoption else {}).items()
         },
     )
 
@@ -60,13 +69,15 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
     """
     architecture = find_architecture(checkpoint.config)
     anatomy = architecture.dissect(checkpoint.config, checkpoint.tensors)
-    layout = make_layout(anatomy, spec)
+    installed = checkpoint.connector if isinstance(checkpoint, Adopted) else None
+    layout = _installed_layout(installed, spec) if installed else make_layout(anatomy, spec)
+    spec = dataclasses.replace(spec, kind=layout.kind)
     form = _choose_form(architecture, anatomy, layout, spec)
     layers = stock_layers(layout, anatomy.feature_layers) if form == "stock" else None
     redrawn = _redrawn(checkpoint, anatomy) if spec.init == "paper" else []
     processor_changes, notes = plan_processor(checkpoint, architecture, anatomy, layout)
     connector = _connector(anatomy, layout)
-    new, flops = _cost(architecture, checkpoint, anatomy, layout, layers)
+    new, flops = cost(architecture, checkpoint, anatomy, layout, layers)
     return SurgeryPlan(
         base=describe_base(checkpoint),
         architecture=architecture.name,
@@ -81,10 +92,10 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
         pool=layout.pool,
         feature_layers=list(anatomy.feature_layers),
         form=form,
-        init=spec.init,
+        init="published" if installed else spec.init,
         seed=spec.seed,
         stock_layers=list(layers) if layers else None,
-        config_changes=_config_changes(architecture, checkpoint.config, layers),
+        config_changes=config_changes(architecture, checkpoint.config, layers),
         processor_changes=processor_changes,
         changed=_changed(architecture, checkpoint, anatomy, layers, redrawn),
         delta=[*connector, *(r.model_copy(update={"file": DELTA_FILE}) for r in redrawn)],
@@ -92,9 +103,32 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
         new_parameters=new,
         extra_flops_per_image=flops,
         image_tokens=layout.count_tokens(anatomy.image_tokens),
-        loader=architecture.stock_loader if form == "stock" else DELTA_LOADER,
-        notes=[*_notes(anatomy, layout, spec), *notes],
+        loader=LOADERS.get(form, architecture.stock_loader),
+        notes=[*_adoption_notes(checkpoint), *_notes(anatomy, layout, spec), *notes],
     )
+
+
+def _installed_layout(installed: InstalledConnector, spec: ConnectorSpec) -> FeatureLayout:
+    """Return the layout a checkpoint was trained with. Raises PlanError for a wish for another."""
+    plain = ConnectorSpec(kind=spec.kind, seed=spec.seed, form=spec.form)
+    if spec != plain or spec.kind not in (installed.kind, ConnectorSpec().kind):
+        raise PlanError(
+            f"this checkpoint was trained with a {installed.kind} connector: the surgery is done",
+            hint="leave the connector's options out; its own connector is written",
+        )
+    blocks = tuple(FeatureBlock(layers) for layers in installed.blocks)
+    if installed.kind == "sti":
+        return FeatureLayout("sti", blocks, "token", stride=sti.STRIDE)
+    return FeatureLayout(installed.kind, blocks)
+
+
+def _adoption_notes(checkpoint: Checkpoint) -> list[str]:
+    if not isinstance(checkpoint, Adopted) or checkpoint.adoption is None:
+        return []
+    notes = list(checkpoint.adoption.notes)
+    if checkpoint.connector is not None:
+        notes.append(f"the {checkpoint.connector.kind} connector and its values are its own")
+    return notes
 
 
 def _connector(anatomy: Anatomy, layout: FeatureLayout) -> list[TensorRecord]:
@@ -109,7 +143,7 @@ def _connector(anatomy: Anatomy, layout: FeatureLayout) -> list[TensorRecord]:
     ]
 
 
-def _cost(
+def cost(
     architecture: Architecture,
     checkpoint: Checkpoint,
     anatomy: Anatomy,
@@ -137,20 +171,29 @@ def _cost(
     return new, 2 * sum(map(math.prod, zip(rows, added, strict=True)))
 
 
-def _choose_form(
-    architecture: Architecture, anatomy: Anatomy, layout: FeatureLayout, spec: ConnectorSpec
-) -> Form:
-    problem = None
+def stock_problem(
+    architecture: Architecture, anatomy: Anatomy, layout: FeatureLayout
+) -> str | None:
+    """Return why a layout has no stock form in a family; None where it has one."""
     if "stock" not in architecture.forms:
-        problem = f"the config of {architecture.name} has no words for several hidden states"
-    elif not layout.foldable:
+        return f"the config of {architecture.name} has no words for several hidden states"
+    if not layout.foldable:
         what = "a norm" if layout.normed else "another number of image tokens"
-        problem = f"stock code cannot be told of {what}"
-    elif layout.layers[0] < anatomy.first_state:
-        problem = (
+        return f"stock code cannot be told of {what}"
+    if layout.layers[0] < anatomy.first_state:
+        return (
             f"the config of {architecture.name} cannot name hidden state {layout.layers[0]} "
             f"(it begins with {anatomy.first_state})"
         )
+    return None
+
+
+def _choose_form(
+    architecture: Architecture, anatomy: Anatomy, layout: FeatureLayout, spec: ConnectorSpec
+) -> Form:
+    if spec.form == "reference":
+        return "reference"
+    problem = stock_problem(architecture, anatomy, layout)
     if problem is None:
         return spec.form or "stock"
     if spec.form == "stock":
@@ -168,10 +211,11 @@ def _redrawn(checkpoint: Checkpoint, anatomy: Anatomy) -> list[TensorRecord]:
                 f"--init paper is defined for projectors of linear layers, {name} is none",
                 hint="use --init preserve, which keeps the projector as it is",
             )
-    return [_rewritten(checkpoint, name, None) for name in anatomy.projector.tensors]
+    return [rewritten(checkpoint, name) for name in anatomy.projector.tensors]
 
 
-def _rewritten(checkpoint: Checkpoint, name: str, shape: list[int] | None) -> TensorRecord:
+def rewritten(checkpoint: Checkpoint, name: str, shape: list[int] | None = None) -> TensorRecord:
+    """Return the record of a tensor of the base that is written anew, by default in its shape."""
     entry: TensorEntry = checkpoint.tensors[name]
     return TensorRecord(
         name=name,
@@ -194,13 +238,14 @@ def _changed(
     columns = architecture.stock_columns(anatomy, layers).total
     sites = anatomy.projector.sites
     weights = {site.weight: [site.out_features, columns] for site in sites}
-    folded = [_rewritten(checkpoint, name, shape) for name, shape in weights.items()]
+    folded = [rewritten(checkpoint, name, shape) for name, shape in weights.items()]
     return [*folded, *(record for record in redrawn if record.name not in weights)]
 
 
-def _config_changes(
+def config_changes(
     architecture: Architecture, config: dict[str, Any], layers: tuple[int, ...] | None
 ) -> dict[str, dict[str, Any]]:
+    """Return the keys that make stock code read the hidden states, as {"from", "to"}."""
     if layers is None or architecture.stock_config is None:
         return {}
     edited = architecture.stock_config(config, layers)

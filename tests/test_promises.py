@@ -18,13 +18,17 @@ PACKAGE = Path(dcsurgery.__file__).parent
 # From the bottom up: a module may import its own layer and those before it.
 LAYERS = (
     ("errors",),
-    ("anatomy", "features", "tiny", "modeling"),
+    ("anatomy", "features", "folding", "tiny", "modeling"),
     ("checkpoint",),
     ("architectures",),
     ("connectors",),
-    ("processors", "records"),
-    ("plan",),
-    ("convert", "folding", "inspection", "loading", "support", "tensors"),
+    ("adoption",),
+    ("processors", "readme", "records"),
+    ("plan", "stock"),
+    (
+        *("adopted_models", "bases", "convert", "export", "inspection", "loading", "lora"),
+        *("parameter_names", "reference_config", "reference_form", "support", "tensors"),
+    ),
     ("verification", "training", "evaluation", "publishing"),
     ("recipes", "demo"),
     ("cli",),

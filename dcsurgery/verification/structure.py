@@ -8,28 +8,32 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from dcsurgery.bases import check_base, find_base
 from dcsurgery.checkpoint.contents import CONFIG, INDEX, Checkpoint, WeightFile, open_checkpoint
+from dcsurgery.checkpoint.digests import digest, file_bytes, tensor_bytes
 from dcsurgery.checkpoint.headers import Header, read_header
+from dcsurgery.checkpoint.rewrite import NewTensor
 from dcsurgery.convert import edit_config
 from dcsurgery.errors import CheckpointNotFoundError, DcSurgeryError
-from dcsurgery.folding import Rows, encoded, learned_shares, stored_rows
-from dcsurgery.loading import check_base, find_base
+from dcsurgery.lora import open_adapter
 from dcsurgery.publishing.marks import BEGIN, CARD
 from dcsurgery.records import (
-    CONNECTOR_PREFIX,
-    CONNECTOR_TENSOR,
+    ADAPTER_FOLDER,
     DELTA_FILE,
     DELTA_FOLDER,
     PLAN_FILE,
     SurgeryPlan,
     read_plan,
 )
-from dcsurgery.tensors import fold_sites
+from dcsurgery.stock import merged_tensors
+from dcsurgery.tensors import stock_tensors, stored_delta, tensor_rows
 from dcsurgery.verification.consistency import contradictions
-from dcsurgery.verification.digests import digest, file_bytes, tensor_bytes
 from dcsurgery.verification.report import Check
+from dcsurgery.verification.trained import ADAPTER_CHECK, adapter_check, trained_check
 
 DELTA_CHECK = "connector is as planned"
+# Relative to the largest value: two units in the last place, in fp32 those of a long sum.
+MERGE_LIMITS = {"F64": 2**-18, "F32": 2**-18, "F16": 2**-9, "BF16": 2**-6}
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,10 @@ def structure_checks(pair: Pair, *, deep: bool) -> list[Check]:
     if deep:
         checks.append(_hub_check(pair.base))
     checks += [_delta_check(pair), _layout_check(pair)]
+    if pair.plan.training:
+        checks.append(trained_check(pair.plan, pair.base))
+    if pair.plan.training or pair.plan.adapter is not None:
+        checks.append(adapter_check(pair.plan, pair.folder))
     if pair.stock is not None:
         checks += [
             _tensors_check(pair, pair.stock, deep),
@@ -82,7 +90,8 @@ def structure_checks(pair: Pair, *, deep: bool) -> list[Check]:
             _side_files_check(pair, pair.stock),
         ]
         # The fold is made from the delta again: without a sound one there is nothing to compare.
-        if all(check.passed for check in checks if check.name == DELTA_CHECK):
+        sound = (DELTA_CHECK, ADAPTER_CHECK)
+        if all(check.passed for check in checks if check.name in sound):
             checks.append(_fold_check(pair, pair.stock))
     return checks
 
@@ -106,10 +115,11 @@ def _hub_check(base: Checkpoint) -> Check:
     """Compare cached Hub files with the SHA-256 the Hub names them by."""
     problems, compared = [], 0
     for file in base.weights:
-        published = base.path(file.name).resolve().name
-        if re.fullmatch(r"[0-9a-f]{64}", published):
+        path = base.whole_file(file.name)
+        published = path.resolve().name if path else ""
+        if path and re.fullmatch(r"[0-9a-f]{64}", published):
             compared += 1
-            if digest(file_bytes(base.path(file.name))) != published:
+            if digest(file_bytes(path)) != published:
                 problems.append(f"{file.name} is not the file the Hub published")
     measured = f"{compared} of {len(base.weights)} weight files carry a digest"
     return _result("base files match the Hub", problems, measured, "equal where known")
@@ -118,7 +128,8 @@ def _hub_check(base: Checkpoint) -> Check:
 def _delta_check(pair: Pair) -> Check:
     path = pair.folder / DELTA_FILE
     problems = []
-    stated = {record.name: record for record in pair.plan.delta}
+    # What else a training changed is in the weight files of a stock form, see _fold_check.
+    stated = {record.name: record for record in pair.plan.delta if record.file == DELTA_FILE}
     try:
         header = read_header(path)
     except DcSurgeryError as error:
@@ -162,7 +173,8 @@ def _same_inode(pair: Pair, stock: Checkpoint, name: str) -> bool:
     """A hard link is the same file: nothing to read."""
     if name not in {file.name for file in stock.weights}:
         return False
-    return os.path.samefile(pair.base.path(name), stock.path(name))
+    own = pair.base.whole_file(name)
+    return own is not None and os.path.samefile(own, stock.path(name))
 
 
 def _compare_metadata(stock: Checkpoint, file: WeightFile) -> list[str]:
@@ -182,7 +194,7 @@ def _compare_tensors(
         if (old.dtype, old.shape) != (new.dtype, new.shape) or other.name != file.name:
             problems.append(f"{name} changed its dtype, shape or file")
             continue
-        first = digest(tensor_bytes(base.path(file.name), file.header, name))
+        first = digest(base.tensor_chunks(name))
         if first != digest(tensor_bytes(stock.path(other.name), other.header, name)):
             problems.append(f"{name} differs from the base")
     return problems
@@ -191,48 +203,52 @@ def _compare_tensors(
 def _fold_check(pair: Pair, stock: Checkpoint) -> Check:
     """Make the changed tensors again, from delta and base, and compare with what is on disk."""
     plan = pair.plan
-    delta = {record.name: record.sha256 for record in plan.delta}
-    folded: dict[str, Rows] | None = None
     problems = []
+    wanted: dict[str, NewTensor] | None = None
     for record in plan.changed:
         found = stock.tensors.get(record.name)
         if found is None or [found.dtype, list(found.shape)] != [record.dtype, record.shape]:
             problems.append(f"{record.name} is not {record.dtype} {record.shape}")
             continue
         file = stock.file_of(record.name)
-        written = digest(tensor_bytes(stock.path(file.name), file.header, record.name))
-        if written != record.sha256:
+        path = stock.path(file.name)
+        if digest(tensor_bytes(path, file.header, record.name)) != record.sha256:
             problems.append(f"{record.name} has other values than planned")
             continue
-        folded = _fold_again(pair) if folded is None else folded
-        rows = folded.get(record.name)
-        again = delta[record.name] if rows is None else digest(encoded(rows, record.dtype)())
-        if written != again:
+        if wanted is None:
+            wanted = _made_again(pair)
+        again = wanted[record.name]
+        if list(again.shape) != record.shape or again.dtype != record.dtype:
+            problems.append(f"{record.name} should be {again.dtype} {list(again.shape)}")
+        elif not _same(again, path, file.header, merged=record.name in merged_tensors(plan)):
             problems.append(f"{record.name} is not the fold of its delta")
-    shapes = ", ".join(f"{record.base_shape} to {record.shape}" for record in plan.changed)
+    shapes = ", ".join(
+        f"{record.base_shape} to {record.shape}"
+        for record in plan.changed
+        if record.base_shape != record.shape
+    )
     return _result("changed tensors are as planned", problems, shapes, "the fold of base + delta")
 
 
-def _fold_again(pair: Pair) -> dict[str, Rows]:
-    path = pair.folder / DELTA_FILE
-    header = read_header(path)
+def _made_again(pair: Pair) -> dict[str, NewTensor]:
+    plan = pair.plan
+    adapter = open_adapter(pair.folder / ADAPTER_FOLDER) if merged_tensors(plan) else None
+    return stock_tensors(pair.base, plan, stored_delta(pair.folder, plan), adapter)
 
-    def delta_rows(name: str) -> Rows:
-        entry = header.tensors[name]
-        shape = (*entry.shape, 1)[:2]
-        return stored_rows(lambda: b"".join(tensor_bytes(path, header, name)), entry.dtype, shape)
 
-    def base_rows(name: str) -> Rows:
-        if name in header.tensors:
-            return delta_rows(name)
-        entry = pair.base.tensors[name]
-        return stored_rows(lambda: pair.base.read_tensor(name), entry.dtype, entry.shape)
+def _same(again: NewTensor, path: Path, header: Header, *, merged: bool) -> bool:
+    """Compare a tensor with what is on disk: bytes; where an adapter is merged, almost.
 
-    shares = None
-    if pair.plan.mixed:
-        logits = [float(v) for rows in delta_rows(f"{CONNECTOR_PREFIX}mix")() for v in rows.ravel()]
-        shares = learned_shares(pair.plan.layout, logits)
-    return fold_sites(pair.plan, base_rows, delta_rows(CONNECTOR_TENSOR), shares)
+    Another machine sums the product in another order, which can round the last bit differently.
+    """
+    if not merged:
+        return digest(again.chunks()) == digest(tensor_bytes(path, header, again.name))
+    found = NewTensor(
+        again.name, again.dtype, again.shape, lambda: tensor_bytes(path, header, again.name)
+    )
+    pairs = zip(tensor_rows(found)(), tensor_rows(again)(), strict=True)
+    limit = MERGE_LIMITS[again.dtype]
+    return all(bool((abs(a - b) <= limit * abs(b).max()).all()) for a, b in pairs)
 
 
 def _config_check(pair: Pair, stock: Checkpoint) -> Check:
@@ -277,8 +293,7 @@ def _side_files_check(pair: Pair, stock: Checkpoint) -> Check:
     problems = [f"{name} is missing" for name in sorted(theirs - ours)]
     problems += [f"{name} was added" for name in sorted(ours - theirs)]
     for name in sorted(ours & theirs):
-        first, second = pair.base.path(name), stock.path(name)
-        if digest(file_bytes(first)) != digest(file_bytes(second)):
+        if digest([pair.base.read_file(name)]) != digest(file_bytes(stock.path(name))):
             problems.append(f"{name} differs from the base")
     return _result("side files", problems, f"{len(theirs)} files", "byte-identical")
 
