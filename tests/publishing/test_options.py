@@ -144,7 +144,9 @@ def test_a_delta_whose_base_others_cannot_find_is_refused(
     refused(push("local"), "needs its base, base (local)", "--base-model", "--form stock")
     refused(push("local", "--base-model", "org/none"), "org/none")
     hub.add("org/twin", llava(shards=2, filler=33))
-    refused(push("local", "--base-model", "org/twin"), "is not the base this model was made from")
+    refused(
+        push("local", "--base-model", "org/twin"), "is not the base this connector was made for"
+    )
     refused(push("delta", "--base-model", FREE), f"the base of this model is {BASE}")
     assert "me/model" not in hub.repositories
     assert push("local", "--base-model", BASE).code == 0
