@@ -9,11 +9,6 @@ from typing import TYPE_CHECKING, Any
 from dcsurgery import modeling as modeling
 
 if TYPE_CHECKING:
-        Finetuned,
-        TrainingPreview,
-        finetune_connector,
-        preview_finetune,
-    )
     from dcsurgery.connectors.spec import ConnectorSpec
     from dcsurgery.convert import Conversion, convert_checkpoint
     from dcsurgery.evaluation.report import EvalReport
@@ -24,6 +19,11 @@ if TYPE_CHECKING:
     from dcsurgery.publishing.push import PushResult, push_checkpoint
     from dcsurgery.records import SurgeryPlan, read_plan
     from dcsurgery.training.finetune import (
+        Finetuned,
+        TrainingPreview,
+        finetune_connector,
+        preview_finetune,
+    )
     from dcsurgery.training.settings import TrainingSettings
     from dcsurgery.verification import Report, verify_checkpoint
 
