@@ -11,6 +11,8 @@ from dcsurgery import modeling as modeling
 if TYPE_CHECKING:
     from dcsurgery.connectors.spec import ConnectorSpec
     from dcsurgery.convert import Conversion, convert_checkpoint
+    from dcsurgery.evaluation.report import EvalReport
+    from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
     from dcsurgery.inspection import Inspection, inspect_checkpoint
     from dcsurgery.loading import load_model
     from dcsurgery.plan import make_plan
@@ -23,12 +25,15 @@ __version__ = "0.1.0"
 __all__ = [
     "ConnectorSpec",
     "Conversion",
+    "EvalReport",
+    "EvalSettings",
     "Inspection",
     "PushResult",
     "Report",
     "SurgeryPlan",
     "__version__",
     "convert_checkpoint",
+    "evaluate_checkpoints",
     "inspect_checkpoint",
     "load_model",
     "make_plan",
@@ -40,11 +45,14 @@ __all__ = [
 _HOMES = {
     "ConnectorSpec": "connectors.spec",
     "Conversion": "convert",
+    "EvalReport": "evaluation.report",
+    "EvalSettings": "evaluation.runner",
     "Inspection": "inspection",
     "PushResult": "publishing.push",
     "Report": "verification",
     "SurgeryPlan": "records",
     "convert_checkpoint": "convert",
+    "evaluate_checkpoints": "evaluation.runner",
     "inspect_checkpoint": "inspection",
     "load_model": "loading",
     "make_plan": "plan",

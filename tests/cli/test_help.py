@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -12,7 +13,7 @@ from PIL import Image
 
 from .conftest import Run
 
-COMMANDS = ("inspect", "convert", "verify", "demo", "architectures")
+COMMANDS = ("inspect", "convert", "verify", "eval", "demo", "architectures")
 
 
 def examples(text: str) -> list[str]:
@@ -31,6 +32,10 @@ def workplace(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("my-llava", "llava-hf/llava-1.5-7b-hf"):
         shutil.copytree(model, place / name)
     Image.new("RGB", (40, 30), (200, 90, 20)).save(place / "photo.jpg")
+    shutil.copytree(place, place / "pictures", ignore=lambda _, names: set(names) - {"photo.jpg"})
+    row = json.dumps({"image": "photo.jpg", "question": "Which colour?", "answer": "orange"})
+    (place / "test.json").write_text(f"[{row}]")
+    (place / "test.jsonl").write_text(row)
     return place
 
 
@@ -39,7 +44,7 @@ def test_every_example_of_the_help_runs(
     run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.chdir(workplace)
-    if command == "verify":
+    if command in ("verify", "eval"):
         run("convert", "my-llava", "-o", "llava-dci")
     if command == "":
         shutil.rmtree(workplace / "llava-dci", ignore_errors=True)
