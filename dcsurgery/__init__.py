@@ -11,6 +11,7 @@ from dcsurgery import modeling as modeling
 if TYPE_CHECKING:
     from dcsurgery.connectors.spec import ConnectorSpec
     from dcsurgery.convert import Conversion, convert_checkpoint
+    from dcsurgery.export import export_checkpoint
     from dcsurgery.inspection import Inspection, inspect_checkpoint
     from dcsurgery.loading import load_model
     from dcsurgery.plan import make_plan
@@ -29,6 +30,7 @@ __all__ = [
     "SurgeryPlan",
     "__version__",
     "convert_checkpoint",
+    "export_checkpoint",
     "inspect_checkpoint",
     "load_model",
     "make_plan",
@@ -45,6 +47,7 @@ _HOMES = {
     "Report": "verification",
     "SurgeryPlan": "records",
     "convert_checkpoint": "convert",
+    "export_checkpoint": "export",
     "inspect_checkpoint": "inspection",
     "load_model": "loading",
     "make_plan": "plan",

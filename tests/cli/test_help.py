@@ -12,7 +12,7 @@ from PIL import Image
 
 from .conftest import Run
 
-COMMANDS = ("inspect", "convert", "verify", "demo", "architectures")
+COMMANDS = ("inspect", "convert", "verify", "export", "demo", "architectures")
 
 
 def examples(text: str) -> list[str]:
@@ -41,6 +41,9 @@ def test_every_example_of_the_help_runs(
     monkeypatch.chdir(workplace)
     if command == "verify":
         run("convert", "my-llava", "-o", "llava-dci")
+    if command == "export":
+        shutil.rmtree(workplace / "my-llava-delta", ignore_errors=True)
+        run("convert", "my-llava", "-o", "my-llava-delta", "--form", "delta")
     if command == "":
         shutil.rmtree(workplace / "llava-dci", ignore_errors=True)
     told: list[Path] = []
