@@ -203,9 +203,8 @@ def install(model: nn.Module, plan: SurgeryPlan, folder: Path, *, partly: bool =
     architecture = named(plan.architecture)
     names = [record.name for record in plan.delta]
     own = [name for name in names if name.startswith(CONNECTOR_PREFIX)]
-    _attach(
-        model, plan, {k.removeprefix(CONNECTOR_PREFIX): v for k, v in read_delta(plan, folder, own)}
-    )
+    tensors = {k.removeprefix(CONNECTOR_PREFIX): v for k, v in read_delta(plan, folder, own)}
+    _attach(model, plan, tensors)
     trained = [name for name in names if name not in own]
     projector = plan.anatomy.projector.tensors
     parameters = plain_parameters(model)

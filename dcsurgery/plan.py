@@ -5,6 +5,7 @@ make_plan is pure and torch-free.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -23,7 +24,8 @@ from dcsurgery.processors import plan_processor
 from dcsurgery.records import (
     CONNECTOR_PREFIX,
     DELTA_FILE,
-    DELTA_LOADER,
+    LOADERS,
+    MINI_GEMINI_LOADER,
     BaseRecord,
     FileRecord,
     SurgeryPlan,
@@ -70,6 +72,7 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
     anatomy = architecture.dissect(checkpoint.config, checkpoint.tensors)
     installed = checkpoint.connector if isinstance(checkpoint, Adopted) else None
     layout = _installed_layout(installed, spec) if installed else make_layout(anatomy, spec)
+    spec = dataclasses.replace(spec, kind=layout.kind)
     form = _choose_form(architecture, anatomy, layout, spec)
     layers = stock_layers(layout, anatomy.feature_layers) if form == "stock" else None
     redrawn = _redrawn(checkpoint, anatomy) if spec.init == "paper" else []
@@ -101,9 +104,16 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
         new_parameters=new,
         extra_flops_per_image=flops,
         image_tokens=layout.count_tokens(anatomy.image_tokens),
-        loader=architecture.stock_loader if form == "stock" else DELTA_LOADER,
+        loader=loader_of(architecture, form),
         notes=[*_adoption_notes(checkpoint), *_notes(anatomy, layout, spec), *notes],
     )
+
+
+def loader_of(architecture: Architecture, form: Form) -> str:
+    """Return what loads a family's checkpoints in a form, in words."""
+    if form == "reference" and architecture.name == "mini_gemini":
+        return MINI_GEMINI_LOADER
+    return LOADERS.get(form, architecture.stock_loader)
 
 
 def _installed_layout(installed: InstalledConnector, spec: ConnectorSpec) -> FeatureLayout:
@@ -189,6 +199,8 @@ def stock_problem(
 def _choose_form(
     architecture: Architecture, anatomy: Anatomy, layout: FeatureLayout, spec: ConnectorSpec
 ) -> Form:
+    if spec.form == "reference":
+        return "reference"
     problem = stock_problem(architecture, anatomy, layout)
     if problem is None:
         return spec.form or "stock"

@@ -29,6 +29,7 @@ from dcsurgery.errors import (
 from dcsurgery.export import export_checkpoint
 from dcsurgery.records import DELTA_FILE, read_plan
 from dcsurgery.tiny import write_tiny_llava
+from dcsurgery.tiny.original_llava import OriginalSizes, write_original_llava, write_tower
 from dcsurgery.tiny.qwen2_vl import write_tiny_qwen2_vl
 from tests.architectures.cases import load
 from tests.surgery import digests
@@ -243,3 +244,29 @@ def test_a_merged_matrix_is_rounded_once(dtype: str, tmp_path: Path) -> None:
             checked += 1
     assert checked == 6
     assert verify_checkpoint(tmp_path / "OUT").passed
+
+
+def test_the_reference_form_holds_what_was_trained(tmp_path: Path) -> None:
+    sizes = OriginalSizes(words=64)
+    named = write_tower(tmp_path / "tower", sizes)
+    base = write_original_llava(tmp_path / "base", sizes, str(named), inside=False)
+    convert_checkpoint(base, tmp_path / "zero", form="delta")
+    model = train_lora(tmp_path / "zero", tmp_path / "trained", tmp_path / "peft")
+    refused(
+        RequestError,
+        "no place for an adapter",
+        tmp_path / "trained",
+        tmp_path / "OUT",
+        form="reference",
+        keep_lora=True,
+    )
+    done = export_checkpoint(tmp_path / "trained", tmp_path / "OUT", form="reference")
+    assert done.plan.form == "reference" and "own code" in done.plan.loader
+    # Read back as what the reference saves: its widened matrix taken apart, LoRA merged.
+    found = dcsurgery.load_model(tmp_path / "OUT").state_dict()
+    wanted = model.merge_and_unload().state_dict()
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0, msg=name)
+    export_checkpoint(tmp_path / "trained", tmp_path / "stock")
+    assert verify_checkpoint(tmp_path / "stock").passed

@@ -11,7 +11,7 @@ import typer
 
 from dcsurgery.cli import units
 from dcsurgery.cli.convert import list_moves
-from dcsurgery.cli.options import AsJson, Quiet, Revision
+from dcsurgery.cli.options import AsJson, Quiet, Revision, Towers, read_towers
 from dcsurgery.cli.output import Output
 
 if TYPE_CHECKING:
@@ -31,7 +31,11 @@ class ExportOptions:
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write.")]
     form: Annotated[
         str,
-        typer.Option(metavar="FORM", help="stock: a complete checkpoint for plain transformers."),
+        typer.Option(
+            metavar="FORM",
+            help="stock: a complete checkpoint for plain transformers. reference: one for the "
+            "reference's own code.",
+        ),
     ] = "stock"
     keep_lora: Annotated[
         bool,
@@ -47,6 +51,7 @@ class ExportOptions:
             metavar="MODEL", help="The base: a folder or Hub id. Default: the one the plan names."
         ),
     ] = None
+    tower: Towers = None
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Replace OUT, which stays until the new one is whole."),
@@ -91,6 +96,7 @@ def export(
             revision=revision,
             overwrite=options.overwrite,
             link=options.link,
+            towers=read_towers(options.tower),
         )
     if as_json:
         out.data(_values(done))

@@ -16,6 +16,7 @@ from dcsurgery.checkpoint.rewrite import NewTensor
 from dcsurgery.convert import edit_config
 from dcsurgery.errors import CheckpointNotFoundError, DcSurgeryError
 from dcsurgery.lora import open_adapter
+from dcsurgery.publishing.marks import BEGIN, CARD
 from dcsurgery.records import (
     ADAPTER_FOLDER,
     DELTA_FILE,
@@ -293,10 +294,21 @@ def _base_files(pair: Pair) -> list[str]:
 
 def _side_files_check(pair: Pair, stock: Checkpoint) -> Check:
     found = {*stock.side_files, *stock.left_out}
-    ours = {name for name in found if not name.startswith(f"{DELTA_FOLDER}/")}
-    problems = [f"{name} is missing" for name in pair.base.side_files if name not in ours]
-    problems += [f"{name} was added" for name in sorted(ours - set(pair.base.side_files))]
-    for name in sorted(ours & set(pair.base.side_files)):
+    aside = _publishing_files(pair.folder)
+    ours = {name for name in found if not name.startswith(f"{DELTA_FOLDER}/")} - aside
+    theirs = set(pair.base.side_files) - aside
+    problems = [f"{name} is missing" for name in sorted(theirs - ours)]
+    problems += [f"{name} was added" for name in sorted(ours - theirs)]
+    for name in sorted(ours & theirs):
         if digest([pair.base.read_file(name)]) != digest(file_bytes(stock.path(name))):
             problems.append(f"{name} differs from the base")
-    return _result("side files", problems, f"{len(pair.base.side_files)} files", "byte-identical")
+    return _result("side files", problems, f"{len(theirs)} files", "byte-identical")
+
+
+def _publishing_files(folder: Path) -> set[str]:
+    """Files that a Hub repository has of its own: git's, and the card that `push` wrote."""
+    names = {".gitattributes"}
+    card = folder / CARD
+    if card.is_file() and BEGIN in card.read_text(encoding="utf-8", errors="replace"):
+        names.add(CARD)
+    return names
