@@ -20,8 +20,6 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import dcsurgery
-from dcsurgery.adopted_models import small_files
-from dcsurgery.adoption import open_model
 from dcsurgery.checkpoint.headers import lay_out, render_header
 from dcsurgery.errors import (
     AnatomyError,
@@ -153,8 +151,7 @@ def test_a_converted_original_answers_and_is_verified(towers: Path, tmp_path: Pa
     dcsurgery.convert_checkpoint(base, tmp_path / "out")
     report = dcsurgery.verify_checkpoint(tmp_path / "out", logits=True)
     assert report.passed, report.checks
-    with small_files(open_model(base)) as folder:
-        processor = AutoProcessor.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
     talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Why?"}]}]
     prompt = processor.apply_chat_template(talk, add_generation_prompt=True)
     picture = torch.randint(0, 255, (3, 20, 30), dtype=torch.uint8)
