@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
+from dcsurgery.adoption import TowerPlaces, open_model
+from dcsurgery.checkpoint.adopted import TowerRecord
+from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.errors import CheckpointNotFoundError, MalformedCheckpointError
 from dcsurgery.plan import describe_base
 from dcsurgery.records import SurgeryPlan
@@ -28,8 +30,9 @@ def find_base(plan: SurgeryPlan, base: str | Path | None = None) -> Checkpoint:
     """
     where = base or plan.base.folder or plan.base.id
     revision = plan.base.commit if base is None and plan.base.folder is None else None
+    towers = {n: TowerRecord(item.place, item.commit) for n, item in plan.base.towers.items()}
     try:
-        return open_checkpoint(where, revision, weights=True)
+        return open_model(where, revision, weights=True, towers=TowerPlaces({}, towers))
     except CheckpointNotFoundError as error:
         raise CheckpointNotFoundError(
             f"the base model {str(where)[:200]} is needed and was not found: {error.message}",

@@ -11,12 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from dcsurgery.adopted_models import from_checkpoint
+from dcsurgery.adoption import is_original, open_model
 from dcsurgery.architectures import named
 from dcsurgery.bases import open_base
+from dcsurgery.checkpoint.adopted import Adopted
+from dcsurgery.checkpoint.checks import parse_object, read_text
+from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.checkpoint.digests import digest, file_bytes
 from dcsurgery.connectors.attach import attach
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.errors import CheckpointNotFoundError, MalformedCheckpointError, RequestError
 from dcsurgery.parameter_names import plain_parameters, projector_parameters, renamed_tensors
+from dcsurgery.plan import make_plan
 from dcsurgery.records import (
     ADAPTER_FOLDER,
     CONNECTOR_PREFIX,
@@ -36,12 +43,15 @@ def load_model(
     """Load a converted or trained folder (or Hub id): the upgraded model, in eval mode.
 
     A delta is attached to its base (`base` overrides where that is); a stock checkpoint is loaded
-    by transformers alone. A LoRA adapter that is not merged is loaded as transformers loads one.
-    Further keywords go to from_pretrained (dtype, device_map, ...). Raises CheckpointError when
-    the base is missing or is not the one the delta was made for.
+    by transformers alone, one in an original format as the Hugging Face model it means. A LoRA
+    adapter that is not merged is loaded as transformers loads one. Further keywords go to
+    from_pretrained (dtype, device_map, ...). Raises CheckpointError when the base is missing or is
+    not the one the delta was made for.
     """
     folder = _local_folder(path, revision)
     if not (folder / PLAN_FILE).is_file() and (folder / "config.json").is_file():
+        if is_original(parse_object(read_text(folder / "config.json"), "config.json")):
+            return _load_original(open_model(path, revision, weights=True), kwargs)
         return load_stock(folder, **kwargs)
     plan = read_plan(folder)
     if plan.form == "stock":
@@ -50,6 +60,26 @@ def load_model(
             load_adapter(model, plan, folder)
         return model
     return _load_branch(plan, folder, base, kwargs)
+
+
+def _load_original(checkpoint: Checkpoint, kwargs: dict[str, Any]) -> Any:
+    model = load_stock(checkpoint, **kwargs)
+    if isinstance(checkpoint, Adopted) and checkpoint.connector is not None:
+        plan = make_plan(checkpoint, ConnectorSpec(kind=checkpoint.connector.kind))
+        _attach(model, plan, published_tensors(checkpoint, plan))
+    return model
+
+
+def published_tensors(checkpoint: Adopted, plan: SurgeryPlan) -> dict[str, torch.Tensor]:
+    """Return the tensors of the connector a checkpoint has already, by their names in it."""
+    connector = checkpoint.connector
+    if connector is None or connector.rows is None:
+        return {}
+    dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16}
+    raw = bytearray(b"".join(connector.rows()))
+    dtype = dtypes.get(plan.anatomy.dtype, torch.bfloat16)
+    (record,) = plan.delta
+    return {"weight": torch.frombuffer(raw, dtype=dtype).reshape(record.shape)}
 
 
 def load_for_training(
@@ -70,7 +100,7 @@ def _load_branch(
     plan: SurgeryPlan, folder: Path, base: str | Path | None, kwargs: dict[str, Any]
 ) -> Any:
     checkpoint = open_base(plan, base)
-    model = load_stock(checkpoint.ref.folder, plan.anatomy.projector.tensors, **kwargs)
+    model = load_stock(checkpoint, plan.anatomy.projector.tensors, **kwargs)
     install(model, plan, folder)
     if plan.adapter is not None:
         load_adapter(model, plan, folder)
@@ -102,22 +132,23 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_stock(folder: Path | str | None, projector: Collection[str] = (), **kwargs: Any) -> Any:
+def load_stock(
+    source: Checkpoint | Path | str | None, projector: Collection[str] = (), **kwargs: Any
+) -> Any:
     """Load a complete checkpoint with transformers and return the model in eval mode.
+
+    `source` is a folder or an open checkpoint, which may be a presented one.
 
     Every tensor the model has must be found. Tensors the model has no place for are ignored, as
     transformers does (old buffers, an unused head), unless they are named like the connector or
     like one of the `projector` tensors. Raises MalformedCheckpointError.
     """
-    from transformers import AutoModelForImageTextToText
-
     kwargs.setdefault("dtype", "auto")
     # Reported below, with a hint, instead of transformers' own exception.
     kwargs.setdefault("ignore_mismatched_sizes", True)
     with quiet_transformers():
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            folder, output_loading_info=True, **kwargs
-        )
+        model, info = from_checkpoint(source, output_loading_info=True, **kwargs)
+    name = source.ref.name if isinstance(source, Checkpoint) else source
     unused = {name for name in info["unexpected_keys"] if _is_ours(name, projector)}
     problems = {
         "missing": info["missing_keys"],
@@ -128,7 +159,7 @@ def load_stock(folder: Path | str | None, projector: Collection[str] = (), **kwa
     for kind, names in problems.items():
         if names:
             raise MalformedCheckpointError(
-                f"{folder} has {kind} tensors: {', '.join(sorted(names)[:4])}",
+                f"{name} has {kind} tensors: {', '.join(sorted(names)[:4])}",
                 hint="run `dcsurgery verify` on it; the installed transformers may be too old",
             )
     return model.eval()
@@ -167,9 +198,7 @@ def install(model: nn.Module, plan: SurgeryPlan, folder: Path, *, partly: bool =
     names = [record.name for record in plan.delta]
     own = [name for name in names if name.startswith(CONNECTOR_PREFIX)]
     tensors = {k.removeprefix(CONNECTOR_PREFIX): v for k, v in read_delta(plan, folder, own)}
-    attach(model, plan.anatomy, plan.layout, architecture.arrange, tensors)
-    if plan.layout.changes_tokens and architecture.resize is not None:
-        architecture.resize(model, plan.layout)
+    _attach(model, plan, tensors)
     trained = [name for name in names if name not in own]
     projector = plan.anatomy.projector.tensors
     parameters = plain_parameters(model)
@@ -184,6 +213,13 @@ def install(model: nn.Module, plan: SurgeryPlan, folder: Path, *, partly: bool =
                 f"the model has no parameter that is {name}",
                 hint="the delta was made for another base, or with another transformers",
             )
+
+
+def _attach(model: nn.Module, plan: SurgeryPlan, own: dict[str, torch.Tensor]) -> None:
+    architecture = named(plan.architecture)
+    attach(model, plan.anatomy, plan.layout, architecture.arrange, own)
+    if plan.layout.changes_tokens and architecture.resize is not None:
+        architecture.resize(model, plan.layout)
 
 
 def read_delta(

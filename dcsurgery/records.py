@@ -27,6 +27,9 @@ ADAPTER_FOLDER = f"{DELTA_FOLDER}/lora"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 DELTA_LOADER = "dcsurgery.load_model"
+# What loads a form, whatever the family.
+MINI_GEMINI_LOADER = "dvlab-research/MGM with the mgm_arch.py of DenseConnector-with-mgm-7B"
+LOADERS = {"delta": DELTA_LOADER, "reference": "HJYao00/DenseConnector's own code"}
 
 
 class _Record(BaseModel):
@@ -40,8 +43,19 @@ class FileRecord(_Record):
     header_sha256: str
 
 
+class TowerPlace(_Record):
+    """Where a tower was found: a Hub id at `commit`, or a folder; empty when it was inside."""
+
+    place: str
+    commit: str | None = None
+
+
 class BaseRecord(_Record):
-    """Where the base is (`folder` for a local one) and how to recognise it."""
+    """Where the base is (`folder` for a local one) and how to recognise it.
+
+    A base in an original format is presented as the Hugging Face one: config and files are those
+    presented, `original` says its own format, `towers` where each tower it names was found.
+    """
 
     id: str
     folder: str | None
@@ -49,6 +63,8 @@ class BaseRecord(_Record):
     commit: str | None
     config_sha256: str
     files: dict[str, FileRecord]
+    original: str | None = None
+    towers: dict[str, TowerPlace] = {}
 
 
 class TensorRecord(_Record):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dcsurgery.architectures import named
+from dcsurgery.checkpoint.adopted import Adopted
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.checkpoint.digests import tensor_bytes
 from dcsurgery.checkpoint.headers import Header, read_header
@@ -66,6 +67,28 @@ def delta_tensors(plan: SurgeryPlan) -> dict[str, NewTensor]:
     return {record.name: _new_tensor(record, _draw(plan, record)) for record in plan.delta}
 
 
+def planned_delta(checkpoint: Checkpoint, plan: SurgeryPlan) -> dict[str, NewTensor]:
+    """Return the tensors of a new plan's delta: drawn, or those the checkpoint has already.
+
+    Raises PlanError for a checkpoint that has none.
+    """
+    if plan.init != "published":
+        return delta_tensors(plan)
+    connector = checkpoint.connector if isinstance(checkpoint, Adopted) else None
+    given = (
+        {} if connector is None or connector.rows is None else {CONNECTOR_TENSOR: connector.rows}
+    )
+    if given.keys() != {record.name for record in plan.delta}:
+        raise PlanError(
+            f"{checkpoint.ref.name} has no connector such as the plan names",
+            hint="the plan was made for another checkpoint: convert again",
+        )
+    return {
+        record.name: NewTensor(record.name, record.dtype, tuple(record.shape), given[record.name])
+        for record in plan.delta
+    }
+
+
 def stored_delta(folder: Path, plan: SurgeryPlan) -> dict[str, NewTensor]:
     """Return the tensors of a written plan's delta, streamed from the files that hold them.
 
@@ -119,7 +142,7 @@ def stock_tensors(
         if name in delta:
             return tensor_rows(delta[name])
         entry = checkpoint.tensors[name]
-        return streamed_rows(lambda: [checkpoint.read_tensor(name)], entry.dtype, entry.shape)
+        return streamed_rows(lambda: checkpoint.tensor_chunks(name), entry.dtype, entry.shape)
 
     matrix = tensor_rows(delta[CONNECTOR_TENSOR])
     made = fold_sites(plan, rows_of, matrix, _shares(plan, delta))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dcsurgery.checkpoint import copying
 from dcsurgery.checkpoint.checks import render_object
+from dcsurgery.checkpoint.compose import NewTensor, arranged, compose_file
 from dcsurgery.checkpoint.contents import CONFIG, INDEX, Checkpoint
 from dcsurgery.checkpoint.copying import Transfer
 from dcsurgery.checkpoint.headers import (
@@ -22,35 +21,15 @@ from dcsurgery.checkpoint.headers import (
     render_header,
 )
 
-
-@dataclass
-class NewTensor:
-    """A tensor to write: `chunks()` yields its bytes in order; `sha256` is known once written."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    chunks: Callable[[], Iterable[bytes]]
-    sha256: str | None = field(default=None, compare=False)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor."""
-        bits = DTYPE_BITS[self.dtype]
-        for size in self.shape:
-            bits *= size
-        return bits // 8
-
-    def stream(self) -> Iterator[bytes]:
-        """Yield the bytes, remember their SHA-256. Raises ValueError when the count is wrong."""
-        digest, count = hashlib.sha256(), 0
-        for chunk in self.chunks():
-            digest.update(chunk)
-            count += len(chunk)
-            yield chunk
-        if count != self.nbytes:
-            raise ValueError(f"{self.name}: {count} bytes were made, {self.nbytes} are needed")
-        self.sha256 = digest.hexdigest()
+__all__ = [
+    "NewTensor",
+    "copy_side_files",
+    "estimate_bytes",
+    "rewrite_shard",
+    "updated_index",
+    "write_checkpoint",
+    "write_tensors",
+]
 
 
 def write_tensors(
@@ -77,7 +56,7 @@ def rewrite_shard(
     the data keeps its offset modulo the page size: on file systems that share blocks, unchanged
     data costs nothing. Raises CheckpointError.
     """
-    new = _arranged(header, replacements)
+    new = arranged(header, replacements)
     aligned = header.data_start % 8 == 0
     head = render_header(new, header.metadata, header.data_start % PAGE if aligned else None)
     reading = copying.open_source(source.resolve())
@@ -100,18 +79,6 @@ def rewrite_shard(
     finally:
         os.close(reading)
     return Transfer(target.name, "rewrite", written)
-
-
-def _arranged(header: Header, replacements: Mapping[str, NewTensor]) -> list[TensorEntry]:
-    """Return the new entries in the old order, or wider dtypes first where one lost alignment."""
-    wanted = [
-        (item.name, item.dtype, item.shape)
-        for item in (replacements.get(name, entry) for name, entry in header.tensors.items())
-    ]
-    entries = lay_out(wanted)
-    if all(entry.begin % max(1, DTYPE_BITS[entry.dtype] // 8) == 0 for entry in entries):
-        return entries
-    return lay_out(sorted(wanted, key=lambda item: -DTYPE_BITS[item[1]]))
 
 
 def _steps(
@@ -173,8 +140,7 @@ def estimate_bytes(
         for file in checkpoint.weights
         if not linked or not tensors.keys().isdisjoint(file.header.tensors)
     ]
-    local = checkpoint.ref.folder is not None
-    side = [checkpoint.stamps[name][1] for name in checkpoint.side_files] if local else []
+    side = [checkpoint.side_size(name) for name in checkpoint.side_files]
     added = sum(item.nbytes + PAGE for item in tensors.values())
     return sum(copied) + sum(side) + added + 2 * len(checkpoint.config_text)
 
@@ -199,15 +165,15 @@ def write_checkpoint(
     for file in checkpoint.weights:
         target = _place(folder, file.name)
         own = {name: new for name, new in replacements.items() if name in file.header.tensors}
-        source = checkpoint.path(file.name)
-        if own:
+        source = checkpoint.whole_file(file.name)
+        if source is None:
+            moved = compose_file(checkpoint, file.header, target, own)
+        elif own:
             moved = rewrite_shard(source, file.header, target, own)
         else:
             moved = copying.transfer_file(source, target, link=link)
         done.append(Transfer(file.name, moved.mode, moved.written))
-    for name in checkpoint.side_files:
-        moved = copying.transfer_file(checkpoint.path(name), _place(folder, name))
-        done.append(Transfer(name, moved.mode, moved.written))
+    done += copy_side_files(checkpoint, checkpoint.side_files, folder)
     if checkpoint.index is not None:
         text = updated_index(checkpoint, replacements).encode()
         done.append(Transfer(INDEX, "write", copying.write_file(folder / INDEX, [text])))
@@ -215,6 +181,20 @@ def write_checkpoint(
     text = config_text.encode()
     done.append(Transfer(CONFIG, "write", copying.write_file(folder / CONFIG, [text])))
     return tuple(done)
+
+
+def copy_side_files(
+    checkpoint: Checkpoint, names: Iterable[str], folder: Path
+) -> Iterator[Transfer]:
+    """Bring side files to a folder, one by one."""
+    for name in names:
+        target = _place(folder, name)
+        if checkpoint.is_made(name):
+            written = copying.write_file(target, [checkpoint.read_file(name)])
+            yield Transfer(name, "write", written)
+        else:
+            moved = copying.transfer_file(checkpoint.path(name), target)
+            yield Transfer(name, moved.mode, moved.written)
 
 
 def _place(folder: Path, name: str) -> Path:

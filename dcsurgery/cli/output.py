@@ -48,6 +48,16 @@ def _clean(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
+def _printable(text: str, stream: TextIO) -> str:
+    """Return the text without control characters, in ASCII lines where the stream needs that."""
+    text = _clean(text)
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = text.translate(ASCII)
+    return text
+
+
 def _write(stream: TextIO, text: str) -> None:
     """Write at once. Raises BrokenPipeError, or RequestError for a full disk (stdout alone)."""
     try:
@@ -110,11 +120,7 @@ class Output:
     def _print(self, text: Any, style: str = "", *, stderr: bool = False) -> None:
         stream = sys.stderr if stderr else sys.stdout
         if isinstance(text, str):
-            text = _clean(text)
-            try:
-                text.encode(stream.encoding or "utf-8")
-            except UnicodeEncodeError:
-                text = text.translate(ASCII)
+            text = _printable(text, stream)
         _write(stream, _render(text, stream, style=style or None, soft_wrap=True))
 
     def data(self, values: Mapping[str, Any]) -> None:
@@ -124,6 +130,41 @@ class Output:
     def show(self, text: str = "", style: str = "") -> None:
         """Print a line of the result."""
         self._print(text, style)
+
+    def piece(self, text: str) -> None:
+        """Print a piece of the result as it comes, without a line break."""
+        _write(sys.stdout, _printable(text, sys.stdout))
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether people watch the result."""
+        return sys.stdout.isatty()
+
+    @contextmanager
+    def columns(self, titles: Sequence[str]) -> Iterator[Callable[[int, str], None]]:
+        """Show texts side by side while they grow: `add(index, piece)`. For terminals."""
+        from rich.console import Console
+        from rich.live import Live
+        from rich.table import Table
+        from rich.text import Text
+
+        texts = ["" for _ in titles]
+
+        def table() -> Table:
+            found = Table(box=None, expand=True, padding=(0, 2, 0, 0))
+            for title in titles:
+                found.add_column(Text(_clean(title)), ratio=1, overflow="fold")
+            found.add_row(*(Text(_clean(text)) for text in texts))
+            return found
+
+        console = Console(width=self.width, legacy_windows=False)
+        live = Live(get_renderable=table, console=console, refresh_per_second=8)
+
+        def add(index: int, piece: str) -> None:
+            texts[index] += piece
+
+        with live:
+            yield add
 
     def heading(self, text: str) -> None:
         """Print a bold line, after an empty one."""

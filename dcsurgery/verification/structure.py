@@ -16,6 +16,7 @@ from dcsurgery.checkpoint.rewrite import NewTensor
 from dcsurgery.convert import edit_config
 from dcsurgery.errors import CheckpointNotFoundError, DcSurgeryError
 from dcsurgery.lora import open_adapter
+from dcsurgery.publishing.marks import BEGIN, CARD
 from dcsurgery.records import (
     ADAPTER_FOLDER,
     DELTA_FILE,
@@ -114,10 +115,11 @@ def _hub_check(base: Checkpoint) -> Check:
     """Compare cached Hub files with the SHA-256 the Hub names them by."""
     problems, compared = [], 0
     for file in base.weights:
-        published = base.path(file.name).resolve().name
-        if re.fullmatch(r"[0-9a-f]{64}", published):
+        path = base.whole_file(file.name)
+        published = path.resolve().name if path else ""
+        if path and re.fullmatch(r"[0-9a-f]{64}", published):
             compared += 1
-            if digest(file_bytes(base.path(file.name))) != published:
+            if digest(file_bytes(path)) != published:
                 problems.append(f"{file.name} is not the file the Hub published")
     measured = f"{compared} of {len(base.weights)} weight files carry a digest"
     return _result("base files match the Hub", problems, measured, "equal where known")
@@ -171,7 +173,8 @@ def _same_inode(pair: Pair, stock: Checkpoint, name: str) -> bool:
     """A hard link is the same file: nothing to read."""
     if name not in {file.name for file in stock.weights}:
         return False
-    return os.path.samefile(pair.base.path(name), stock.path(name))
+    own = pair.base.whole_file(name)
+    return own is not None and os.path.samefile(own, stock.path(name))
 
 
 def _compare_metadata(stock: Checkpoint, file: WeightFile) -> list[str]:
@@ -191,7 +194,7 @@ def _compare_tensors(
         if (old.dtype, old.shape) != (new.dtype, new.shape) or other.name != file.name:
             problems.append(f"{name} changed its dtype, shape or file")
             continue
-        first = digest(tensor_bytes(base.path(file.name), file.header, name))
+        first = digest(base.tensor_chunks(name))
         if first != digest(tensor_bytes(stock.path(other.name), other.header, name)):
             problems.append(f"{name} differs from the base")
     return problems
@@ -284,11 +287,21 @@ def _base_files(pair: Pair) -> list[str]:
 
 def _side_files_check(pair: Pair, stock: Checkpoint) -> Check:
     found = {*stock.side_files, *stock.left_out}
-    ours = {name for name in found if not name.startswith(f"{DELTA_FOLDER}/")}
-    problems = [f"{name} is missing" for name in pair.base.side_files if name not in ours]
-    problems += [f"{name} was added" for name in sorted(ours - set(pair.base.side_files))]
-    for name in sorted(ours & set(pair.base.side_files)):
-        first, second = pair.base.path(name), stock.path(name)
-        if digest(file_bytes(first)) != digest(file_bytes(second)):
+    aside = _publishing_files(pair.folder)
+    ours = {name for name in found if not name.startswith(f"{DELTA_FOLDER}/")} - aside
+    theirs = set(pair.base.side_files) - aside
+    problems = [f"{name} is missing" for name in sorted(theirs - ours)]
+    problems += [f"{name} was added" for name in sorted(ours - theirs)]
+    for name in sorted(ours & theirs):
+        if digest([pair.base.read_file(name)]) != digest(file_bytes(stock.path(name))):
             problems.append(f"{name} differs from the base")
-    return _result("side files", problems, f"{len(pair.base.side_files)} files", "byte-identical")
+    return _result("side files", problems, f"{len(theirs)} files", "byte-identical")
+
+
+def _publishing_files(folder: Path) -> set[str]:
+    """Files that a Hub repository has of its own: git's, and the card that `push` wrote."""
+    names = {".gitattributes"}
+    card = folder / CARD
+    if card.is_file() and BEGIN in card.read_text(encoding="utf-8", errors="replace"):
+        names.add(CARD)
+    return names

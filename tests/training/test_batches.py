@@ -61,13 +61,11 @@ def test_a_mixed_batch_is_what_the_familys_own_processor_makes(family: Path) -> 
             return_tensors="pt",
         )
         for name in wanted:
-            found = batch[name]
+            found, expected = batch[name], wanted[name]
             if name == "cross_attention_mask":  # the family's own marks padding as well
-                found, wanted[name] = (
-                    value * batch["attention_mask"][:, :, None, None]
-                    for value in (found, wanted[name])
-                )
-            assert torch.equal(found, wanted[name]), name
+                real = batch["attention_mask"][:, :, None, None]
+                found, expected = found * real, expected * real
+            assert torch.equal(found, expected), name
         marked = batch["labels"] != IGNORED
         assert torch.equal(batch["labels"][marked], batch["input_ids"][marked])
         assert [int(row.sum()) for row in marked] == [
@@ -150,7 +148,7 @@ def test_bad_rows_are_named_and_skipped(prompts: Prompter, tmp_path: Path) -> No
 
 def test_too_many_bad_rows_are_an_error_that_names_them(prompts: Prompter, tmp_path: Path) -> None:
     rows = write(tmp_path, [row(0), *[row(n, image="gone.png") for n in range(1, 6)]])
-    with pytest.raises(RequestError, match="5 of 6 rows .*r1: image gone.png .*; and 2 more"):
+    with pytest.raises(RequestError, match=r"5 of 6 rows .*r1: image gone.png .*; and 2 more"):
         TrainingDataset(rows, prompts)
 
 
@@ -166,7 +164,7 @@ def test_a_row_that_fails_late_is_counted_and_replaced(prompts: Prompter, tmp_pa
     (noted,) = map(json.loads, log.read_text().splitlines())
     assert noted["id"] == "r1" and "no answer starts in the first 200" in noted["reason"]
     strict = TrainingDataset(write(tmp_path, raw), prompts, max_bad=0.1, **options)
-    with pytest.raises(RequestError, match="1 of 3 rows .* 10 %: r1"):
+    with pytest.raises(RequestError, match=r"1 of 3 rows .* 10 %: r1"):
         strict[1]
 
 

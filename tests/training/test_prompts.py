@@ -27,8 +27,8 @@ from tests.training.pictures import ONE, TEXT, TWO, answer, picture, source, use
 
 # Templates as published ones are built: turns that end, turns that do not, one that rewrites.
 PARTS = (
-    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] | trim }}"
-    "{% endif %}{% endfor %}"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>"
+    "{% else %}{{ c['text'] | trim }}{% endif %}{% endfor %}"
 )
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
@@ -51,7 +51,8 @@ LAST = CHATML.replace(
 VICUNA = (
     "{% for m in messages %}{{ m['role'] | upper }}: "
     "{% for c in m['content'] if c['type'] == 'image' %}<image>\n{% endfor %}"
-    "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] + ' ' }}{% endfor %}{% endfor %}"
+    "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] + ' ' }}{% endfor %}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 WRITERS: dict[str, Callable[[Path], Path]] = {

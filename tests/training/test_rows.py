@@ -245,7 +245,7 @@ def test_bytes_that_are_no_text_are_named_with_their_line(tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", ["gone.json", "a/b/c", "folder", " "])
 def test_data_that_is_not_there_is_said(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    with pytest.raises(RequestError, match="no data file|no data set"):
+    with pytest.raises(RequestError, match=r"no data file|no data set"):
         read_rows(str(tmp_path / name) if name == "folder" else name)
 
 
@@ -269,7 +269,7 @@ def test_bad_rows_are_an_error_above_their_share_only() -> None:
         bad.add(index, BadRow(f"row {index}", "it is odd"))
         bad.check()
     bad.add(11, BadRow("row 11", "it is odd"))
-    with pytest.raises(RequestError, match="3 of 200 rows .* 1 %: row 3: it is odd; row 9"):
+    with pytest.raises(RequestError, match=r"3 of 200 rows .* 1 %: row 3: it is odd; row 9"):
         bad.check()
     assert len(bad) == 3 and 9 in bad and 4 not in bad
 
