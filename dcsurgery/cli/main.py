@@ -23,7 +23,6 @@ from dcsurgery.errors import DcSurgeryError
 
 # In the order of the help: a command is the function of its module's name.
 COMMANDS: tuple[ModuleType, ...] = (
-COMMANDS: tuple[ModuleType, ...] = (
     *(inspect, convert, verify, finetune, eval, ask),
     *(push, demo, architectures),
 )
