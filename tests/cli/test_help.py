@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import shlex
 import shutil
@@ -12,9 +13,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.training.data import write_data
+
 from .conftest import Run
 
-COMMANDS = ("inspect", "convert", "verify", "push", "demo", "architectures")
+COMMANDS = ("inspect", "convert", "verify", "finetune", "eval", "push", "demo", "architectures")
 
 
 def examples(text: str) -> list[str]:
@@ -33,6 +36,11 @@ def workplace(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("my-llava", "llava-hf/llava-1.5-7b-hf"):
         shutil.copytree(model, place / name)
     Image.new("RGB", (40, 30), (200, 90, 20)).save(place / "photo.jpg")
+    shutil.copytree(place, place / "pictures", ignore=lambda _, names: set(names) - {"photo.jpg"})
+    row = json.dumps({"image": "photo.jpg", "question": "Which colour?", "answer": "orange"})
+    (place / "test.json").write_text(f"[{row}]")
+    (place / "test.jsonl").write_text(row)
+    write_data(place / "data")
     return place
 
 
@@ -49,7 +57,7 @@ def test_every_example_of_the_help_runs(
     run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.chdir(workplace)
-    if command == "verify":
+    if command in ("verify", "finetune", "eval"):
         run("convert", "my-llava", "-o", "llava-dci")
     if command == "":
         shutil.rmtree(workplace / "llava-dci", ignore_errors=True)
