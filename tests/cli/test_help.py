@@ -13,7 +13,7 @@ from PIL import Image
 
 from .conftest import Run
 
-COMMANDS = ("inspect", "convert", "verify", "eval", "demo", "architectures")
+COMMANDS = ("inspect", "convert", "verify", "eval", "ask", "demo", "architectures")
 
 
 def examples(text: str) -> list[str]:
