@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from dcsurgery.plan import make_plan
     from dcsurgery.publishing.push import PushResult, push_checkpoint
     from dcsurgery.records import SurgeryPlan, read_plan
+    from dcsurgery.training.finetune import (
+        Finetuned,
+        TrainingPreview,
+        finetune_connector,
+        preview_finetune,
+    )
+    from dcsurgery.training.settings import TrainingSettings
     from dcsurgery.verification import Report, verify_checkpoint
 
 __version__ = "0.1.0"
@@ -27,16 +34,21 @@ __all__ = [
     "Conversion",
     "EvalReport",
     "EvalSettings",
+    "Finetuned",
     "Inspection",
     "PushResult",
     "Report",
     "SurgeryPlan",
+    "TrainingPreview",
+    "TrainingSettings",
     "__version__",
     "convert_checkpoint",
     "evaluate_checkpoints",
+    "finetune_connector",
     "inspect_checkpoint",
     "load_model",
     "make_plan",
+    "preview_finetune",
     "push_checkpoint",
     "read_plan",
     "verify_checkpoint",
@@ -47,15 +59,20 @@ _HOMES = {
     "Conversion": "convert",
     "EvalReport": "evaluation.report",
     "EvalSettings": "evaluation.runner",
+    "Finetuned": "training.finetune",
     "Inspection": "inspection",
     "PushResult": "publishing.push",
     "Report": "verification",
     "SurgeryPlan": "records",
+    "TrainingPreview": "training.finetune",
+    "TrainingSettings": "training.settings",
     "convert_checkpoint": "convert",
     "evaluate_checkpoints": "evaluation.runner",
+    "finetune_connector": "training.finetune",
     "inspect_checkpoint": "inspection",
     "load_model": "loading",
     "make_plan": "plan",
+    "preview_finetune": "training.finetune",
     "push_checkpoint": "publishing.push",
     "read_plan": "records",
     "verify_checkpoint": "verification",

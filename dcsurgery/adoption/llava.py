@@ -86,7 +86,9 @@ def _require_known(source: Checkpoint, inside: Mapping[str, str]) -> None:
             f"mm_projector_type is {kind!r}; transformers' LLaVA has two layers (mlp2x_gelu)",
             hint="this model has no Hugging Face form",
         )
-    for name in (WORDS, FIRST, "model.mm_projector.2.weight"):
+    tied = bool(source.config.get("tie_word_embeddings", False))
+    needed = (WORDS, "model.norm.weight", FIRST, "model.mm_projector.2.weight")
+    for name in (*needed, *(() if tied else (HEAD,))):
         if name not in source.tensors:
             raise AnatomyError(f"the checkpoint has no tensor {name}", hint=CHECK)
     known = [name for name in source.tensors if name in inside or _is_known(name)]
@@ -143,24 +145,32 @@ def read_grid(config: Config) -> list[list[int]] | None:
     """
     aspect = str(config.get("image_aspect_ratio"))
     merge = str(config.get("mm_patch_merge_type", "flat"))
-    if "anyres" not in aspect and merge == "flat":
+    stated = config.get("image_grid_pinpoints")
+    # The reference looks at the merge type only for images that were cut into tiles.
+    tiled = "image_aspect_ratio" not in config and merge == "spatial_unpad" and stated is not None
+    if "anyres" not in aspect and not tiled:
         return None
-    if aspect != "anyres" or merge != "spatial_unpad":
+    if (aspect != "anyres" and not tiled) or merge != "spatial_unpad":
         raise AnatomyError(
             f"image_aspect_ratio {aspect!r} with mm_patch_merge_type {merge!r} has no words in "
             "transformers' LLaVA",
             hint="'anyres' with 'spatial_unpad' (LLaVA-NeXT) and 'flat' (LLaVA-1.5) have",
         )
-    stated = config.get("image_grid_pinpoints")
     try:
         grid = ast.literal_eval(stated) if isinstance(stated, str) else stated
-        pairs = [[int(w), int(h)] for w, h in list(grid or ())]
+        pairs = [[int(w), int(h)] for w, h in list(grid or [()])]
     except (SyntaxError, TypeError, ValueError):
         raise AnatomyError(
             f"image_grid_pinpoints {str(stated)[:80]!r} is not a list of pairs", hint=CHECK
         ) from None
-    turned = [[h, w] for w, h in pairs]
-    return pairs if sorted(turned) == sorted(pairs) else turned
+    return turned_grid(pairs)
+
+
+def turned_grid(pairs: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return pinpoints with width and height exchanged; a grid that has both of each as it is."""
+    turned = [[second, first] for first, second in pairs]
+    same = sorted(turned) == sorted(map(list, pairs))
+    return [list(pair) for pair in pairs] if same else turned
 
 
 def _config(
@@ -235,12 +245,13 @@ def _files(
         PREPROCESSOR: render_json(vision.image_processor(tower, pinpoints)),
         "processor_config.json": render_json(processor),
         "chat_template.json": render_json({"chat_template": template}),
-        GENERATION: render_json(_generation(source, text, tokens)),
+        GENERATION: render_json(generation_config(source, text, tokens)),
         **tokens.files,
     }
 
 
-def _generation(source: Checkpoint, text: Config, tokens: Tokens) -> Config:
+def generation_config(source: Checkpoint, text: Config, tokens: Tokens) -> Config:
+    """Return generation_config.json: the original's own, or its special tokens; padding is set."""
     kept: Config = {
         "bos_token_id": text.get("bos_token_id"),
         "eos_token_id": text.get("eos_token_id"),

@@ -185,6 +185,15 @@ class Output:
         for index, line in enumerate(lines):
             self._print("  " + line, "" if index else "dim")
 
+    def passage(self, pieces: Iterable[tuple[str, bool]]) -> None:
+        """Print a text of pieces (text, marked): marked ones in [[ ]], green on a terminal."""
+        from rich.text import Text
+
+        text = Text()
+        for piece, marked in pieces:
+            text.append(f"[[{_clean(piece)}]]" if marked else _clean(piece), "green" * marked)
+        self._print(text)
+
     def tell(self, text: str) -> None:
         """Say something on stderr: advice, progress, nothing a script would read."""
         if not self.quiet and not self.as_json:
@@ -247,3 +256,25 @@ class Output:
         )
         with live:
             yield
+
+    @contextmanager
+    def stepping(self, text: str) -> Iterator[Callable[[int, int, str], None]]:
+        """Show a bar with the time left while the block runs, on stderr, on a terminal only.
+
+        The block calls what it is given with (done, total, words).
+        """
+        if self.quiet or self.as_json or not sys.stderr.isatty():
+            yield lambda done, total, words: None
+            return
+        hide_library_bars()
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Left
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Left())
+        words = TextColumn("{task.fields[words]}")
+        with Progress(*columns, words, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(_clean(text), total=None, words="")
+            yield lambda done, total, words: bar.update(
+                task, completed=done, total=total, words=_clean(words)
+            )
