@@ -18,7 +18,17 @@ from tests.training.data import write_data
 
 from .conftest import Run
 
-COMMANDS = ("inspect", "convert", "verify", "finetune", "eval", "ask", "push", "demo", "architectures")
+COMMANDS = (
+    "inspect",
+    "convert",
+    "verify",
+    "finetune",
+    "eval",
+    "ask",
+    "push",
+    "demo",
+    "architectures",
+)
 
 
 def examples(text: str) -> list[str]:
