@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.evaluation.clips import write_clip
 from tests.training.data import write_data
 
 from .conftest import Run
@@ -23,6 +24,7 @@ COMMANDS = (
     "verify",
     "finetune",
     "eval",
+    "ask",
     "export",
     "push",
     "demo",
@@ -46,6 +48,7 @@ def workplace(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("my-llava", "llava-hf/llava-1.5-7b-hf"):
         shutil.copytree(model, place / name)
     Image.new("RGB", (40, 30), (200, 90, 20)).save(place / "photo.jpg")
+    write_clip(place / "clip.mp4")
     shutil.copytree(place, place / "pictures", ignore=lambda _, names: set(names) - {"photo.jpg"})
     row = json.dumps({"image": "photo.jpg", "question": "Which colour?", "answer": "orange"})
     (place / "test.json").write_text(f"[{row}]")
@@ -67,7 +70,7 @@ def test_every_example_of_the_help_runs(
     run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.chdir(workplace)
-    if command in ("verify", "finetune", "eval"):
+    if command in ("verify", "finetune", "eval", "ask"):
         run("convert", "my-llava", "-o", "llava-dci")
     if command == "export":
         shutil.rmtree(workplace / "my-llava-delta", ignore_errors=True)
