@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# Costs no import of transformers: its Auto classes learn dcsurgery's models once they exist.
+from dcsurgery import modeling as modeling
+
 if TYPE_CHECKING:
     from dcsurgery.connectors.spec import ConnectorSpec
     from dcsurgery.convert import Conversion, convert_checkpoint
     from dcsurgery.inspection import Inspection, inspect_checkpoint
     from dcsurgery.loading import load_model
     from dcsurgery.plan import make_plan
+    from dcsurgery.publishing.push import PushResult, push_checkpoint
     from dcsurgery.records import SurgeryPlan, read_plan
     from dcsurgery.verification import Report, verify_checkpoint
 
@@ -20,6 +24,7 @@ __all__ = [
     "ConnectorSpec",
     "Conversion",
     "Inspection",
+    "PushResult",
     "Report",
     "SurgeryPlan",
     "__version__",
@@ -27,6 +32,7 @@ __all__ = [
     "inspect_checkpoint",
     "load_model",
     "make_plan",
+    "push_checkpoint",
     "read_plan",
     "verify_checkpoint",
 ]
@@ -35,12 +41,14 @@ _HOMES = {
     "ConnectorSpec": "connectors.spec",
     "Conversion": "convert",
     "Inspection": "inspection",
+    "PushResult": "publishing.push",
     "Report": "verification",
     "SurgeryPlan": "records",
     "convert_checkpoint": "convert",
     "inspect_checkpoint": "inspection",
     "load_model": "loading",
     "make_plan": "plan",
+    "push_checkpoint": "publishing.push",
     "read_plan": "records",
     "verify_checkpoint": "verification",
 }

@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from dcsurgery.adoption import TowerPlaces, open_model
 from dcsurgery.architectures import Form, find_architecture, named
+from dcsurgery.checkpoint.adopted import Adopted
 from dcsurgery.checkpoint.checks import render_object
-from dcsurgery.checkpoint.contents import CONFIG, Checkpoint, open_checkpoint
+from dcsurgery.checkpoint.contents import CONFIG, Checkpoint
 from dcsurgery.checkpoint.copying import Transfer, make_folder, write_file
 from dcsurgery.checkpoint.output import check_output, on_same_disk
 from dcsurgery.checkpoint.rewrite import (
@@ -39,7 +41,7 @@ from dcsurgery.records import (
     SurgeryPlan,
     TensorRecord,
 )
-from dcsurgery.tensors import delta_tensors, stock_tensors
+from dcsurgery.tensors import planned_delta, stock_tensors
 
 METADATA = {"format": "pt"}
 
@@ -90,7 +92,7 @@ def make_spec(  # noqa: PLR0913 - one keyword per CLI option, by design
     )
 
 
-def preview_conversion(
+def preview_conversion(  # noqa: PLR0913 - one keyword per CLI option, by design
     model: str | Path,
     spec: ConnectorSpec,
     *,
@@ -98,12 +100,13 @@ def preview_conversion(
     output: str | Path | None = None,
     overwrite: bool = False,
     link: bool = False,
+    towers: Mapping[str, str] | None = None,
 ) -> Preview:
     """Return the whole plan without writing anything; a Hub model's weights are not fetched.
 
     Raises whatever convert_checkpoint would refuse.
     """
-    checkpoint = _open(model, revision, weights=False)
+    checkpoint = _open(model, revision, towers, weights=False)
     plan = make_plan(checkpoint, spec)
     target = Path(output) if output is not None else None
     needed = _bytes_to_write(checkpoint, plan, target, link)
@@ -127,33 +130,44 @@ def convert_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
     revision: str | None = None,
     overwrite: bool = False,
     link: bool = False,
+    towers: Mapping[str, str] | None = None,
 ) -> Conversion:
     """Install a connector in a model and write the result to `output`.
 
-    `model` is a folder or a Hub id. Everything is checked before the first byte; `output` appears
-    whole, by one rename. Raises DcSurgeryError of the fitting kind; the source is never changed.
+    `model` is a folder or a Hub id; `towers` says where the vision tower is that a model in its
+    original format names (its name -> folder or Hub id). Everything is checked before the first
+    byte; `output` appears whole, by one rename. Raises DcSurgeryError of the fitting kind; the
+    source is never changed.
     """
     started = time.perf_counter()
     spec = make_spec(connector, groups, layers, init, seed, form, norm, pool)
-    checkpoint = _open(model, revision, weights=False)
+    checkpoint = _open(model, revision, towers, weights=False)
     plan = make_plan(checkpoint, spec)
     target = Path(output)
     needed = _bytes_to_write(checkpoint, plan, target, link)
-    if plan.form == "stock" and checkpoint.ref.folder is None:
+    if plan.form == "stock" and not checkpoint.is_local:
         check_output(target, overwrite=overwrite, needed=needed)  # before a long download
-        checkpoint = _open(model, revision, weights=True)
+        checkpoint = _open(model, revision, towers, weights=True)
         plan = make_plan(checkpoint, spec)
         needed = _bytes_to_write(checkpoint, plan, target, link)
     staging = staged_output(
         target, overwrite=overwrite, sources=_sources(checkpoint), needed=needed
     )
     with staging as folder:
-        plan, transfers = _write(checkpoint, plan, folder, link=link)
+        delta = planned_delta(checkpoint, plan)
+        stock = stock_tensors(checkpoint, plan, delta) if plan.form == "stock" else {}
+        plan, transfers = write_folder(checkpoint, plan, folder, delta, stock, link=link)
     return Conversion(plan, target, transfers, time.perf_counter() - started)
 
 
-def _open(model: str | Path, revision: str | None, *, weights: bool) -> Checkpoint:
-    checkpoint = open_checkpoint(model, revision, weights=weights)
+def _open(
+    model: str | Path,
+    revision: str | None,
+    towers: Mapping[str, str] | None,
+    *,
+    weights: bool,
+) -> Checkpoint:
+    checkpoint = open_model(model, revision, weights=weights, towers=TowerPlaces(towers or {}))
     if PLAN_FILE in checkpoint.side_files:
         raise PlanError(
             f"{checkpoint.ref.name} was already converted by dcsurgery",
@@ -170,23 +184,25 @@ def _open(model: str | Path, revision: str | None, *, weights: bool) -> Checkpoi
 
 
 def _sources(checkpoint: Checkpoint) -> list[Path]:
-    return [checkpoint.ref.folder] if checkpoint.ref.folder is not None else []
+    return list(checkpoint.folders)
 
 
 def _bytes_to_write(
     checkpoint: Checkpoint, plan: SurgeryPlan, output: Path | None, link: bool
 ) -> int:
-    small = sum(item.nbytes for item in delta_tensors(plan).values()) + 256 * 1024
+    delta = planned_delta(checkpoint, plan)
+    small = sum(item.nbytes for item in delta.values()) + 256 * 1024
     if plan.form == "delta":
         return small
     source = checkpoint.ref.folder
     linked = (
         link
         and source is not None
+        and not isinstance(checkpoint, Adopted)
         and not checkpoint.ref.in_cache
         and (output is None or on_same_disk(source, output))
     )
-    return small + estimate_bytes(checkpoint, stock_tensors(checkpoint, plan), linked=linked)
+    return small + estimate_bytes(checkpoint, stock_tensors(checkpoint, plan, delta), linked=linked)
 
 
 def edit_config(checkpoint: Checkpoint, plan: SurgeryPlan) -> str:
@@ -199,19 +215,26 @@ def edit_config(checkpoint: Checkpoint, plan: SurgeryPlan) -> str:
     return render_object(stock_config(checkpoint.config, plan.stock_layers), CONFIG)
 
 
-def _write(
-    checkpoint: Checkpoint, plan: SurgeryPlan, folder: Path, *, link: bool
+def write_folder(
+    checkpoint: Checkpoint,
+    plan: SurgeryPlan,
+    folder: Path,
+    delta: Mapping[str, NewTensor],
+    stock: Mapping[str, NewTensor],
+    *,
+    link: bool = False,
 ) -> tuple[SurgeryPlan, tuple[Transfer, ...]]:
+    """Write a plan's whole output into an empty folder; return the plan with every hash.
+
+    `delta` are the tensors of its delta, `stock` those that replace the base's in a stock form.
+    """
     relies_on = {
         name: hashlib.sha256(checkpoint.read_tensor(name)).hexdigest() for name in plan.relies_on
     }
-    delta = delta_tensors(plan)
-    stock: dict[str, NewTensor] = {}
     make_folder(folder / DELTA_FOLDER)
     written = write_tensors(folder / DELTA_FILE, list(delta.values()), METADATA)
     transfers = [replace(written, file=DELTA_FILE)]
     if plan.form == "stock":
-        stock = stock_tensors(checkpoint, plan)
         config = edit_config(checkpoint, plan)
         transfers += write_checkpoint(checkpoint, folder, stock, config, link=link)
     plan = plan.model_copy(
@@ -250,7 +273,8 @@ def _hashed(
     record: TensorRecord, written: Mapping[str, NewTensor], base: Mapping[str, str]
 ) -> TensorRecord:
     update: dict[str, Any] = {"sha256": written[record.name].sha256}
-    return record.model_copy(update=update | {"base_sha256": base.get(record.name)})
+    base_sha256 = base.get(record.name, record.base_sha256)
+    return record.model_copy(update=update | {"base_sha256": base_sha256})
 
 
 def _write_text(folder: Path, name: str, text: str) -> Transfer:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dcsurgery.adoption import TowerPlaces, open_model
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import Form, find_architecture
-from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
+from dcsurgery.checkpoint.adopted import Adopted
+from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.connectors import KINDS
 from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.errors import PlanError
@@ -56,6 +59,18 @@ class WeightSummary:
 
 
 @dataclass(frozen=True)
+class OriginalSummary:
+    """What a model in an original format is: its own class, where its towers are ("inside"), and
+    the connector it was trained with (None for an ordinary model)."""
+
+    format: str
+    class_name: str
+    towers: dict[str, str]
+    connector: str | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Inspection:
     """The answer of `dcsurgery inspect`; to_dict() is its stable JSON form."""
 
@@ -69,6 +84,7 @@ class Inspection:
     left_out: tuple[str, ...]
     converted: bool
     offers: tuple[ConnectorOffer, ...]
+    original: OriginalSummary | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; keys only ever get added."""
@@ -79,12 +95,17 @@ class Inspection:
         return values
 
 
-def inspect_checkpoint(model: str | Path, revision: str | None = None) -> Inspection:
+def inspect_checkpoint(
+    model: str | Path, revision: str | None = None, *, towers: Mapping[str, str] | None = None
+) -> Inspection:
     """Inspect a folder or a Hub model (config, index and header bytes only).
 
-    Raises CheckpointError, UnknownArchitectureError or AnatomyError.
+    A model in an original format is inspected as the Hugging Face one it means; `towers` says where
+    the vision tower is that it names. Raises CheckpointError, UnknownArchitectureError or
+    AnatomyError.
     """
-    checkpoint = open_checkpoint(model, revision)
+    checkpoint = open_model(model, revision, towers=TowerPlaces(towers or {}))
+    installed = checkpoint.connector if isinstance(checkpoint, Adopted) else None
     architecture = find_architecture(checkpoint.config)
     anatomy = architecture.dissect(checkpoint.config, checkpoint.tensors)
     return Inspection(
@@ -100,7 +121,24 @@ def inspect_checkpoint(model: str | Path, revision: str | None = None) -> Inspec
         side_files=checkpoint.side_files,
         left_out=checkpoint.left_out,
         converted=PLAN_FILE in checkpoint.side_files,
-        offers=tuple(_offer(checkpoint, kind, architecture.forms) for kind in KINDS),
+        offers=tuple(
+            _offer(checkpoint, kind, architecture.forms)
+            for kind in ([installed.kind] if installed else KINDS)
+        ),
+        original=_original(checkpoint),
+    )
+
+
+def _original(checkpoint: Checkpoint) -> OriginalSummary | None:
+    if not isinstance(checkpoint, Adopted) or checkpoint.adoption is None:
+        return None
+    adoption, installed = checkpoint.adoption, checkpoint.connector
+    return OriginalSummary(
+        adoption.format,
+        adoption.class_name,
+        {name: item.place or "inside" for name, item in adoption.towers.items()},
+        installed.kind if installed else None,
+        adoption.notes,
     )
 
 

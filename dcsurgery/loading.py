@@ -11,11 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from dcsurgery.adopted_models import from_checkpoint
+from dcsurgery.adoption import TowerPlaces, is_original, open_model
 from dcsurgery.architectures import named
-from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
+from dcsurgery.checkpoint.adopted import Adopted, TowerRecord
+from dcsurgery.checkpoint.checks import parse_object, read_text
+from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.connectors.attach import attach
+from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.errors import CheckpointNotFoundError, MalformedCheckpointError, RequestError
-from dcsurgery.plan import describe_base
+from dcsurgery.plan import describe_base, make_plan
 from dcsurgery.records import CONNECTOR_PREFIX, DELTA_FILE, PLAN_FILE, SurgeryPlan, read_plan
 
 
@@ -25,20 +30,60 @@ def load_model(
     """Load a converted folder (or Hub id): the upgraded model, in eval mode.
 
     A delta is attached to its base (`base` overrides where that is); a stock checkpoint is loaded
-    by transformers alone. Further keywords go to from_pretrained (dtype, device_map, ...).
-    Raises CheckpointError when the base is missing or is not the one the delta was made for.
+    by transformers alone, one in an original format as the Hugging Face model it means. Further
+    keywords go to from_pretrained (dtype, device_map, ...). Raises CheckpointError when the base is
+    missing or is not the one the delta was made for.
     """
     folder = _local_folder(path, revision)
     if not (folder / PLAN_FILE).is_file() and (folder / "config.json").is_file():
+        if is_original(parse_object(read_text(folder / "config.json"), "config.json")):
+            return _load_original(open_model(path, revision, weights=True), kwargs)
         return load_stock(folder, **kwargs)
     plan = read_plan(folder)
     projector = plan.anatomy.projector.tensors
     if plan.form == "stock":
         return load_stock(folder, projector, **kwargs)
     checkpoint = open_base(plan, base)
-    model = load_stock(checkpoint.ref.folder, projector, **kwargs)
+    model = load_stock(checkpoint, projector, **kwargs)
     install(model, plan, folder)
     return model
+
+
+def _load_original(checkpoint: Checkpoint, kwargs: dict[str, Any]) -> Any:
+    model = load_stock(checkpoint, **kwargs)
+    if isinstance(checkpoint, Adopted) and checkpoint.connector is not None:
+        plan = make_plan(checkpoint, ConnectorSpec(kind=checkpoint.connector.kind))
+        _attach(model, plan, published_tensors(checkpoint, plan))
+    return model
+
+
+def published_tensors(checkpoint: Adopted, plan: SurgeryPlan) -> dict[str, torch.Tensor]:
+    """Return the tensors of the connector a checkpoint has already, by their names in it."""
+    connector = checkpoint.connector
+    if connector is None or connector.rows is None:
+        return {}
+    dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16}
+    raw = bytearray(b"".join(connector.rows()))
+    dtype = dtypes.get(plan.anatomy.dtype, torch.bfloat16)
+    (record,) = plan.delta
+    return {"weight": torch.frombuffer(raw, dtype=dtype).reshape(record.shape)}
+
+
+def load_for_training(
+    path: str | Path, *, revision: str | None = None, base: str | Path | None = None, **kwargs: Any
+) -> tuple[Any, SurgeryPlan]:
+    """Load a converted or trained folder so that its training can go on: (model, plan).
+
+    Either form becomes base + branch: a stock folder's own weights are not read, its delta in
+    dense_connector/ is. Raises what load_model raises, and CheckpointNotFoundError for a folder
+    without a plan.
+    """
+    folder = _local_folder(path, revision)
+    plan = read_plan(folder)
+    checkpoint = open_base(plan, base)
+    model = load_stock(checkpoint, plan.anatomy.projector.tensors, **kwargs)
+    install(model, plan, folder)
+    return model, plan
 
 
 def _local_folder(path: str | Path, revision: str | None) -> Path:
@@ -67,8 +112,9 @@ def find_base(plan: SurgeryPlan, base: str | Path | None = None) -> Checkpoint:
     """
     where = base or plan.base.folder or plan.base.id
     revision = plan.base.commit if base is None and plan.base.folder is None else None
+    towers = {n: TowerRecord(item.place, item.commit) for n, item in plan.base.towers.items()}
     try:
-        return open_checkpoint(where, revision, weights=True)
+        return open_model(where, revision, weights=True, towers=TowerPlaces({}, towers))
     except CheckpointNotFoundError as error:
         raise CheckpointNotFoundError(
             f"the base model {str(where)[:200]} is needed and was not found: {error.message}",
@@ -117,22 +163,23 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_stock(folder: Path | str | None, projector: Collection[str] = (), **kwargs: Any) -> Any:
+def load_stock(
+    source: Checkpoint | Path | str | None, projector: Collection[str] = (), **kwargs: Any
+) -> Any:
     """Load a complete checkpoint with transformers and return the model in eval mode.
+
+    `source` is a folder or an open checkpoint, which may be a presented one.
 
     Every tensor the model has must be found. Tensors the model has no place for are ignored, as
     transformers does (old buffers, an unused head), unless they are named like the connector or
     like one of the `projector` tensors. Raises MalformedCheckpointError.
     """
-    from transformers import AutoModelForImageTextToText
-
     kwargs.setdefault("dtype", "auto")
     # Reported below, with a hint, instead of transformers' own exception.
     kwargs.setdefault("ignore_mismatched_sizes", True)
     with quiet_transformers():
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            folder, output_loading_info=True, **kwargs
-        )
+        model, info = from_checkpoint(source, output_loading_info=True, **kwargs)
+    name = source.ref.name if isinstance(source, Checkpoint) else source
     unused = {name for name in info["unexpected_keys"] if _is_ours(name, projector)}
     problems = {
         "missing": info["missing_keys"],
@@ -143,7 +190,7 @@ def load_stock(folder: Path | str | None, projector: Collection[str] = (), **kwa
     for kind, names in problems.items():
         if names:
             raise MalformedCheckpointError(
-                f"{folder} has {kind} tensors: {', '.join(sorted(names)[:4])}",
+                f"{name} has {kind} tensors: {', '.join(sorted(names)[:4])}",
                 hint="run `dcsurgery verify` on it; the installed transformers may be too old",
             )
     return model.eval()
@@ -168,12 +215,17 @@ def install(model: nn.Module, plan: SurgeryPlan, folder: Path) -> None:
         for name in list(tensors)
         if name.startswith(CONNECTOR_PREFIX)
     }
-    attach(model, plan.anatomy, plan.layout, architecture.arrange, own)
-    if plan.layout.changes_tokens and architecture.resize is not None:
-        architecture.resize(model, plan.layout)
+    _attach(model, plan, own)
     parameters = dict(model.named_parameters())
     for name, value in tensors.items():
         _set(parameters, architecture.parameter_name(name), value)
+
+
+def _attach(model: nn.Module, plan: SurgeryPlan, own: dict[str, torch.Tensor]) -> None:
+    architecture = named(plan.architecture)
+    attach(model, plan.anatomy, plan.layout, architecture.arrange, own)
+    if plan.layout.changes_tokens and architecture.resize is not None:
+        architecture.resize(model, plan.layout)
 
 
 def read_delta(plan: SurgeryPlan, folder: Path) -> dict[str, torch.Tensor]:

@@ -12,12 +12,13 @@ from typing import Any
 
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import Architecture, Form, find_architecture
+from dcsurgery.checkpoint.adopted import Adopted, InstalledConnector
 from dcsurgery.checkpoint.contents import Checkpoint, WeightFile
 from dcsurgery.checkpoint.headers import TensorEntry
-from dcsurgery.connectors import connector_shapes, make_layout
+from dcsurgery.connectors import connector_shapes, make_layout, sti
 from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.errors import PlanError
-from dcsurgery.features import FeatureLayout, stock_layers
+from dcsurgery.features import FeatureBlock, FeatureLayout, stock_layers
 from dcsurgery.processors import plan_processor
 from dcsurgery.records import (
     CONNECTOR_PREFIX,
@@ -27,6 +28,7 @@ from dcsurgery.records import (
     FileRecord,
     SurgeryPlan,
     TensorRecord,
+    TowerPlace,
 )
 
 
@@ -40,6 +42,7 @@ def describe_base(checkpoint: Checkpoint) -> BaseRecord:
     """Return the record by which a plan recognises its base."""
     ref = checkpoint.ref
     local = None if ref.repo_id or ref.folder is None else str(ref.folder.resolve())
+    adoption = checkpoint.adoption if isinstance(checkpoint, Adopted) else None
     return BaseRecord(
         id=ref.repo_id or ref.name,
         folder=local,
@@ -49,6 +52,11 @@ def describe_base(checkpoint: Checkpoint) -> BaseRecord:
         files={
             item.name: FileRecord(size=item.size, header_sha256=header_digest(item))
             for item in checkpoint.weights
+        },
+        original=adoption.format if adoption else None,
+        towers={
+            name: TowerPlace(place=item.place, commit=item.commit)
+            for name, item in (adoption.towers if adoption else {}).items()
         },
     )
 
@@ -60,7 +68,8 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
     """
     architecture = find_architecture(checkpoint.config)
     anatomy = architecture.dissect(checkpoint.config, checkpoint.tensors)
-    layout = make_layout(anatomy, spec)
+    installed = checkpoint.connector if isinstance(checkpoint, Adopted) else None
+    layout = _installed_layout(installed, spec) if installed else make_layout(anatomy, spec)
     form = _choose_form(architecture, anatomy, layout, spec)
     layers = stock_layers(layout, anatomy.feature_layers) if form == "stock" else None
     redrawn = _redrawn(checkpoint, anatomy) if spec.init == "paper" else []
@@ -81,7 +90,7 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
         pool=layout.pool,
         feature_layers=list(anatomy.feature_layers),
         form=form,
-        init=spec.init,
+        init="published" if installed else spec.init,
         seed=spec.seed,
         stock_layers=list(layers) if layers else None,
         config_changes=_config_changes(architecture, checkpoint.config, layers),
@@ -93,8 +102,31 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
         extra_flops_per_image=flops,
         image_tokens=layout.count_tokens(anatomy.image_tokens),
         loader=architecture.stock_loader if form == "stock" else DELTA_LOADER,
-        notes=[*_notes(anatomy, layout, spec), *notes],
+        notes=[*_adoption_notes(checkpoint), *_notes(anatomy, layout, spec), *notes],
     )
+
+
+def _installed_layout(installed: InstalledConnector, spec: ConnectorSpec) -> FeatureLayout:
+    """Return the layout a checkpoint was trained with. Raises PlanError for a wish for another."""
+    plain = ConnectorSpec(kind=spec.kind, seed=spec.seed, form=spec.form)
+    if spec != plain or spec.kind not in (installed.kind, ConnectorSpec().kind):
+        raise PlanError(
+            f"this checkpoint was trained with a {installed.kind} connector: the surgery is done",
+            hint="leave the connector's options out; its own connector is written",
+        )
+    blocks = tuple(FeatureBlock(layers) for layers in installed.blocks)
+    if installed.kind == "sti":
+        return FeatureLayout("sti", blocks, "token", stride=sti.STRIDE)
+    return FeatureLayout(installed.kind, blocks)
+
+
+def _adoption_notes(checkpoint: Checkpoint) -> list[str]:
+    if not isinstance(checkpoint, Adopted) or checkpoint.adoption is None:
+        return []
+    notes = list(checkpoint.adoption.notes)
+    if checkpoint.connector is not None:
+        notes.append(f"the {checkpoint.connector.kind} connector and its values are its own")
+    return notes
 
 
 def _connector(anatomy: Anatomy, layout: FeatureLayout) -> list[TensorRecord]:

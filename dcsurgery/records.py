@@ -23,6 +23,9 @@ PLAN_FILE = f"{DELTA_FOLDER}/plan.json"
 DELTA_FILE = f"{DELTA_FOLDER}/model.safetensors"
 CONNECTOR_PREFIX = "dense_connector."
 CONNECTOR_TENSOR = f"{CONNECTOR_PREFIX}weight"
+ADAPTER_FOLDER = f"{DELTA_FOLDER}/lora"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 DELTA_LOADER = "dcsurgery.load_model"
 
 
@@ -37,8 +40,19 @@ class FileRecord(_Record):
     header_sha256: str
 
 
+class TowerPlace(_Record):
+    """Where a tower was found: a Hub id at `commit`, or a folder; empty when it was inside."""
+
+    place: str
+    commit: str | None = None
+
+
 class BaseRecord(_Record):
-    """Where the base is (`folder` for a local one) and how to recognise it."""
+    """Where the base is (`folder` for a local one) and how to recognise it.
+
+    A base in an original format is presented as the Hugging Face one: config and files are those
+    presented, `original` says its own format, `towers` where each tower it names was found.
+    """
 
     id: str
     folder: str | None
@@ -46,6 +60,8 @@ class BaseRecord(_Record):
     commit: str | None
     config_sha256: str
     files: dict[str, FileRecord]
+    original: str | None = None
+    towers: dict[str, TowerPlace] = {}
 
 
 class TensorRecord(_Record):
@@ -58,6 +74,19 @@ class TensorRecord(_Record):
     sha256: str | None = None
     base_shape: list[int] | None = None
     base_sha256: str | None = None
+
+
+class AdapterRecord(_Record):
+    """A LoRA adapter of the language model in peft's own files, in dense_connector/lora/.
+
+    `files` are their SHA-256; `targets` says which tensor of the base each adapted module's matrix
+    is (modules of which no whole tensor is stored are missing). `merged` means that the stock form
+    has it in its weights; else it is loaded beside them.
+    """
+
+    files: dict[str, str]
+    targets: dict[str, str]
+    merged: bool = False
 
 
 class TrainingRecord(_Record):
@@ -119,6 +148,7 @@ class SurgeryPlan(_Record):
     loader: str
     notes: list[str]
     training: list[TrainingRecord] = []
+    adapter: AdapterRecord | None = None
 
     @property
     def layout(self) -> FeatureLayout:

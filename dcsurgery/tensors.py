@@ -1,30 +1,35 @@
-"""The tensors a plan writes: the connector's own, drawn or constant, and folded first matrices."""
+"""The tensors a plan writes: the connector's own, drawn, constant or stored, and folded ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from dcsurgery.architectures import named
+from dcsurgery.checkpoint.adopted import Adopted
 from dcsurgery.checkpoint.contents import Checkpoint
+from dcsurgery.checkpoint.digests import tensor_bytes
+from dcsurgery.checkpoint.headers import Header, read_header
 from dcsurgery.checkpoint.rewrite import NewTensor
-from dcsurgery.errors import PlanError
+from dcsurgery.errors import MalformedCheckpointError, PlanError
 from dcsurgery.folding import (
     ITEM_BYTES,
     Rows,
     constant_rows,
     encoded,
     fold_rows,
-    rounded,
+    learned_shares,
     row_range,
     stored_rows,
     uniform_rows,
 )
-from dcsurgery.records import CONNECTOR_PREFIX, CONNECTOR_TENSOR, SurgeryPlan, TensorRecord
-
-
-def delta_rows(plan: SurgeryPlan) -> dict[str, Rows]:
-    """Return the rows of every tensor of a plan's delta, by name, as its file holds them."""
-    return {record.name: rounded(_draw(plan, record), record.dtype) for record in plan.delta}
+from dcsurgery.records import (
+    CONNECTOR_PREFIX,
+    CONNECTOR_TENSOR,
+    PLAN_FILE,
+    SurgeryPlan,
+    TensorRecord,
+)
 
 
 def _draw(plan: SurgeryPlan, record: TensorRecord) -> Rows:
@@ -57,29 +62,98 @@ def _fan_in(plan: SurgeryPlan, record: TensorRecord) -> int:
 
 
 def delta_tensors(plan: SurgeryPlan) -> dict[str, NewTensor]:
-    rows = delta_rows(plan)
-    return {record.name: _new_tensor(record, rows[record.name]) for record in plan.delta}
+    """Return the tensors of a delta that nobody has trained yet, by name."""
+    return {record.name: _new_tensor(record, _draw(plan, record)) for record in plan.delta}
+
+
+def planned_delta(checkpoint: Checkpoint, plan: SurgeryPlan) -> dict[str, NewTensor]:
+    """Return the tensors of a new plan's delta: drawn, or those the checkpoint has already.
+
+    Raises PlanError for a checkpoint that has none.
+    """
+    if plan.init != "published":
+        return delta_tensors(plan)
+    connector = checkpoint.connector if isinstance(checkpoint, Adopted) else None
+    given = (
+        {} if connector is None or connector.rows is None else {CONNECTOR_TENSOR: connector.rows}
+    )
+    if given.keys() != {record.name for record in plan.delta}:
+        raise PlanError(
+            f"{checkpoint.ref.name} has no connector such as the plan names",
+            hint="the plan was made for another checkpoint: convert again",
+        )
+    return {
+        record.name: NewTensor(record.name, record.dtype, tuple(record.shape), given[record.name])
+        for record in plan.delta
+    }
+
+
+def stored_delta(folder: Path, plan: SurgeryPlan) -> dict[str, NewTensor]:
+    """Return the tensors of a written plan's delta, streamed from the files that hold them.
+
+    Raises CheckpointError when a file is broken or does not hold what the plan says.
+    """
+    headers: dict[str, Header] = {}
+    for record in plan.delta:
+        header = headers.setdefault(record.file, read_header(folder / record.file))
+        entry = header.tensors.get(record.name)
+        if entry is None or (entry.dtype, list(entry.shape)) != (record.dtype, record.shape):
+            raise MalformedCheckpointError(
+                f"{record.file} does not hold {record.name} as {PLAN_FILE} describes it",
+                hint="run `dcsurgery verify` on the folder; it may have to be made again",
+            )
+    return {
+        record.name: NewTensor(
+            record.name,
+            record.dtype,
+            tuple(record.shape),
+            _reader(folder / record.file, headers[record.file], record.name),
+        )
+        for record in plan.delta
+    }
+
+
+def _reader(path: Path, header: Header, name: str) -> Callable[[], Iterable[bytes]]:
+    return lambda: tensor_bytes(path, header, name)
 
 
 def _new_tensor(record: TensorRecord, rows: Rows) -> NewTensor:
     return NewTensor(record.name, record.dtype, tuple(record.shape), encoded(rows, record.dtype))
 
 
-def stock_tensors(checkpoint: Checkpoint, plan: SurgeryPlan) -> dict[str, NewTensor]:
-    """Return the tensors that replace base tensors in the stock form."""
-    rows = delta_rows(plan)
+def tensor_rows(tensor: NewTensor) -> Rows:
+    """Return the rows of a tensor to write, as its file will give them back; 1-D: one per value."""
+    shape = (*tensor.shape, 1)[:2]
+    return stored_rows(lambda: b"".join(tensor.chunks()), tensor.dtype, shape)
+
+
+def stock_tensors(
+    checkpoint: Checkpoint, plan: SurgeryPlan, delta: Mapping[str, NewTensor]
+) -> dict[str, NewTensor]:
+    """Return the tensors that replace base tensors in the stock form of a plan and its delta."""
 
     def base_rows(name: str) -> Rows:
+        if name in delta:
+            return tensor_rows(delta[name])
         entry = checkpoint.tensors[name]
-        return rows.get(name) or stored_rows(
-            lambda: checkpoint.read_tensor(name), entry.dtype, entry.shape
-        )
+        return stored_rows(lambda: checkpoint.read_tensor(name), entry.dtype, entry.shape)
 
-    folded = fold_sites(plan, base_rows, rows[CONNECTOR_TENSOR])
+    matrix = tensor_rows(delta[CONNECTOR_TENSOR])
+    folded = fold_sites(plan, base_rows, matrix, _shares(plan, delta))
     return {
-        record.name: _new_tensor(record, folded.get(record.name) or rows[record.name])
+        record.name: _new_tensor(record, folded[record.name])
+        if record.name in folded
+        else delta[record.name]
         for record in plan.changed
     }
+
+
+def _shares(plan: SurgeryPlan, delta: Mapping[str, NewTensor]) -> list[list[float]] | None:
+    """Return the learned weights of the states in their blocks; None where they are equal."""
+    if not plan.mixed:
+        return None
+    mix = tensor_rows(delta[f"{CONNECTOR_PREFIX}mix"])
+    return learned_shares(plan.layout, [float(v) for rows in mix() for v in rows.ravel()])
 
 
 def fold_sites(

@@ -18,13 +18,14 @@ PACKAGE = Path(dcsurgery.__file__).parent
 # From the bottom up: a module may import its own layer and those before it.
 LAYERS = (
     ("errors",),
-    ("anatomy", "features", "tiny", "modeling"),
+    ("anatomy", "features", "folding", "tiny", "modeling"),
     ("checkpoint",),
     ("architectures",),
     ("connectors",),
+    ("adoption",),
     ("processors", "records"),
     ("plan",),
-    ("convert", "folding", "inspection", "loading", "support", "tensors"),
+    ("adopted_models", "convert", "inspection", "loading", "parameter_names", "support", "tensors"),
     ("verification", "training", "evaluation", "publishing"),
     ("recipes", "demo"),
     ("cli",),

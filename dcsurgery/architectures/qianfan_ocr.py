@@ -31,4 +31,9 @@ ARCHITECTURE = Architecture(
     checkpoints=("baidu/Qianfan-OCR",),
     towers="InternViT",
     arrange=_internvl.arrange,
+    parameter_names=(
+        ("mlp1.0.", "multi_modal_projector.layer_norm."),
+        (MATRIX.removesuffix("weight"), "multi_modal_projector.linear_1."),
+        ("mlp1.3.", "multi_modal_projector.linear_2."),
+    ),
 )

@@ -177,8 +177,8 @@ def render_object(value: Mapping[str, Any], name: str) -> str:
         ) from None
 
 
-def require_checkpoint(ref: ModelRef, files: list[str], read: Callable[[str], str]) -> None:
-    """Refuse folders that are no safetensors checkpoint, saying what they are."""
+def require_config(ref: ModelRef, files: list[str], read: Callable[[str], str]) -> None:
+    """Refuse folders without a config.json, saying what they are."""
     if DELTA_PLAN in files and "config.json" not in files:
         raise RequestError(
             f"{ref.name} is a delta written by dcsurgery, made for {_base_of(read)}, not a model",
@@ -188,6 +188,10 @@ def require_checkpoint(ref: ModelRef, files: list[str], read: Callable[[str], st
         raise CheckpointNotFoundError(
             f"{ref.name} has no config.json", hint="name the folder that transformers would load"
         )
+
+
+def require_weights(ref: ModelRef, files: list[str]) -> None:
+    """Refuse folders that hold no safetensors weights, or two sets of them."""
     single, index = "model.safetensors" in files, "model.safetensors.index.json" in files
     if single and index:
         raise MalformedCheckpointError(
@@ -218,7 +222,9 @@ def _base_of(read: Callable[[str], str]) -> str:
     return repr(name[:200]) if isinstance(name, str) else "another model"
 
 
-def read_weight_map(index: Mapping[str, Any], name: str) -> dict[str, str]:
+def read_weight_map(
+    index: Mapping[str, Any], name: str, suffix: str = ".safetensors"
+) -> dict[str, str]:
     """Return the index's tensor -> file mapping, every file name checked."""
     mapping = index.get("weight_map")
     if not isinstance(mapping, dict) or not mapping or not isinstance(index.get("metadata"), dict):
@@ -226,11 +232,11 @@ def read_weight_map(index: Mapping[str, Any], name: str) -> dict[str, str]:
             f"{name} lacks its weight_map or its metadata object", hint="fetch the file again"
         )
     for value in mapping.values():
-        _check_file_name(value, name)
+        _check_file_name(value, name, suffix)
     return mapping
 
 
-def _check_file_name(value: Any, index: str) -> None:
+def _check_file_name(value: Any, index: str, suffix: str) -> None:
     bad = (
         not isinstance(value, str)
         or "\\" in value
@@ -244,9 +250,9 @@ def _check_file_name(value: Any, index: str) -> None:
             f"{index} names {value!r}, which is not a file inside the folder",
             hint="do not load this checkpoint with other tools either: they would follow the path",
         )
-    if not value.endswith(".safetensors"):
+    if not value.endswith(suffix):
         raise UnsafeFormatError(
-            f"{index} names {value!r}, which is not a safetensors file",
+            f"{index} names {value!r}, which is not a {suffix.removeprefix('.')} file",
             hint="re-save the model as safetensors",
         )
 

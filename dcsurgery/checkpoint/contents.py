@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from dcsurgery.checkpoint.headers import (
     read_header,
 )
 from dcsurgery.checkpoint.hub import HubUnreachableError, list_repository, read_range
+from dcsurgery.checkpoint.layout import CONFIG, INDEX, PICKLE_INDEX, Layout, find_layout
+from dcsurgery.checkpoint.pickles import open_reader, read_pickle
 from dcsurgery.checkpoint.reference import ModelRef, fetch, parse_reference
 from dcsurgery.errors import AnatomyError, CheckpointNotFoundError, MalformedCheckpointError
 
-CONFIG = "config.json"
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+__all__ = ["CONFIG", "INDEX", "Checkpoint", "Stamp", "WeightFile", "open_checkpoint"]
+
 CONNECTIONS = 8
+BLOCK = 8 * 1024 * 1024
 
 # Inode, bytes, modification time in ns.
 Stamp = tuple[int, int, int]
@@ -58,6 +60,7 @@ class Checkpoint:
     left_out: tuple[str, ...]
     remote_sizes: Mapping[str, int] = field(default_factory=dict)
     stamps: Mapping[str, Stamp] = field(default_factory=dict, compare=False)
+    index_name: str = INDEX
 
     @cached_property
     def tensors(self) -> dict[str, TensorEntry]:
@@ -92,23 +95,57 @@ class Checkpoint:
             )
         return self.ref.folder / name
 
+    @property
+    def is_local(self) -> bool:
+        """True when every byte is on this machine."""
+        return self.ref.folder is not None
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders whose files are read."""
+        return () if self.ref.folder is None else (self.ref.folder,)
+
+    def whole_file(self, name: str) -> Path | None:
+        """Return the local weight file of that name; None where no file holds just these bytes."""
+        return self.path(name)
+
+    def span(self, tensor: str) -> tuple[Path, int, int] | None:
+        """Return local file, start and length of a tensor's bytes; None where no file has them."""
+        file, entry = self.file_of(tensor), self.tensors[tensor]
+        return self.path(file.name), file.header.data_start + entry.begin, entry.nbytes
+
+    def is_made(self, name: str) -> bool:
+        """Return whether a side file has no file of its own on disk."""
+        return False
+
+    def side_size(self, name: str) -> int:
+        """Bytes of a side file, where they are known without asking the Hub; else 0."""
+        return self.stamps[name][1] if name in self.stamps else 0
+
     def read_tensor(self, name: str) -> bytes:
         """Return a tensor's bytes, from the file or by a range request."""
+        return b"".join(self.tensor_chunks(name))
+
+    def tensor_chunks(self, name: str) -> Iterator[bytes]:
+        """Yield a tensor's bytes in order, of a local file in blocks, so that memory stays flat."""
         file, entry = self.file_of(name), self.tensors[name]
         start = file.header.data_start + entry.begin
         if self.ref.folder is None:
-            return read_range(
-                str(self.ref.repo_id), str(self.ref.commit), file.name, start, entry.nbytes
-            )
+            repo_id, commit = str(self.ref.repo_id), str(self.ref.commit)
+            yield read_range(repo_id, commit, file.name, start, entry.nbytes)
+            return
+        left = entry.nbytes
         try:
             with self.path(file.name).open("rb") as opened:
                 opened.seek(start)
-                raw = opened.read(entry.nbytes)
+                while left:
+                    raw = opened.read(min(BLOCK, left))
+                    if not raw:
+                        raise checks.changed(file.name)
+                    left -= len(raw)
+                    yield raw
         except OSError:
             raise checks.changed(file.name) from None
-        if len(raw) != entry.nbytes:
-            raise checks.changed(file.name)
-        return raw
 
     def read_file(self, name: str) -> bytes:
         """Return a side file's bytes, from the folder or by a range request."""
@@ -124,7 +161,7 @@ class Checkpoint:
         """Return the stamp of every local file that is copied, as it is now."""
         names = [CONFIG, *(file.name for file in self.weights), *self.side_files]
         if self.index is not None:
-            names.append(INDEX)
+            names.append(self.index_name)
         return {name: _stamp(self.path(name), name) for name in names}
 
     def require_unchanged(self) -> None:
@@ -144,30 +181,42 @@ def _stamp(path: Path, name: str) -> Stamp:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
+def never(_: dict[str, Any]) -> bool:
+    """Return False: no pickled weights are accepted."""
+    return False
+
+
 def open_checkpoint(
-    model: str | Path, revision: str | None = None, *, weights: bool = False
+    model: str | Path,
+    revision: str | None = None,
+    *,
+    weights: bool = False,
+    pickles: Callable[[dict[str, Any]], bool] = never,
 ) -> Checkpoint:
     """Open a folder or a Hub model and check all its headers.
 
     A Hub model is read by range requests (config, index and header bytes only); `weights` then
     fetches it into huggingface_hub's cache. Where the Hub cannot be reached, a cached snapshot is
-    opened instead. Raises CheckpointError of the fitting kind.
+    opened instead. `pickles(config)` says whether weights in torch's zip files are accepted where
+    there are no others; nothing in them is run. Raises CheckpointError of the fitting kind.
     """
     ref = parse_reference(model, revision)
     if ref.folder is None:
         try:
-            remote = _open_remote(ref)
+            remote = _open_remote(ref, pickles)
         except HubUnreachableError:
-            ref = fetch(ref, cached_only=not weights)
+            ref = fetch(ref, cached_only=not weights, pickles=pickles is not never)
         else:
             if not weights:
                 return remote
             # Not by commit: huggingface_hub would not note the branch, and not find it offline.
-            ref = fetch(ref)
-    return _open_folder(ref, Path(ref.folder or ""))
+            ref = fetch(ref, pickles=remote.index_name == PICKLE_INDEX)
+    return _open_folder(ref, Path(ref.folder or ""), pickles)
 
 
-def _open_folder(ref: ModelRef, folder: Path) -> Checkpoint:
+def _open_folder(
+    ref: ModelRef, folder: Path, pickles: Callable[[dict[str, Any]], bool]
+) -> Checkpoint:
     files = checks.list_files(folder)
     stamps = {name: _stamp(folder / name, name) for name in files}
     if ref.in_cache and ref.commit is None:
@@ -176,14 +225,19 @@ def _open_folder(ref: ModelRef, folder: Path) -> Checkpoint:
     def read_json(name: str) -> str:
         return checks.read_text(folder / name)
 
-    def open_weights(name: str) -> WeightFile:
-        header = read_header(checks.safe_path(folder, name))
-        return WeightFile(name, header.file_size, header)
+    def open_weights(name: str, pickled: bool) -> WeightFile:
+        path = checks.safe_path(folder, name)
+        if not pickled:
+            header = read_header(path)
+            return WeightFile(name, header.file_size, header)
+        size = path.stat().st_size
+        with open_reader(path) as read:
+            return WeightFile(name, size, read_pickle(read, size, name))
 
-    return replace(_assemble(ref, files, read_json, open_weights), stamps=stamps)
+    return replace(_assemble(ref, files, read_json, open_weights, pickles), stamps=stamps)
 
 
-def _open_remote(ref: ModelRef) -> Checkpoint:
+def _open_remote(ref: ModelRef, pickles: Callable[[dict[str, Any]], bool]) -> Checkpoint:
     repo_id = str(ref.repo_id)
     listing = list_repository(repo_id, ref.revision)
     ref = replace(ref, commit=listing.commit)
@@ -192,13 +246,16 @@ def _open_remote(ref: ModelRef) -> Checkpoint:
         size = checks.bounded(listing.sizes[name], name)
         return checks.decode(read_range(repo_id, listing.commit, name, 0, size), name)
 
-    def open_weights(name: str) -> WeightFile:
+    def open_weights(name: str, pickled: bool) -> WeightFile:
         size = listing.sizes[name]
-        blob = read_range(repo_id, listing.commit, name, 0, min(size, 8))
-        blob += read_range(repo_id, listing.commit, name, 8, header_length(blob, size, name))
+        read = partial(read_range, repo_id, listing.commit, name)
+        if pickled:
+            return WeightFile(name, size, read_pickle(read, size, name))
+        blob = read(0, min(size, 8))
+        blob += read(8, header_length(blob, size, name))
         return WeightFile(name, size, parse_header(blob, size, name))
 
-    found = _assemble(ref, sorted(listing.sizes), read_json, open_weights)
+    found = _assemble(ref, sorted(listing.sizes), read_json, open_weights, pickles)
     return replace(found, remote_sizes=listing.sizes)
 
 
@@ -206,23 +263,32 @@ def _assemble(
     ref: ModelRef,
     files: list[str],
     read_json: Callable[[str], str],
-    open_weights: Callable[[str], WeightFile],
+    open_weights: Callable[[str, bool], WeightFile],
+    pickles: Callable[[dict[str, Any]], bool],
 ) -> Checkpoint:
-    checks.require_checkpoint(ref, files, read_json)
+    checks.require_config(ref, files, read_json)
     config_text = read_json(CONFIG)
     config = checks.parse_object(config_text, CONFIG)
-    index = checks.parse_object(read_json(INDEX), INDEX) if INDEX in files else None
-    mapping = checks.read_weight_map(index, INDEX) if index is not None else None
-    names = sorted(set(mapping.values())) if mapping is not None else [SINGLE]
-    for name in names:
-        if name not in files:
-            raise CheckpointNotFoundError(
-                f"{ref.name} lacks {name}" + (f", which {INDEX} names" if mapping else ""),
-                hint="the download may be incomplete: fetch the model again",
-            )
+    layout = find_layout(ref, files, read_json, pickles=pickles(config))
     # In parallel for the Hub, where each shard waits for two answers.
     with ThreadPoolExecutor(CONNECTIONS) as pool:
-        opened = tuple(pool.map(open_weights, names))
+        opened = tuple(pool.map(lambda name: open_weights(name, layout.pickled), layout.names))
+    _check_homes(opened, layout)
+    known = {CONFIG, layout.index_name, *layout.names}
+    others = [name for name in files if name not in known]
+    return Checkpoint(
+        ref=ref,
+        config=config,
+        config_text=config_text,
+        weights=opened,
+        index=layout.index,
+        side_files=tuple(name for name in others if not checks.is_foreign_weight(name)),
+        left_out=tuple(name for name in others if checks.is_foreign_weight(name)),
+        index_name=layout.index_name,
+    )
+
+
+def _check_homes(opened: Sequence[WeightFile], layout: Layout) -> None:
     homes: dict[str, str] = {}
     for file in opened:
         for tensor in file.header.tensors:
@@ -232,16 +298,5 @@ def _assemble(
                     hint="loaders would pick one silently; remove the stale copy and its file",
                 )
             homes[tensor] = file.name
-    if mapping is not None:
-        checks.compare_index(mapping, homes, INDEX)
-    known = {CONFIG, INDEX, *names}
-    others = [name for name in files if name not in known]
-    return Checkpoint(
-        ref=ref,
-        config=config,
-        config_text=config_text,
-        weights=opened,
-        index=index,
-        side_files=tuple(name for name in others if not checks.is_foreign_weight(name)),
-        left_out=tuple(name for name in others if checks.is_foreign_weight(name)),
-    )
+    if layout.index is not None:
+        checks.compare_index(layout.mapping, homes, layout.index_name)

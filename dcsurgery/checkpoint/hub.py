@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from dcsurgery.errors import CheckpointError, CheckpointNotFoundError, DcSurgeryError
 
@@ -137,3 +138,14 @@ def read_range(repo_id: str, commit: str, name: str, start: int, length: int) ->
             hint="try again; a proxy in between may not support range requests",
         )
     return bytes(body[:length])
+
+
+def fetch_file(repo_id: str, revision: str | None, name: str) -> Path:
+    """Download one small file of a model into huggingface_hub's cache and return its path there.
+
+    Raises CheckpointNotFoundError or CheckpointError.
+    """
+    with hub_errors(repo_id, revision):
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(repo_id, name, revision=revision))

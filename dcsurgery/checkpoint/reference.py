@@ -89,24 +89,26 @@ def _looks_like_repo(name: str) -> bool:
     return not forbidden and _REPO_ID.fullmatch(name) is not None
 
 
-def fetch(ref: ModelRef, *, cached_only: bool = False) -> ModelRef:
+def fetch(ref: ModelRef, *, cached_only: bool = False, pickles: bool = False) -> ModelRef:
     """Download a Hub model into huggingface_hub's cache and return the reference to its snapshot.
 
     A folder is returned unchanged. `cached_only` asks nobody and accepts a snapshot that lacks
-    files (what is missing shows when it is opened). Raises CheckpointNotFoundError or
-    CheckpointError.
+    files (what is missing shows when it is opened). `pickles` brings weights that are .bin files.
+    Raises CheckpointNotFoundError or CheckpointError.
     """
     if ref.folder is not None or ref.repo_id is None:
         return ref
     with hub_errors(ref.repo_id, ref.revision):
         from huggingface_hub import snapshot_download
 
+        left = [pattern for pattern in LEFT_ON_HUB if not (pickles and pattern == "*.bin")]
+        wanted = ["config.json", "model*.safetensors*", *(["pytorch_model*"] if pickles else [])]
         # Everything is expected of a download, but only config and weights of a cached copy.
         path = snapshot_download(
             ref.repo_id,
             revision=ref.commit or ref.revision,
-            ignore_patterns=None if cached_only else list(LEFT_ON_HUB),
-            allow_patterns=["config.json", "model*.safetensors*"] if cached_only else None,
+            ignore_patterns=None if cached_only else left,
+            allow_patterns=wanted if cached_only else None,
             local_files_only=cached_only,
         )
     folder = Path(path)

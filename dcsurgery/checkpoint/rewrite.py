@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,77 @@ def rewrite_shard(
     return Transfer(target.name, "rewrite", written)
 
 
+def compose_file(
+    checkpoint: Checkpoint, header: Header, target: Path, replacements: Mapping[str, NewTensor]
+) -> Transfer:
+    """Write a weight file whose tensors lie in several files, or in one under other names.
+
+    Bytes are moved from where the checkpoint says they are, neighbours together; what is made or
+    replaced is streamed. Raises CheckpointError.
+    """
+    new = _arranged(header, replacements)
+    pieces = list(_pieces(checkpoint, new, replacements))
+    first = next((piece.start for piece in pieces if piece.source is not None), None)
+    aligned = first is not None and first % 8 == 0
+    head = render_header(new, header.metadata, first % PAGE if first and aligned else None)
+    opened: dict[Path, int] = {}
+    try:
+        writing = copying.create(target)
+        try:
+            written = copying.write_all(writing, head)
+            for piece in pieces:
+                if piece.source is None:
+                    os.lseek(writing, len(head) + piece.to, os.SEEK_SET)
+                    written += sum(copying.write_all(writing, chunk) for chunk in piece.chunks())
+                    continue
+                if piece.source not in opened:
+                    opened[piece.source] = copying.open_source(piece.source.resolve())
+                reading, at = opened[piece.source], len(head) + piece.to
+                written += copying.move_range(reading, writing, piece.start, piece.length, at)
+        finally:
+            os.close(writing)
+    except OSError as error:
+        copying.raise_write_error(error, target)
+    finally:
+        for descriptor in opened.values():
+            os.close(descriptor)
+    return Transfer(target.name, "rewrite", written)
+
+
+@dataclass
+class _Piece:
+    """Bytes of a composed file: a range of `source`, or what `chunks` yields."""
+
+    to: int
+    source: Path | None = None
+    start: int = 0
+    length: int = 0
+    chunks: Callable[[], Iterable[bytes]] = tuple
+
+
+def _pieces(
+    checkpoint: Checkpoint, entries: Sequence[TensorEntry], replacements: Mapping[str, NewTensor]
+) -> Iterator[_Piece]:
+    held: _Piece | None = None
+    for entry in entries:
+        tensor = replacements.get(entry.name)
+        span = None if tensor is not None else checkpoint.span(entry.name)
+        if held is not None and span is not None and span[0] == held.source:
+            if span[1] == held.start + held.length and entry.begin == held.to + held.length:
+                held.length += span[2]
+                continue
+        if held is not None:
+            yield held
+        if tensor is not None:
+            held = _Piece(entry.begin, chunks=tensor.stream)
+        elif span is None:
+            held = _Piece(entry.begin, chunks=partial(checkpoint.tensor_chunks, entry.name))
+        else:
+            held = _Piece(entry.begin, *span)
+    if held is not None:
+        yield held
+
+
 def _arranged(header: Header, replacements: Mapping[str, NewTensor]) -> list[TensorEntry]:
     """Return the new entries in the old order, or wider dtypes first where one lost alignment."""
     wanted = [
@@ -173,8 +245,7 @@ def estimate_bytes(
         for file in checkpoint.weights
         if not linked or not tensors.keys().isdisjoint(file.header.tensors)
     ]
-    local = checkpoint.ref.folder is not None
-    side = [checkpoint.stamps[name][1] for name in checkpoint.side_files] if local else []
+    side = [checkpoint.side_size(name) for name in checkpoint.side_files]
     added = sum(item.nbytes + PAGE for item in tensors.values())
     return sum(copied) + sum(side) + added + 2 * len(checkpoint.config_text)
 
@@ -199,15 +270,15 @@ def write_checkpoint(
     for file in checkpoint.weights:
         target = _place(folder, file.name)
         own = {name: new for name, new in replacements.items() if name in file.header.tensors}
-        source = checkpoint.path(file.name)
-        if own:
+        source = checkpoint.whole_file(file.name)
+        if source is None:
+            moved = compose_file(checkpoint, file.header, target, own)
+        elif own:
             moved = rewrite_shard(source, file.header, target, own)
         else:
             moved = copying.transfer_file(source, target, link=link)
         done.append(Transfer(file.name, moved.mode, moved.written))
-    for name in checkpoint.side_files:
-        moved = copying.transfer_file(checkpoint.path(name), _place(folder, name))
-        done.append(Transfer(name, moved.mode, moved.written))
+    done += copy_side_files(checkpoint, checkpoint.side_files, folder)
     if checkpoint.index is not None:
         text = updated_index(checkpoint, replacements).encode()
         done.append(Transfer(INDEX, "write", copying.write_file(folder / INDEX, [text])))
@@ -215,6 +286,20 @@ def write_checkpoint(
     text = config_text.encode()
     done.append(Transfer(CONFIG, "write", copying.write_file(folder / CONFIG, [text])))
     return tuple(done)
+
+
+def copy_side_files(
+    checkpoint: Checkpoint, names: Iterable[str], folder: Path
+) -> Iterator[Transfer]:
+    """Bring side files to a folder, one by one."""
+    for name in names:
+        target = _place(folder, name)
+        if checkpoint.is_made(name):
+            written = copying.write_file(target, [checkpoint.read_file(name)])
+            yield Transfer(name, "write", written)
+        else:
+            moved = copying.transfer_file(checkpoint.path(name), target)
+            yield Transfer(name, moved.mode, moved.written)
 
 
 def _place(folder: Path, name: str) -> Path:

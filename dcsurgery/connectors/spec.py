@@ -8,7 +8,8 @@ from typing import Literal
 from dcsurgery.architectures import Form
 
 Layers = tuple[tuple[int, ...], ...]
-Init = Literal["preserve", "paper"]
+# "published": the values are those of a checkpoint that has its connector already.
+Init = Literal["preserve", "paper", "published"]
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,8 @@ def write_packed(
     """
     write_model(folder, config["architectures"][0], config, **options)
     start, end, image = tokens[:3]
-    write_tokenizer(folder, tokens, CHAT_TEMPLATE.replace("<image>", start + image + end))
+    template = CHAT_TEMPLATE.replace("<image>", start + image + end)
+    write_tokenizer(folder, tokens, template, {"image_token": image})
     write_json(folder / "preprocessor_config.json", dict(preprocessor))
     generation = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     write_json(folder / "generation_config.json", generation)

@@ -47,7 +47,7 @@ def write_aya_vision(folder: Path, config: dict[str, Any], **writing: Any) -> Pa
         "patch_size": vision["patch_size"],
         "processor_class": "AyaVisionProcessor",
     }
-    write_processor(folder, SPECIALS, image_processor, processor)
+    write_processor(folder, SPECIALS, image_processor, processor, shown="<image>")
     return folder
 
 

@@ -36,10 +36,7 @@ def idefics3_config(
 
 
 def write_idefics3(folder: Path, config: dict[str, Any], **writing: Any) -> Path:
-    """Write weights and processor of either family; `writing` as in write_model.
-
-    SmolVLM gets no processor_config.json: transformers' SmolVLMProcessor needs torchvision.
-    """
+    """Write weights and processor of either family; `writing` as in write_model."""
     name = _CLASS[config["model_type"]]
     write_model(folder, f"{name}ForConditionalGeneration", config, **writing)
     vision = config["vision_config"]
@@ -52,9 +49,9 @@ def write_idefics3(folder: Path, config: dict[str, Any], **writing: Any) -> Path
     side = vision["image_size"] // vision["patch_size"]
     processor = {
         "image_seq_len": (side // config["scale_factor"]) ** 2,
-        "processor_class": "Idefics3Processor",
+        "processor_class": f"{name}Processor",
     }
-    write_processor(folder, SPECIALS, image_processor, processor if name == "Idefics3" else None)
+    write_processor(folder, SPECIALS, image_processor, processor)
     return folder
 
 

@@ -37,24 +37,30 @@ def internvl_config(downsample_ratio: float = 0.5, **sizes: int) -> dict[str, An
 
 
 def write_internvl(folder: Path, config: dict[str, Any], **writing: Any) -> Path:
-    """Write weights, tokenizer and image processor; `writing` as in write_model.
-
-    There is no processor_config.json: transformers' InternVLProcessor needs torchvision.
-    """
+    """Write weights, tokenizer and processor; `writing` as in write_model."""
     write_model(folder, CLASS, config, names=HUB_NAMES_PIXTRAL, **writing)
-    write_pictures_processor(folder, config)
+    write_pictures_processor(folder, config, "InternVLProcessor", SPECIALS[0])
     return folder
 
 
-def write_pictures_processor(folder: Path, config: dict[str, Any]) -> None:
-    """Write the tokenizer and the image processor that InternVL and Qianfan-OCR share."""
+def write_pictures_processor(
+    folder: Path, config: dict[str, Any], class_name: str, shown: str
+) -> None:
+    """Write the tokenizer and the processor that InternVL and Qianfan-OCR share.
+
+    `shown` is what their chat templates write for a picture.
+    """
     image_processor = {
         "crop_to_patches": True,
         "image_processor_type": "GotOcr2ImageProcessor",
         "max_patches": 4,
         "size": square(config["vision_config"]["image_size"][0]),
     }
-    write_processor(folder, SPECIALS, image_processor, named=NAMED)
+    processor = {
+        "image_seq_length": config["image_seq_length"],
+        "processor_class": class_name,
+    }
+    write_processor(folder, SPECIALS, image_processor, processor, NAMED, shown)
 
 
 def write_tiny_internvl(

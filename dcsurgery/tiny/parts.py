@@ -83,12 +83,15 @@ def write_processor(
     image_processor: Mapping[str, Any],
     processor: Mapping[str, Any] | None = None,
     named: Mapping[str, str] | None = None,
+    shown: str | None = None,
 ) -> None:
     """Write tokenizer, image processor and, when given, processor files.
 
-    The first special token is what a prompt holds for an image; `named` as in write_tokenizer.
+    `shown` (default: the first special token) is what the chat template writes for an image;
+    `named` as in write_tokenizer.
     """
-    write_tokenizer(folder, specials, CHAT_TEMPLATE.replace("<image>", specials[0]), named)
+    template = CHAT_TEMPLATE.replace("<image>", shown or specials[0])
+    write_tokenizer(folder, specials, template, named)
     write_json(folder / "preprocessor_config.json", dict(image_processor))
     if processor is not None:
         write_json(folder / "processor_config.json", dict(processor))

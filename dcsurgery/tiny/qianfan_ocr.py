@@ -71,5 +71,5 @@ def write_tiny_qianfan_ocr(
     weights = seeded_tensors(stored, seed=seed, scale=0.25)
     write_weights(folder, {n: weights[n].to(getattr(torch, dtype)) for n in stored}, shards)
     write_json(folder / "config.json", {**config, "torch_dtype": dtype})
-    write_pictures_processor(folder, config)
+    write_pictures_processor(folder, config, "QianfanOCRProcessor", "<image>")
     return folder

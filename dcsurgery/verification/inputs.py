@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from dcsurgery.adopted_models import small_files
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import named
 from dcsurgery.checkpoint.contents import Checkpoint
@@ -93,7 +94,8 @@ def _load_processor(base: Checkpoint) -> Any:
     from transformers import AutoImageProcessor
 
     try:
-        return AutoImageProcessor.from_pretrained(base.ref.folder, trust_remote_code=False)
+        with small_files(base) as folder:
+            return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     except (ImportError, ValueError) as error:
         known = any(word in str(error).lower() for word in ("torchvision", "trust_remote_code"))
         if known and find_spec("torchvision") is None:
@@ -117,7 +119,7 @@ def _has_processor(base: Checkpoint) -> bool:
     if "processor_config.json" not in base.side_files:
         return False
     try:
-        processor = json.loads(base.path("processor_config.json").read_bytes())
+        processor = json.loads(base.read_file("processor_config.json"))
     except (OSError, ValueError, RecursionError):
         return True
     return not isinstance(processor, dict) or "image_processor" in processor

@@ -7,36 +7,35 @@ import gc
 import inspect
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dcsurgery.adopted_models import from_checkpoint, load_config
 from dcsurgery.architectures import Architecture
+from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.errors import VerificationError
 from dcsurgery.loading import quiet_transformers
 
 TEXT_TOKENS = 8
 
 
-def load_vision(folder: Path | None) -> Any:
+def load_vision(checkpoint: Checkpoint) -> Any:
     """Load a checkpoint without its language model's blocks and words, in the file's dtype, in eval
     mode.
 
     Raises VerificationError when a tensor that is needed is missing or has another shape.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    config = AutoConfig.from_pretrained(folder)
+    config = load_config(checkpoint)
     text = config.get_text_config()
     text.num_hidden_layers = 0
     for key in ("layer_types", "cross_attention_layers"):
         if getattr(text, key, None):
             setattr(text, key, [])
     with quiet_transformers():
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            folder,
+        model, info = from_checkpoint(
+            checkpoint,
             config=config,
             dtype="auto",
             ignore_mismatched_sizes=True,
@@ -45,7 +44,8 @@ def load_vision(folder: Path | None) -> Any:
     problems = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if problems:
         raise VerificationError(
-            f"transformers finds no fitting tensor for {', '.join(problems[:4])} in {folder}",
+            f"transformers finds no fitting tensor for {', '.join(problems[:4])} in "
+            f"{checkpoint.ref.name}",
             hint="the installed transformers may be too old for this checkpoint",
         )
     _drop_words(model)

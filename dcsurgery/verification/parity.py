@@ -48,7 +48,7 @@ def feature_checks(pair: Pair, pictures: Sequence[Any]) -> list[Check]:
     delta = read_delta(plan, pair.folder)
     zero = _starts_exact(plan, delta)
     with torch.no_grad(), _model_errors(pair):
-        model = load_vision(pair.base.ref.folder)
+        model = load_vision(pair.base)
         checks = [_finite_check(model, architecture, plan, inputs)]
         base = image_features(model, architecture, inputs)
         install(model, plan, pair.folder)
@@ -63,7 +63,7 @@ def feature_checks(pair: Pair, pictures: Sequence[Any]) -> list[Check]:
         del model
         free_memory()
         if pair.stock is not None:
-            stock = load_vision(pair.stock.ref.folder).float()
+            stock = load_vision(pair.stock).float()
             fold = image_features(stock, architecture, inputs)
             limit = 1e-5 if zero else FOLD_LIMITS[plan.anatomy.dtype]
             checks.append(_close_check("features: fold against branch", fold, branch, limit))
@@ -103,7 +103,7 @@ def logit_checks(pair: Pair, pictures: Sequence[Any]) -> list[Check]:
     zero = _starts_exact(plan, read_delta(plan, pair.folder))
     checks = []
     with torch.no_grad(), _model_errors(pair):
-        model = load_stock(pair.base.ref.folder, projector)
+        model = load_stock(pair.base, projector)
         count = len(image_features(model, architecture, inputs))
         base = model_logits(model, architecture, inputs, count)
         install(model, plan, pair.folder)
@@ -116,7 +116,7 @@ def logit_checks(pair: Pair, pictures: Sequence[Any]) -> list[Check]:
         else:
             checks.append(_finite_logits(branch))
         if pair.stock is not None:
-            stock = load_stock(pair.stock.ref.folder, projector)
+            stock = load_stock(pair.stock, projector)
             fold = model_logits(stock, architecture, inputs, count)
             limit = LOGIT_LIMITS[plan.anatomy.dtype]
             checks.append(_close_check("logits: fold against branch", fold, branch, limit))

@@ -9,23 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcsurgery.checkpoint.contents import CONFIG, INDEX, Checkpoint, WeightFile, open_checkpoint
+from dcsurgery.checkpoint.digests import digest, file_bytes, tensor_bytes
 from dcsurgery.checkpoint.headers import Header, read_header
+from dcsurgery.checkpoint.rewrite import NewTensor
 from dcsurgery.convert import edit_config
 from dcsurgery.errors import CheckpointNotFoundError, DcSurgeryError
-from dcsurgery.folding import Rows, encoded, learned_shares, stored_rows
 from dcsurgery.loading import check_base, find_base
 from dcsurgery.records import (
-    CONNECTOR_PREFIX,
-    CONNECTOR_TENSOR,
     DELTA_FILE,
     DELTA_FOLDER,
     PLAN_FILE,
     SurgeryPlan,
     read_plan,
 )
-from dcsurgery.tensors import fold_sites
+from dcsurgery.tensors import stock_tensors, stored_delta
 from dcsurgery.verification.consistency import contradictions
-from dcsurgery.verification.digests import digest, file_bytes, tensor_bytes
 from dcsurgery.verification.report import Check
 
 DELTA_CHECK = "connector is as planned"
@@ -105,10 +103,11 @@ def _hub_check(base: Checkpoint) -> Check:
     """Compare cached Hub files with the SHA-256 the Hub names them by."""
     problems, compared = [], 0
     for file in base.weights:
-        published = base.path(file.name).resolve().name
-        if re.fullmatch(r"[0-9a-f]{64}", published):
+        path = base.whole_file(file.name)
+        published = path.resolve().name if path else ""
+        if path and re.fullmatch(r"[0-9a-f]{64}", published):
             compared += 1
-            if digest(file_bytes(base.path(file.name))) != published:
+            if digest(file_bytes(path)) != published:
                 problems.append(f"{file.name} is not the file the Hub published")
     measured = f"{compared} of {len(base.weights)} weight files carry a digest"
     return _result("base files match the Hub", problems, measured, "equal where known")
@@ -161,7 +160,8 @@ def _same_inode(pair: Pair, stock: Checkpoint, name: str) -> bool:
     """A hard link is the same file: nothing to read."""
     if name not in {file.name for file in stock.weights}:
         return False
-    return os.path.samefile(pair.base.path(name), stock.path(name))
+    own = pair.base.whole_file(name)
+    return own is not None and os.path.samefile(own, stock.path(name))
 
 
 def _compare_metadata(stock: Checkpoint, file: WeightFile) -> list[str]:
@@ -181,7 +181,7 @@ def _compare_tensors(
         if (old.dtype, old.shape) != (new.dtype, new.shape) or other.name != file.name:
             problems.append(f"{name} changed its dtype, shape or file")
             continue
-        first = digest(tensor_bytes(base.path(file.name), file.header, name))
+        first = digest(base.tensor_chunks(name))
         if first != digest(tensor_bytes(stock.path(other.name), other.header, name)):
             problems.append(f"{name} differs from the base")
     return problems
@@ -190,8 +190,7 @@ def _compare_tensors(
 def _fold_check(pair: Pair, stock: Checkpoint) -> Check:
     """Make the changed tensors again, from delta and base, and compare with what is on disk."""
     plan = pair.plan
-    delta = {record.name: record.sha256 for record in plan.delta}
-    folded: dict[str, Rows] | None = None
+    wanted: dict[str, NewTensor] | None = None
     problems = []
     for record in plan.changed:
         found = stock.tensors.get(record.name)
@@ -203,35 +202,12 @@ def _fold_check(pair: Pair, stock: Checkpoint) -> Check:
         if written != record.sha256:
             problems.append(f"{record.name} has other values than planned")
             continue
-        folded = _fold_again(pair) if folded is None else folded
-        rows = folded.get(record.name)
-        again = delta[record.name] if rows is None else digest(encoded(rows, record.dtype)())
-        if written != again:
+        if wanted is None:
+            wanted = stock_tensors(pair.base, plan, stored_delta(pair.folder, plan))
+        if written != digest(wanted[record.name].chunks()):
             problems.append(f"{record.name} is not the fold of its delta")
     shapes = ", ".join(f"{record.base_shape} to {record.shape}" for record in plan.changed)
     return _result("changed tensors are as planned", problems, shapes, "the fold of base + delta")
-
-
-def _fold_again(pair: Pair) -> dict[str, Rows]:
-    path = pair.folder / DELTA_FILE
-    header = read_header(path)
-
-    def delta_rows(name: str) -> Rows:
-        entry = header.tensors[name]
-        shape = (*entry.shape, 1)[:2]
-        return stored_rows(lambda: b"".join(tensor_bytes(path, header, name)), entry.dtype, shape)
-
-    def base_rows(name: str) -> Rows:
-        if name in header.tensors:
-            return delta_rows(name)
-        entry = pair.base.tensors[name]
-        return stored_rows(lambda: pair.base.read_tensor(name), entry.dtype, entry.shape)
-
-    shares = None
-    if pair.plan.mixed:
-        logits = [float(v) for rows in delta_rows(f"{CONNECTOR_PREFIX}mix")() for v in rows.ravel()]
-        shares = learned_shares(pair.plan.layout, logits)
-    return fold_sites(pair.plan, base_rows, delta_rows(CONNECTOR_TENSOR), shares)
 
 
 def _config_check(pair: Pair, stock: Checkpoint) -> Check:
@@ -274,7 +250,6 @@ def _side_files_check(pair: Pair, stock: Checkpoint) -> Check:
     problems = [f"{name} is missing" for name in pair.base.side_files if name not in ours]
     problems += [f"{name} was added" for name in sorted(ours - set(pair.base.side_files))]
     for name in sorted(ours & set(pair.base.side_files)):
-        first, second = pair.base.path(name), stock.path(name)
-        if digest(file_bytes(first)) != digest(file_bytes(second)):
+        if digest([pair.base.read_file(name)]) != digest(file_bytes(stock.path(name))):
             problems.append(f"{name} differs from the base")
     return _result("side files", problems, f"{len(pair.base.side_files)} files", "byte-identical")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from dcsurgery import verify_checkpoint
 from dcsurgery.checkpoint.contents import INDEX
+from dcsurgery.checkpoint.digests import tensor_bytes
 from dcsurgery.checkpoint.headers import Header
 from dcsurgery.convert import convert_checkpoint
 from dcsurgery.errors import CheckpointNotFoundError, DcSurgeryError
@@ -21,7 +22,6 @@ from dcsurgery.records import DELTA_FILE, PLAN_FILE
 from dcsurgery.tiny import write_tiny_llava
 from dcsurgery.tiny.llava import Tower
 from dcsurgery.verification import Report
-from dcsurgery.verification.digests import tensor_bytes
 from dcsurgery.verification.structure import open_pair, structure_checks
 from tests.verification.damage import (
     Damage,

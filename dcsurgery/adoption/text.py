@@ -1,0 +1,121 @@
+"""The language model of an original LLaVA: its class, its config, its chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dcsurgery.checkpoint.headers import TensorEntry
+from dcsurgery.errors import AnatomyError, UnknownArchitectureError
+
+# The original's class -> model type and class of the language model inside.
+CLASSES: dict[str, tuple[str, str]] = {
+    "LlavaLlamaForCausalLM": ("llama", "LlamaForCausalLM"),
+    "LlavaMistralForCausalLM": ("mistral", "MistralForCausalLM"),
+    "LlavaQwenForCausalLM": ("qwen2", "Qwen2ForCausalLM"),
+}
+# Keys of an original config that say something about images or training, not about the text model.
+_PREFIXES = ("mm_", "use_mm_", "tune_", "freeze_", "unfreeze_", "image_", "tokenizer_", "vision_")
+_OTHERS = {
+    "_name_or_path", "architectures", "auto_map", "model_type", "torch_dtype", "dtype", "is_video",
+    "transformers_version", "max_length", "temperature", "top_p", "top_k", "do_sample",
+    "image_aspect_ratio", "_attn_implementation", "s2", "s2_scales", "quantization_config",
+}  # fmt: skip
+_VICUNA = (
+    "A chat between a curious human and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, and polite answers to the human's questions."
+)
+_PARTS = (
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+)
+_TEXT = (
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    + _PARTS
+    + "{% endif %}"
+)
+# The conversations the original trains with: v1, mistral_instruct, chatml, llama_3.
+_TEMPLATES = {
+    "vicuna": (
+        "{% if messages[0]['role'] != 'system' %}" + _VICUNA + " {% endif %}"
+        "{% for message in messages %}{% if message['role'] == 'user' %}USER: " + _TEXT + " "
+        "{% elif message['role'] == 'assistant' %}ASSISTANT: " + _TEXT + "</s>"
+        "{% else %}" + _TEXT + " {% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    ),
+    "mistral": (
+        "{% for message in messages %}{% if message['role'] == 'user' %}[INST] "
+        + _TEXT
+        + " [/INST]"
+        "{% elif message['role'] == 'assistant' %} " + _TEXT + "</s>"
+        "{% else %}" + _TEXT + "\n{% endif %}{% endfor %}"
+    ),
+    "chatml": (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n" + _TEXT + "<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ),
+    "llama_3": (
+        "{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+        + _TEXT
+        + "<|eot_id|>{% endfor %}{% if add_generation_prompt %}"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+    ),
+}
+_LLAMA_3_ROWS = 100_000
+
+
+def text_class(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Return model type and class name of the text model. Raises UnknownArchitectureError."""
+    declared = config.get("architectures")
+    name = declared[0] if isinstance(declared, list) and declared else None
+    if name not in CLASSES:
+        raise UnknownArchitectureError(
+            f"{name} is a LLaVA in its original format whose language model has no place in "
+            "transformers' LLaVA",
+            hint=f"{', '.join(CLASSES)} can be read",
+        )
+    return CLASSES[str(name)]
+
+
+def text_section(
+    config: Mapping[str, Any], tensors: Mapping[str, TensorEntry], rows: int
+) -> dict[str, Any]:
+    """Return text_config of `rows` embeddings, after comparing the original with its tensors.
+
+    Raises AnatomyError.
+    """
+    model_type, class_name = text_class(config)
+    section = {
+        key: value
+        for key, value in config.items()
+        if key not in _OTHERS and not key.startswith(_PREFIXES)
+    }
+    _check(config, tensors)
+    return {
+        "architectures": [class_name],
+        "model_type": model_type,
+        **section,
+        "vocab_size": rows,
+    }
+
+
+def _check(config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> None:
+    words = tensors["model.embed_tokens.weight"].shape
+    layers = {name.split(".")[2] for name in tensors if name.startswith("model.layers.")}
+    wide = tensors.get("model.layers.0.mlp.up_proj.weight")
+    found = {"vocab_size": words[0], "hidden_size": words[-1], "num_hidden_layers": len(layers)}
+    if wide is not None:
+        found["intermediate_size"] = wide.shape[0]
+    for key, value in found.items():
+        if config.get(key, value) != value:
+            raise AnatomyError(
+                f"{key} in config.json is {config[key]!r}, the tensors say {value}",
+                hint="compare config.json with the tensors; it may be mixed from two models",
+            )
+
+
+def chat_template(model_type: str, rows: int) -> str:
+    """Return the chat template of the conversation that the original trains this model with."""
+    if model_type == "llama":
+        return _TEMPLATES["llama_3" if rows > _LLAMA_3_ROWS else "vicuna"]
+    return _TEMPLATES["mistral" if model_type == "mistral" else "chatml"]

@@ -1,0 +1,116 @@
+"""Where the base is for other people: its Hub id, its files there, its card."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dcsurgery.errors import CheckpointError, PublishError
+from dcsurgery.publishing.failures import NOTHING, hub_calls
+from dcsurgery.publishing.marks import CARD
+from dcsurgery.publishing.target import RemoteFile, list_files, read_text
+from dcsurgery.records import SurgeryPlan
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+
+@dataclass(frozen=True)
+class PublicBase:
+    """The base as others can find it. Without `repo_id` they cannot."""
+
+    repo_id: str | None = None
+    commit: str | None = None
+    files: dict[str, RemoteFile] = field(default_factory=dict)
+    card: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def find_public_base(api: HfApi, plan: SurgeryPlan, named: str | None) -> PublicBase:
+    """Return where the base of a plan is on the Hub; `named` says so for a base that was a folder.
+
+    Raises PublishError when `named` is another model, and for a delta whose base others would not
+    find.
+    """
+    repo_id, commit = _identity(plan)
+    if named is not None and repo_id is None:
+        repo_id, commit = named, _confirm(plan, named)
+    elif named is not None and named != repo_id:
+        raise PublishError(
+            f"the base of this model is {repo_id}, not {named}; {NOTHING}",
+            hint="leave --base-model out",
+        )
+    found = _look_up(api, repo_id, commit) if repo_id else None
+    if found is not None:
+        return found
+    where = f"{repo_id} at {commit or 'its commit'}" if repo_id else f"{_folder(plan).name} (local)"
+    if plan.form == "delta":
+        raise PublishError(
+            f"this delta needs its base, {where}, which others cannot find on this Hub; {NOTHING}",
+            hint="push the base first and name it with --base-model USER/BASE, or convert with "
+            "--form stock",
+        )
+    note = f"the base, {where}, is not on this Hub: every file is uploaded, the card names no base"
+    return PublicBase(card=_local_card(plan), notes=(note,))
+
+
+def _folder(plan: SurgeryPlan) -> Path:
+    return Path(plan.base.folder or plan.base.id)
+
+
+def _identity(plan: SurgeryPlan) -> tuple[str | None, str | None]:
+    """The base's Hub id and commit: recorded, or told by a folder of the Hub client's cache."""
+    if plan.base.folder is None:
+        return plan.base.id, plan.base.commit
+    parts = _folder(plan).parts
+    if len(parts) > 3 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
+        return parts[-3].removeprefix("models--").replace("--", "/"), parts[-1]
+    return None, None
+
+
+def _confirm(plan: SurgeryPlan, named: str) -> str:
+    """Return the commit of a Hub model whose config, headers and projector are the base's."""
+    from dcsurgery.checkpoint.contents import open_checkpoint
+    from dcsurgery.plan import describe_base
+
+    try:
+        checkpoint = open_checkpoint(named)
+    except CheckpointError as error:
+        raise PublishError(f"{error.message}; {NOTHING}", hint=error.hint) from None
+    found = describe_base(checkpoint)
+    same = (found.files, found.config_sha256) == (plan.base.files, plan.base.config_sha256)
+    for name, digest in plan.relies_on.items():
+        same = same and hashlib.sha256(checkpoint.read_tensor(name)).hexdigest() == digest
+    if not same or checkpoint.ref.commit is None:
+        raise PublishError(
+            f"{named} is not the base this model was made from: config, headers or projector "
+            f"differ; {NOTHING}",
+            hint="name the very model that was converted, or convert that one again",
+        )
+    return checkpoint.ref.commit
+
+
+def _look_up(api: HfApi, repo_id: str, commit: str | None) -> PublicBase | None:
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    with hub_calls(repo_id):
+        try:
+            info = api.model_info(repo_id, revision=commit)
+        except (RepositoryNotFoundError, RevisionNotFoundError):
+            return None
+        sha = str(info.sha)
+        files = list_files(api, repo_id, sha)
+        notes = []
+        if info.private:
+            notes.append(f"{repo_id} is private: only who may read it can load what is pushed")
+        if info.gated:
+            notes.append(f"{repo_id} is gated: its terms go on holding for what is pushed")
+        card = read_text(api, repo_id, sha, CARD) if CARD in files else ""
+        return PublicBase(repo_id, sha, files, card, tuple(notes))
+
+
+def _local_card(plan: SurgeryPlan) -> str:
+    path = _folder(plan) / CARD
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""

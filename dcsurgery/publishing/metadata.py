@@ -1,0 +1,118 @@
+"""A card's YAML block: read leniently, merged, written in its old order."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from dcsurgery.errors import PublishError
+from dcsurgery.evaluation.report import EvalReport
+from dcsurgery.publishing.failures import NOTHING
+
+# The block as the Hub finds it: at the very beginning, between lines of three dashes.
+_BLOCK = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+SOURCE = "dcsurgery"
+TASK = "image-text-to-text"
+# Our metrics by the Hub's names for them.
+METRICS = {"exact": "exact_match", "vqa": "accuracy", "choice": "accuracy", "loss": "loss"}
+
+
+def split_card(text: str) -> tuple[dict[str, Any], str]:
+    """Return a card's metadata and its Markdown. Raises PublishError for YAML nobody can read."""
+    import yaml
+
+    found = _BLOCK.match(text)
+    if found is None:
+        return {}, text
+    try:
+        data = yaml.safe_load(found[1]) or {}
+    except yaml.YAMLError as error:
+        raise _unreadable(str(error)) from None
+    if not isinstance(data, dict):
+        raise _unreadable("it is no mapping")
+    return data, text[found.end() :]
+
+
+def lenient_metadata(text: str) -> dict[str, Any]:
+    """Return somebody else's metadata, nothing where it cannot be read."""
+    try:
+        return split_card(text)[0]
+    except PublishError:
+        return {}
+
+
+def _unreadable(why: str) -> PublishError:
+    return PublishError(
+        f"the metadata of the card on the Hub cannot be read ({why.splitlines()[0]}); {NOTHING}",
+        hint="repair its README.md on the Hub, or write it anew with --overwrite-card",
+    )
+
+
+def merge_metadata(
+    card: dict[str, Any], base: dict[str, Any], ours: dict[str, Any]
+) -> dict[str, Any]:
+    """Return a card's metadata with ours: lists are united, what the card says otherwise stays.
+
+    Language and task come from the base's card where this one has none. The keys that only the push
+    can know (base_model, relation, library, licence) are ours.
+    """
+    merged = dict(card)
+    for key in ("language", "pipeline_tag"):
+        if key not in merged and base.get(key):
+            merged[key] = base[key]
+    merged.setdefault("pipeline_tag", TASK)
+    for key, value in ours.items():
+        if key == "tags":
+            old = merged.get("tags") or []
+            old = [old] if isinstance(old, str) else old
+            value = [*old, *(tag for tag in value if tag not in old)]
+        merged[key] = value
+    return merged
+
+
+def render_card(metadata: dict[str, Any], body: str) -> str:
+    """Return the card's text. Raises PublishError when the Hub client could not read it."""
+    import yaml
+    from huggingface_hub import ModelCard
+
+    block = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=1000).strip()
+    text = f"---\n{block}\n---\n\n{body.strip()}\n"
+    try:
+        ModelCard(text)
+    except (TypeError, ValueError) as error:
+        raise _unreadable(str(error) or type(error).__name__) from None
+    return text
+
+
+def model_index(
+    name: str, old: Any, evaluations: list[tuple[EvalReport, str]]
+) -> list[dict[str, Any]]:
+    """Return a card's `model-index`: foreign results stay, ours are those of the reports.
+
+    `evaluations` pairs a report with the address of its file. The value is the last model's mean.
+    """
+    kept: list[dict[str, Any]] = []
+    if isinstance(old, list) and old and isinstance(old[0], dict):
+        name = old[0].get("name", name)
+        kept = [item for item in old[0].get("results") or [] if not _is_ours(item)]
+    ours = [_result(report, url) for report, url in evaluations]
+    return [{"name": name, "results": [*kept, *ours]}] if kept or ours else []
+
+
+def _is_ours(result: Any) -> bool:
+    source = result.get("source") if isinstance(result, dict) else None
+    return isinstance(source, dict) and source.get("name") == SOURCE
+
+
+def _result(report: EvalReport, url: str) -> dict[str, Any]:
+    metric = {
+        "type": METRICS[report.metric],
+        "name": report.metric,
+        "value": report.models[-1].score.mean,
+    }
+    return {
+        "task": {"type": TASK},
+        "dataset": {"type": report.data, "name": report.data},
+        "metrics": [metric],
+        "source": {"name": SOURCE, "url": url},
+    }

@@ -1,0 +1,1 @@
+"""Training data, the engine that trains a connector, and what it writes down."""

@@ -1,0 +1,143 @@
+"""Checkpoints of what is trained alone, and what makes a training stop in order.
+
+`checkpoint-N/` holds the trained tensors, the optimiser, the schedule and the random states;
+`complete.json` is written last and says of which training they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dcsurgery.errors import RequestError, TrainingError
+
+TRAINED_FILE = "trained.safetensors"
+COMPLETE_FILE = "complete.json"
+KEPT = 2
+_FOLDER = re.compile(r"checkpoint-(\d+)")
+
+
+def save_trained(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write trained tensors by parameter name, as they are in memory."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(kept, folder / TRAINED_FILE)
+
+
+def load_trained(folder: Path, model: nn.Module, names: Iterable[str]) -> None:
+    """Copy a checkpoint's tensors into the parameters of the same names. Raises TrainingError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(folder / TRAINED_FILE)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"{folder / TRAINED_FILE} cannot be read: {str(error)[:100]}",
+            hint="remove that folder and resume from the one before",
+        ) from None
+    parameters = dict(model.named_parameters())
+    if set(tensors) != set(names):
+        raise TrainingError(
+            f"{folder} holds other tensors than are trained now",
+            hint="resume with the settings it was started with, or start anew",
+        )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            parameters[name].copy_(tensor)
+
+
+def mark_complete(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Say that a checkpoint is whole, and of which training it is."""
+    with open(folder / COMPLETE_FILE, "w", encoding="utf-8") as file:
+        json.dump(facts, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint in a folder, None when there is none."""
+    found = {
+        int(match[1]): path
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if (match := _FOLDER.fullmatch(path.name)) and (path / COMPLETE_FILE).is_file()
+    }
+    return found[max(found)] if found else None
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return after how many steps a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def check_same(checkpoint: Path, facts: Mapping[str, Any]) -> None:
+    """Refuse to resume another training than the one that wrote a checkpoint.
+
+    Raises RequestError, naming what differs.
+    """
+    try:
+        before = json.loads((checkpoint / COMPLETE_FILE).read_bytes())
+    except (OSError, ValueError):
+        before = {}
+    changed = sorted(_differences(before, json.loads(json.dumps(facts))))
+    if changed:
+        raise RequestError(
+            f"{checkpoint.parent} belongs to another training: {', '.join(changed)[:200]} differ",
+            hint="resume with the same model, data and settings, or start anew with --overwrite",
+        )
+
+
+def _differences(before: Any, now: Any, path: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            name
+            for key in {*before, *now}
+            for name in _differences(before.get(key), now.get(key), key)
+        ]
+    return [] if before == now else [path or "everything"]
+
+
+class Interruption:
+    """While entered, the first signal to stop is noted; a second one stops at once."""
+
+    SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            for name in self.SIGNALS:
+                number = getattr(signal, name, None)
+                if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:
+            self.leave()
+        self.number = number
+
+    def leave(self) -> None:
+        """Raise what the signal means: KeyboardInterrupt, or SystemExit with 128 + its number."""
+        if self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.number is not None:
+            raise SystemExit(128 + self.number)

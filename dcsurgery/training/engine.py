@@ -1,0 +1,289 @@
+"""transformers' Trainer with the loss, the rates and the checkpoints of a retrofit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from dcsurgery.errors import TrainingError
+from dcsurgery.records import SurgeryPlan
+from dcsurgery.training.checkpoints import (
+    KEPT,
+    Interruption,
+    load_trained,
+    mark_complete,
+    save_trained,
+)
+from dcsurgery.training.feeding import ROWS, Feed, micro_batches
+from dcsurgery.training.freeze import Trained, frozen_modules
+from dcsurgery.training.logs import RATE, block_norms
+from dcsurgery.training.loss import IGNORED, SupervisedHead, supervised_loss, zero_of
+from dcsurgery.training.order import EpochOrder
+from dcsurgery.training.schedule import make_optimizer, make_scheduler
+from dcsurgery.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: which parameters of which surgery, how, for how many updates, on which rows."""
+
+    plan: SurgeryPlan
+    settings: TrainingSettings
+    trained: Trained
+    steps: int
+    feed: Feed
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What must be the same for a training to go on."""
+        told = {"save_steps", "report_to", "micro_batch", "grad_checkpointing"}
+        return {
+            "settings": self.settings.model_dump(mode="json", exclude=told),
+            "trained": list(self.trained.names),
+            "rows": None if self.feed.streamed else len(self.feed.dataset),
+        }
+
+
+class Engine(Trainer):
+    """The loop is transformers'. Ours: a loss over supervised positions, normalised over the global
+    batch; a rate for each group; checkpoints of the trained tensors alone.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        job: Job,
+        args: TrainingArguments,
+        facts: dict[str, Any],
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        self.optimizer: Any
+        self.lr_scheduler: Any
+        self.job = job
+        self.facts = facts
+        self.head = SupervisedHead(model)
+        self.connector = model.dense_connector
+        parameters = dict(model.named_parameters())
+        groups = job.trained.groups
+        seeing = [n for g in ("connector", "projector", "tower") for n in groups.get(g, ())]
+        self.seeing = [parameters[name] for name in seeing]
+        self.frozen = frozen_modules(model, job.plan)
+        self.rows: list[int] = []
+        self.counts = [0, 0, 0]
+        self.began = time.perf_counter()
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=job.feed.numbered,
+            data_collator=job.feed.collate,
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+        # The count of supervised tokens in the global batch is asked for under this name.
+        self.model_accepts_loss_kwargs = True
+
+    def run(self, checkpoint: Path | None) -> None:
+        """Train to the end, from a checkpoint if there is one, and take everything off the model.
+
+        Mixed precision wraps the model's forward.
+        """
+        try:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            self.head.remove()
+            model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            # Kept on the model, its own method would follow it into a copy.
+            vars(model).pop("forward", None)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder | None:
+        return self.job.feed.order(self.job.settings)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
+    ) -> tuple[list[Any], Tensor]:
+        """Take the micro-batches of a step and count its supervised tokens over all processes."""
+        self.began = time.perf_counter()
+        batches = list(islice(epoch_iterator, num_batches))
+        self.rows = [row for batch in batches for row in batch[ROWS].tolist()]
+        supervised = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+        tokens = sum(batch["labels"].numel() for batch in batches)
+        counts = torch.tensor([[supervised, tokens, len(self.rows)]], device=device)
+        if self.args.world_size > 1:
+            counts = self.accelerator.gather(counts).sum(dim=0, keepdim=True)
+        self.counts = counts[0].tolist()
+        return batches, counts[0, 0].clamp(min=1)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Tensor:
+        """Return this micro-batch's share of the mean loss of the global batch.
+
+        Raises TrainingError, naming the rows, when it is no number.
+        """
+        for module in self.frozen:
+            module.training = False
+        rows = inputs.pop(ROWS)
+        total = supervised_loss(model, self.head, inputs)
+        assert num_items_in_batch is not None
+        # Gradients are averaged over processes; the loss is a sum over them.
+        loss: Tensor = total * self.args.world_size / num_items_in_batch.to(total.device)
+        if not torch.isfinite(loss):
+            raise self._broken(f"the loss became {loss.item()}", rows.tolist())
+        if self.seeing:
+            loss = loss + zero_of(self.seeing).to(loss.device)
+        return loss
+
+    def _broken(self, what: str, rows: list[int]) -> TrainingError:
+        names = ", ".join(self.job.feed.name_of(row) for row in rows[:8])
+        more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
+        return TrainingError(
+            f"{what} at step {self.state.global_step + 1}, with rows {names}{more}",
+            hint="look at these rows; else lower the learning rates, or use --precision bf16 "
+            "instead of fp16",
+        )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make AdamW with one group per group that is trained."""
+        if self.optimizer is None:
+            chosen = self.model if model is None else model
+            self.optimizer = make_optimizer(chosen, self.job.trained, self.job.settings)
+        made: torch.optim.Optimizer = self.optimizer
+        return made
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Make the schedule of every group."""
+        if self.lr_scheduler is None:
+            chosen = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = make_scheduler(chosen, self.job.settings, num_training_steps)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Nobody reads this estimate, and it walks over all parameters at every step."""
+        return 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add rates, norms and speed to a step's loss.
+
+        Raises TrainingError when the gradients were no numbers: the weights are none any more.
+        """
+        if "loss" in logs:
+            norm = logs.get("grad_norm", 0.0)
+            if self.accelerator.scaler is None and not norm - norm == 0:
+                raise self._broken("the gradients became infinite", self.rows)
+            logs |= self._extras()
+        super().log(logs, start_time)
+
+    def _extras(self) -> dict[str, float]:
+        supervised, tokens, rows = self.counts
+        seconds = time.perf_counter() - self.began
+        rates = {f"{RATE}{g['name']}": g["lr"] for g in self._used_groups()}
+        return {
+            **rates,
+            **block_norms(self.connector.weight, self.job.plan.layout),
+            "supervised_tokens": supervised,
+            "tokens": tokens,
+            "rows": rows,
+            "seconds": round(seconds, 4),
+            "tokens_per_second": round(tokens / seconds, 1),
+        }
+
+    def _used_groups(self) -> list[dict[str, Any]]:
+        """Groups with the rates of the update just made: the schedule has moved on since."""
+        factors = self.lr_scheduler.lr_lambdas
+        step = self.state.global_step - 1
+        groups = zip(self.optimizer.param_groups, factors, strict=True)
+        return [{"name": g["name"], "lr": g["initial_lr"] * f(step)} for g, f in groups]
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the trained tensors alone."""
+        state = self._gathered()
+        if self.args.should_save:
+            names = self.job.trained.names
+            save_trained(Path(output_dir or self.args.output_dir), {n: state[n] for n in names})
+
+    def _gathered(self) -> dict[str, Tensor]:
+        """Return whole parameters by name, also where FSDP or DeepSpeed has split them."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            whole: dict[str, Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
+            return whole
+        return dict(self.model.named_parameters())
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            mark_complete(folder, self.facts)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        chosen = self.model if model is None else model
+        load_trained(Path(resume_from_checkpoint), chosen, self.job.trained.names)
+
+
+class StopInOrder(TrainerCallback):
+    """Ends the training with a checkpoint after the step in which a signal came."""
+
+    def __init__(self, interruption: Interruption) -> None:
+        self.interruption = interruption
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop all processes at the same step, whichever got the signal."""
+        number = self.interruption.number or 0
+        if args.world_size > 1:
+            flag = torch.tensor(number, device=args.device)
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+            number = int(flag)
+        if number:
+            self.interruption.number = number
+            control.should_save = control.should_training_stop = True
+
+
+def training_arguments(job: Job, folder: Path, precision: str) -> TrainingArguments:
+    """Return transformers' arguments for a job that writes its checkpoints into `folder`."""
+    settings = job.settings
+    rows, count = micro_batches(settings)
+    saves = settings.save_steps
+    gap = max(1, job.steps // 10) if saves is None else saves
+    gpu = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=count,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        max_grad_norm=settings.max_grad_norm,
+        seed=settings.seed,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=not gpu and not torch.backends.mps.is_available(),
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if gap else "no",
+        save_steps=gap or 500,
+        save_total_limit=KEPT,
+        report_to=settings.report_to or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=gpu,
+        ddp_find_unused_parameters=False,
+        average_tokens_across_devices=True,
+        accelerator_config={"dispatch_batches": False},
+        log_level="error",
+    )

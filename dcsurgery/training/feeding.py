@@ -1,0 +1,118 @@
+"""From a data set to numbered micro-batches: how many, in which order, under which names."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+
+from dcsurgery.errors import RequestError, TrainingError
+from dcsurgery.training.order import EpochOrder, Numbered, NumberedStream
+from dcsurgery.training.settings import TrainingSettings
+
+Collate = Callable[[list[Any]], Mapping[str, Any]]
+# The key of a batch that holds its row numbers.
+ROWS = "dcsurgery_rows"
+# Rows looked at in search of one with an image.
+TRIES = 1000
+
+
+@dataclass(frozen=True)
+class Feed:
+    """A data set of encoded rows and what makes a batch of some of them."""
+
+    dataset: Any
+    collator: Collate
+
+    @property
+    def streamed(self) -> bool:
+        """True for a data set without a length."""
+        return isinstance(self.dataset, IterableDataset)
+
+    @property
+    def numbered(self) -> Numbered | NumberedStream:
+        """The data set as (row number, row)."""
+        return NumberedStream(self.dataset) if self.streamed else Numbered(self.dataset)
+
+    def collate(self, rows: list[tuple[int, Any]]) -> dict[str, Any]:
+        """Return a batch that knows its row numbers."""
+        batch = self.collator([row for _, row in rows])
+        return {**batch, ROWS: torch.tensor([number for number, _ in rows])}
+
+    def name_of(self, number: int) -> str:
+        """Return what people call a row: its id, else its number."""
+        named = getattr(self.dataset, "row_id", None)
+        if named is not None:
+            return str(named(number))
+        row = {} if self.streamed else self.dataset[number]
+        return str(row.get("id", number)) if isinstance(row, Mapping) else str(number)
+
+    def pictured(self) -> Mapping[str, Any]:
+        """Return a batch of the first row that has an image. Raises TrainingError."""
+        rows = iter(self.dataset) if self.streamed else map(self.dataset.__getitem__, self._first())
+        for row in islice(rows, TRIES):
+            batch = self.collator([row])
+            if any(key.startswith(("pixel", "image")) for key in batch):
+                return batch
+        raise TrainingError(
+            "no row with an image was found", hint="check --images, or leave out --train-tower"
+        )
+
+    def _first(self) -> range:
+        return range(min(TRIES, len(self.dataset)))
+
+    def order(self, settings: TrainingSettings) -> EpochOrder | None:
+        """Return the order of rows in every epoch; None for a stream, which has its own.
+
+        Raises RequestError when rows cannot be grouped by length.
+        """
+        if self.streamed:
+            return None
+        lengths: Sequence[int] | None = None
+        if settings.group_by_length:
+            lengths = getattr(self.dataset, "lengths", None)
+            if lengths is None:
+                lengths = [len(self.dataset[i]["input_ids"]) for i in range(len(self.dataset))]
+        return EpochOrder(len(self.dataset), settings.seed, lengths, settings.batch_size or 1)
+
+    def steps(self, settings: TrainingSettings) -> int:
+        """Return how many updates a training makes. Raises RequestError or TrainingError."""
+        if settings.max_steps is not None:
+            return settings.max_steps
+        if self.streamed:
+            raise RequestError(
+                "streamed data has no length", hint="say how long to train: --max-steps N"
+            )
+        if len(self.dataset) == 0:
+            raise TrainingError("there are no rows to train on", hint="check the data file")
+        size, count = micro_batches(settings)
+        batches = math.ceil(len(self.dataset) / (size * processes()))
+        return math.ceil(settings.epochs * math.ceil(batches / count))
+
+
+def processes() -> int:
+    """Return how many processes train together, as torchrun and accelerate launch say."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def micro_batches(settings: TrainingSettings) -> tuple[int, int]:
+    """Return rows per micro-batch and micro-batches per update of one process.
+
+    The micro-batch is the largest divisor of its share that is not above `micro_batch`. Raises
+    RequestError when the processes cannot share the global batch evenly.
+    """
+    total, workers = settings.batch_size or 1, processes()
+    if total % workers:
+        raise RequestError(
+            f"a global batch of {total} rows cannot be shared by {workers} processes",
+            hint=f"use a --batch-size that is a multiple of {workers}",
+        )
+    share = total // workers
+    size = next(n for n in range(min(settings.micro_batch, share), 0, -1) if share % n == 0)
+    return size, share // size

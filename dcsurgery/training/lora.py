@@ -1,0 +1,72 @@
+"""LoRA on the language model, by peft, inside the loaded model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dcsurgery.errors import TrainingError
+from dcsurgery.training.freeze import language_path
+from dcsurgery.training.settings import TrainingSettings
+
+PREFIX = "base_model.model."
+WEIGHTS = "adapter_model.safetensors"
+
+
+def lora_targets(model: Any) -> str:
+    """Return the pattern of all linear layers of the language model, its head excluded.
+
+    It names the module that holds the language model and the last parts of the layers' names, so
+    that it fits where other versions of transformers put that module deeper. Raises TrainingError.
+    """
+    path = language_path(model)
+    head = model.get_output_embeddings()
+    linear = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head and name.startswith(path + ".")
+    }
+    if not linear:
+        raise TrainingError(
+            f"the language model of {type(model).__name__} has no linear layers for LoRA",
+            hint="use --train projector or full",
+        )
+    names = "|".join(sorted({re.escape(name.rpartition(".")[2]) for name in linear}))
+    last = re.escape(path.rpartition(".")[2])
+    return rf"(?:.*\.)?{last}\.(?:.*\.)?(?:{names})"
+
+
+def add_adapters(model: Any, settings: TrainingSettings) -> None:
+    """Put LoRA beside every linear layer of the language model, in place; at first it adds nothing.
+
+    The model keeps its class; a wrapped layer's own parameters gain `base_layer` in their names.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=lora_targets(model),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    inject_adapter_in_model(config, model)
+    # transformers trains quantised models with adapters alone, which it knows by this mark.
+    model._hf_peft_config_loaded = True
+    model.peft_config = {"default": config}
+
+
+def save_adapters(model: Any, folder: Path) -> None:
+    """Write peft's own files: adapter_config.json and adapter_model.safetensors."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = get_peft_model_state_dict(model)
+    tensors = {PREFIX + name: value.detach().cpu().contiguous() for name, value in state.items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    model.peft_config["default"].save_pretrained(folder)

@@ -1,0 +1,64 @@
+"""Learning rates: a group of parameters each, with a warm-up and a delay of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from dcsurgery.training.freeze import Trained
+from dcsurgery.training.settings import TrainingSettings
+
+
+class Schedule:
+    """The factor on a peak rate at a step: zero, a straight climb, a cosine to zero.
+
+    Without a delay it is transformers' cosine schedule with warm-up.
+    """
+
+    def __init__(self, steps: int, warmup: float, delay: float = 0.0) -> None:
+        self.steps = steps
+        self.start = round(steps * delay)
+        self.top = self.start + math.ceil(steps * warmup)
+
+    def __call__(self, step: int) -> float:
+        """Return the factor for the update after `step` finished ones."""
+        if step < self.start:
+            return 0.0
+        if step < self.top:
+            return (step - self.start) / (self.top - self.start)
+        done = (step - self.top) / max(1, self.steps - self.top)
+        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * done)))
+
+
+def make_optimizer(
+    model: nn.Module, trained: Trained, settings: TrainingSettings
+) -> torch.optim.Optimizer:
+    """Return AdamW with one parameter group per group that is trained, named after it."""
+    rates = {
+        "connector": settings.connector_lr,
+        "projector": settings.projector_lr,
+        "language": settings.lr,
+        "tower": settings.tower_lr,
+    }
+    parameters = dict(model.named_parameters())
+    groups: list[dict[str, Any]] = [
+        {"params": [parameters[name] for name in names], "lr": rates[group], "name": group}
+        for group, names in trained.groups.items()
+    ]
+    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, settings: TrainingSettings, steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Return the scheduler of an optimizer of make_optimizer for a training of `steps` updates."""
+    factors: list[Callable[[int], float]] = []
+    for group in optimizer.param_groups:
+        warmup = getattr(settings, f"{group['name']}_warmup", None)
+        delay = getattr(settings, f"{group['name']}_delay", 0.0)
+        factors.append(Schedule(steps, settings.warmup if warmup is None else warmup, delay))
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)

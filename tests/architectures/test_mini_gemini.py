@@ -1,0 +1,101 @@
+"""Mini-Gemini: a mined feature, tiles with and without the whole picture, four language models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.tiny.mini_gemini import Language, write_tiny_mini_gemini
+from tests.architectures.cases import Case, TinyModel
+from tests.architectures.contract import Contract
+
+Inputs = Callable[[Any, int, int], dict[str, Tensor]]
+
+
+def mini_gemini_inputs(model: Any, batch: int, images: int) -> dict[str, Tensor]:
+    """Random pictures of both sizes and `<s> <image>... words`."""
+    draw = torch.Generator().manual_seed(11)
+    config = model.config
+    views = config.image_grid**2 + config.image_global
+    words = torch.randint(40, 200, (batch, 5), generator=draw)
+    image = torch.full((batch, 16 * views * images), config.image_token_id)
+    ids = torch.cat([torch.full((batch, 1), 1), image, words], dim=1)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if images:
+        count = batch * images
+        shape = (count, views) if config.image_grid > 1 else (count,)
+        side = 32 * config.image_grid
+        low = torch.randn(*shape, 3, 16, 16, generator=draw)
+        high = torch.randn(count, 3, side, side, generator=draw)
+        inputs |= {"pixel_values": low.to(model.dtype), "pixel_values_aux": high.to(model.dtype)}
+    return inputs
+
+
+class MiniGeminiContract(Contract):
+    language: Language = "llama"
+    grid = 1
+    whole = False
+    specs = (ConnectorSpec("dci"),)
+
+    @classmethod
+    def tiny(cls, folder: Path, shards: int) -> TinyModel:
+        write_tiny_mini_gemini(folder, cls.language, grid=cls.grid, whole=cls.whole, shards=shards)
+        return TinyModel(folder, mini_gemini_inputs)
+
+    def states(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Tiles of all images first, then the whole pictures: the model's own order of views."""
+        pixels = inputs["pixel_values"].to(model.dtype)
+        if pixels.ndim == 5:
+            tiles = pixels[:, : self.grid**2].reshape(-1, *pixels.shape[2:])
+            pixels = torch.cat([tiles, pixels[:, self.grid**2 :].reshape(-1, *pixels.shape[2:])])
+        tower = model.model.vision_tower
+        return tuple(tower(pixels, output_hidden_states=True).hidden_states)
+
+    def rows(self, model: Any, state: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """Restated with lists: one image after another, its whole picture before its tiles."""
+        images, tiles = len(inputs["pixel_values"]), self.grid**2
+        ordered = []
+        for image in range(images):
+            views = [state[image * tiles + tile] for tile in range(tiles)]
+            if self.whole:
+                views.insert(0, state[images * tiles + image])
+            ordered.append(torch.cat([view[1:] for view in views]))
+        return torch.stack(ordered)
+
+    def site_input(
+        self,
+        model: Any,
+        case: Case,
+        states: tuple[Tensor, ...],
+        inputs: dict[str, Tensor],
+        site: int,
+    ) -> Tensor:
+        """The projector reads what mining found on top: mining reads the feature layer alone."""
+        (layer,) = case.anatomy.feature_layers
+        inner = model.model
+        with torch.no_grad():
+            maps = inner.encode_high(inputs["pixel_values_aux"])
+            mined = inner.mine(states[layer][:, 1:], maps)
+        assert mined.abs().max() > 0.05
+        whole = torch.cat([states[layer][:, :1], states[layer][:, 1:] + mined], dim=1)
+        return self.rows(model, whole, inputs)
+
+
+class TestLlama(MiniGeminiContract):
+    specs = (ConnectorSpec("dci"), ConnectorSpec("sci"))
+
+
+class TestGemmaWithTilesAndWhole(MiniGeminiContract):
+    language: Language = "gemma"
+    grid = 2
+    whole = True
+
+
+class TestMixtralWithTiles(MiniGeminiContract):
+    language: Language = "mixtral"
+    grid = 2
