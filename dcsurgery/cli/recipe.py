@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -148,7 +149,12 @@ def _end(source: Source, work: Path, runs: list[RecipeRun], out: Output) -> None
         out.tell(f"replay: dcsurgery recipe run {shlex.quote(str(work / 'recipe.lock.yaml'))}")
 
 
-COMMANDS = {"list": list_, "show": show, "validate": validate, "run": run}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "list": list_,
+    "show": show,
+    "validate": validate,
+    "run": run,
+}
 EXAMPLES = {
     "list": ("dcsurgery recipe list",),
     "show": ("dcsurgery recipe show tiny",),

@@ -50,7 +50,8 @@ def pin_data(steps: tuple[Step, ...], data: Path) -> dict[str, str]:
 def missing(recipe: Recipe, steps: tuple[Step, ...], data: Path) -> list[str]:
     """Say what is not there yet: data files and image folders, with where they come from."""
     places = [name for step in steps for name in step.reads.values()]
-    places += [item.images for item in (*recipe.finetune, *recipe.eval) if item.images]
+    places += [stage.images for stage in recipe.finetune if stage.images]
+    places += [item.images for item in recipe.eval if item.images]
     return [
         f"{name} is not in {data}" + (f": {recipe.needs[name]}" if name in recipe.needs else "")
         for name in dict.fromkeys(places)

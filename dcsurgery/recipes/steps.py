@@ -74,13 +74,12 @@ def _convert(recipe: Recipe) -> Step:
     def run(place: Place) -> dict[str, Any]:
         from dcsurgery.convert import convert_checkpoint
 
-        if towers:
-            options["towers"] = towers
         done = convert_checkpoint(
             place.base,
             place.work / "convert",
             connector=kind,
             revision=place.revision,
+            towers=towers,
             overwrite=True,
             **options,
         )
@@ -132,7 +131,8 @@ def _finetune(stage: Finetune, number: int, model: Step) -> Step:
     settings = stage.model_dump(exclude={"data", "images", "split"})
 
     def run(place: Place) -> dict[str, Any]:
-        from dcsurgery.training import TrainingSettings, finetune_connector
+        from dcsurgery.training.finetune import finetune_connector
+        from dcsurgery.training.settings import make_settings
 
         images = None if stage.images is None else place.data / stage.images
         done = finetune_connector(
@@ -140,7 +140,7 @@ def _finetune(stage: Finetune, number: int, model: Step) -> Step:
             place.data / stage.data,
             place.work / name,
             images=images,
-            settings=TrainingSettings(**settings),
+            settings=make_settings(**settings),
             overwrite=True,
             resume="auto",
         )
@@ -199,7 +199,7 @@ def _publish(recipe: Recipe, model: Step, reports: tuple[Step, ...]) -> Step:
         evals = [place.work / str(step.output) for step in reports]
         if place.offline:
             return _card_only(place, _folder(place, model), evals)
-        from dcsurgery.publishing import push_checkpoint
+        from dcsurgery.publishing.push import push_checkpoint
 
         done = push_checkpoint(
             _folder(place, model),

@@ -87,7 +87,7 @@ def test_a_set_that_leads_nowhere_is_refused(change: str) -> None:
 
 
 def test_unknown_names_and_broken_files_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="llava-1[.]5-7b-dcy") as caught:
+    with pytest.raises(RequestError, match=r"llava-1\.5-7b-dcy") as caught:
         find_recipe("llava-1.5-7b-dcy")
     assert "llava-1.5-7b-dci" in caught.value.hint
     with pytest.raises(DcSurgeryError, match=r"no file .*absent\.yaml"):
