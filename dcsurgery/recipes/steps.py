@@ -198,7 +198,7 @@ def _publish(recipe: Recipe, model: Step, reports: tuple[Step, ...]) -> Step:
     def run(place: Place) -> dict[str, Any]:
         evals = [place.work / str(step.output) for step in reports]
         if place.offline:
-            return _card_only(place, _folder(place, model), evals)
+            return _card_only(place, model, str(options.repo), evals)
         from dcsurgery.publishing.push import push_checkpoint
 
         done = push_checkpoint(
@@ -215,9 +215,13 @@ def _publish(recipe: Recipe, model: Step, reports: tuple[Step, ...]) -> Step:
     return Step("publish", options.model_dump(), after, None, run)
 
 
-def _card_only(place: Place, model: Path, evals: list[Path]) -> dict[str, Any]:
+def _card_only(place: Place, model: Step, repo: str, evals: list[Path]) -> dict[str, Any]:
     """Write the card that would be published; nothing leaves this machine."""
-    from dcsurgery.publishing import write_card
+    from dcsurgery.publishing.draft import draft_card
 
-    written = write_card(model, place.work / "card.md", evals=evals)
-    return {"card": str(written), "sent": False}
+    report = place.work / f"verify-{model.name}.json"
+    card = draft_card(
+        _folder(place, model), repo, report=report if report.is_file() else None, evals=evals
+    )
+    (place.work / "card.md").write_text(card, encoding="utf-8")
+    return {"card": "card.md", "sent": False}
