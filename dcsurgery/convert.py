@@ -232,7 +232,8 @@ def write_folder(
         name: hashlib.sha256(checkpoint.read_tensor(name)).hexdigest() for name in plan.relies_on
     }
     make_folder(folder / DELTA_FOLDER)
-    written = write_tensors(folder / DELTA_FILE, list(delta.values()), METADATA)
+    own = [delta[record.name] for record in plan.delta if record.file == DELTA_FILE]
+    written = write_tensors(folder / DELTA_FILE, own, METADATA)
     transfers = [replace(written, file=DELTA_FILE)]
     if plan.form == "stock":
         config = edit_config(checkpoint, plan)

@@ -65,6 +65,25 @@ def stored_rows(read: Callable[[], bytes], dtype: str, shape: Sequence[int]) -> 
     return rows
 
 
+def streamed_rows(chunks: Callable[[], Iterable[bytes]], dtype: str, shape: Sequence[int]) -> Rows:
+    """Return the rows of a matrix whose bytes come in chunks of any size; 1-D: one per value."""
+    columns = (*shape, 1)[1]
+    step = CHUNK_ROWS * columns * ITEM_BYTES[dtype]
+
+    def rows() -> Iterator[Array]:
+        held = bytearray()
+        for chunk in chunks():
+            held += chunk
+            whole = len(held) // step * step
+            for start in range(0, whole, step):
+                yield decode(bytes(held[start : start + step]), dtype).reshape(-1, columns)
+            del held[:whole]
+        if held:
+            yield decode(bytes(held), dtype).reshape(-1, columns)
+
+    return rows
+
+
 def constant_rows(shape: Sequence[int], value: float) -> Rows:
     """Return rows that hold one value; a 1-D shape gives one row per value."""
     out, columns = (*shape, 1)[:2]

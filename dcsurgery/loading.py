@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,27 +12,41 @@ import torch
 from torch import nn
 
 from dcsurgery.adopted_models import from_checkpoint
-from dcsurgery.adoption import TowerPlaces, is_original, open_model
+from dcsurgery.adoption import is_original, open_model
 from dcsurgery.architectures import named
-from dcsurgery.checkpoint.adopted import Adopted, TowerRecord
+from dcsurgery.bases import open_base
+from dcsurgery.checkpoint.adopted import Adopted
 from dcsurgery.checkpoint.checks import parse_object, read_text
 from dcsurgery.checkpoint.contents import Checkpoint
+from dcsurgery.checkpoint.digests import digest, file_bytes
 from dcsurgery.connectors.attach import attach
 from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.errors import CheckpointNotFoundError, MalformedCheckpointError, RequestError
-from dcsurgery.plan import describe_base, make_plan
-from dcsurgery.records import CONNECTOR_PREFIX, DELTA_FILE, PLAN_FILE, SurgeryPlan, read_plan
+from dcsurgery.parameter_names import plain_parameters, projector_parameters, renamed_tensors
+from dcsurgery.plan import make_plan
+from dcsurgery.records import (
+    ADAPTER_FOLDER,
+    CONNECTOR_PREFIX,
+    DELTA_FILE,
+    PLAN_FILE,
+    SurgeryPlan,
+    TensorRecord,
+    read_plan,
+)
+
+AGAIN = "convert or train again"
 
 
 def load_model(
     path: str | Path, *, revision: str | None = None, base: str | Path | None = None, **kwargs: Any
 ) -> Any:
-    """Load a converted folder (or Hub id): the upgraded model, in eval mode.
+    """Load a converted or trained folder (or Hub id): the upgraded model, in eval mode.
 
     A delta is attached to its base (`base` overrides where that is); a stock checkpoint is loaded
-    by transformers alone, one in an original format as the Hugging Face model it means. Further
-    keywords go to from_pretrained (dtype, device_map, ...). Raises CheckpointError when the base is
-    missing or is not the one the delta was made for.
+    by transformers alone, one in an original format as the Hugging Face model it means. A LoRA
+    adapter that is not merged is loaded as transformers loads one. Further keywords go to
+    from_pretrained (dtype, device_map, ...). Raises CheckpointError when the base is missing or is
+    not the one the delta was made for.
     """
     folder = _local_folder(path, revision)
     if not (folder / PLAN_FILE).is_file() and (folder / "config.json").is_file():
@@ -40,13 +54,12 @@ def load_model(
             return _load_original(open_model(path, revision, weights=True), kwargs)
         return load_stock(folder, **kwargs)
     plan = read_plan(folder)
-    projector = plan.anatomy.projector.tensors
     if plan.form == "stock":
-        return load_stock(folder, projector, **kwargs)
-    checkpoint = open_base(plan, base)
-    model = load_stock(checkpoint, projector, **kwargs)
-    install(model, plan, folder)
-    return model
+        model = load_stock(folder, plan.anatomy.projector.tensors, **kwargs)
+        if plan.adapter is not None and not plan.adapter.merged:
+            load_adapter(model, plan, folder)
+        return model
+    return _load_branch(plan, folder, base, kwargs)
 
 
 def _load_original(checkpoint: Checkpoint, kwargs: dict[str, Any]) -> Any:
@@ -74,16 +87,24 @@ def load_for_training(
 ) -> tuple[Any, SurgeryPlan]:
     """Load a converted or trained folder so that its training can go on: (model, plan).
 
-    Either form becomes base + branch: a stock folder's own weights are not read, its delta in
-    dense_connector/ is. Raises what load_model raises, and CheckpointNotFoundError for a folder
-    without a plan.
+    Either form becomes base + branch: a stock folder's own folded matrices are not read, its delta
+    is. The model is in eval mode, an adapter frozen. Raises what load_model raises, and
+    CheckpointNotFoundError for a folder without a plan.
     """
     folder = _local_folder(path, revision)
     plan = read_plan(folder)
+    return _load_branch(plan, folder, base, kwargs), plan
+
+
+def _load_branch(
+    plan: SurgeryPlan, folder: Path, base: str | Path | None, kwargs: dict[str, Any]
+) -> Any:
     checkpoint = open_base(plan, base)
     model = load_stock(checkpoint, plan.anatomy.projector.tensors, **kwargs)
     install(model, plan, folder)
-    return model, plan
+    if plan.adapter is not None:
+        load_adapter(model, plan, folder)
+    return model
 
 
 def _local_folder(path: str | Path, revision: str | None) -> Path:
@@ -93,58 +114,6 @@ def _local_folder(path: str | Path, revision: str | None) -> Path:
     if found is None:
         raise CheckpointNotFoundError(f"{path} was not found", hint="check the path or the Hub id")
     return found
-
-
-def open_base(plan: SurgeryPlan, base: str | Path | None = None) -> Checkpoint:
-    """Open the base of a plan, on this machine, and check that it is the very same one.
-
-    Raises CheckpointNotFoundError when it is gone, MalformedCheckpointError when it differs.
-    """
-    checkpoint = find_base(plan, base)
-    check_base(plan, checkpoint)
-    return checkpoint
-
-
-def find_base(plan: SurgeryPlan, base: str | Path | None = None) -> Checkpoint:
-    """Open what should be the base of a plan, on this machine, unchecked.
-
-    Raises CheckpointNotFoundError when it is gone.
-    """
-    where = base or plan.base.folder or plan.base.id
-    revision = plan.base.commit if base is None and plan.base.folder is None else None
-    towers = {n: TowerRecord(item.place, item.commit) for n, item in plan.base.towers.items()}
-    try:
-        return open_model(where, revision, weights=True, towers=TowerPlaces({}, towers))
-    except CheckpointNotFoundError as error:
-        raise CheckpointNotFoundError(
-            f"the base model {str(where)[:200]} is needed and was not found: {error.message}",
-            hint="say where it is now: load_model(..., base=FOLDER), verify --against FOLDER",
-        ) from None
-
-
-def check_base(plan: SurgeryPlan, checkpoint: Checkpoint) -> None:
-    """Compare config, headers and the projector's bytes with the plan's record.
-
-    Raises MalformedCheckpointError when they differ.
-    """
-    found = describe_base(checkpoint)
-    problem = None
-    if found.files != plan.base.files:
-        problem = "its weight files have other sizes, names or tensors"
-    elif found.config_sha256 != plan.base.config_sha256:
-        problem = "its config.json differs"
-    for name, digest in plan.relies_on.items() if problem is None else ():
-        if name not in checkpoint.tensors:
-            problem = f"it has no tensor {name}"
-        elif hashlib.sha256(checkpoint.read_tensor(name)).hexdigest() != digest:
-            problem = f"tensor {name} has other values"
-    if problem is not None:
-        raise MalformedCheckpointError(
-            f"{checkpoint.ref.name} is not the base this connector was made for: {problem}",
-            hint=f"the base was {plan.base.id}"
-            + (f" at commit {plan.base.commit}" if plan.base.commit else "")
-            + "; convert this model instead to use it",
-        )
 
 
 @contextmanager
@@ -203,22 +172,47 @@ def _is_ours(name: str, projector: Collection[str]) -> bool:
     )
 
 
-def install(model: nn.Module, plan: SurgeryPlan, folder: Path) -> None:
+def load_adapter(model: Any, plan: SurgeryPlan, folder: Path) -> None:
+    """Load a plan's LoRA adapter into a model, which keeps its class and its parameters frozen.
+
+    Raises MalformedCheckpointError when its files are not the plan's.
+    """
+    place = folder / ADAPTER_FOLDER
+    for name, stated in (plan.adapter.files if plan.adapter is not None else {}).items():
+        if not (place / name).is_file() or digest(file_bytes(place / name)) != stated:
+            raise MalformedCheckpointError(
+                f"{ADAPTER_FOLDER}/{name} is not the file {PLAN_FILE} describes", hint=AGAIN
+            )
+    with quiet_transformers():
+        model.load_adapter(str(place))
+    model.eval()
+
+
+def install(model: nn.Module, plan: SurgeryPlan, folder: Path, *, partly: bool = False) -> None:
     """Attach a plan's connector to its loaded base and set every tensor the delta holds.
 
-    Raises MalformedCheckpointError when the delta's file does not hold what the plan says.
+    `partly` passes over tensors of parts that were not loaded. Raises MalformedCheckpointError when
+    the delta's files do not hold what the plan says.
     """
-    tensors = read_delta(plan, folder)
     architecture = named(plan.architecture)
-    own = {
-        name.removeprefix(CONNECTOR_PREFIX): tensors.pop(name)
-        for name in list(tensors)
-        if name.startswith(CONNECTOR_PREFIX)
-    }
-    _attach(model, plan, own)
-    parameters = dict(model.named_parameters())
-    for name, value in tensors.items():
-        _set(parameters, architecture.parameter_name(name), value)
+    names = [record.name for record in plan.delta]
+    own = [name for name in names if name.startswith(CONNECTOR_PREFIX)]
+    tensors = {k.removeprefix(CONNECTOR_PREFIX): v for k, v in read_delta(plan, folder, own)}
+    _attach(model, plan, tensors)
+    trained = [name for name in names if name not in own]
+    projector = plan.anatomy.projector.tensors
+    parameters = plain_parameters(model)
+    places = projector_parameters(parameters, architecture, projector)
+    if set(trained) - set(projector):
+        places = renamed_tensors(model, trained) | places
+    for name, value in read_delta(plan, folder, trained):
+        if name in places:
+            _set(parameters, places[name], value, partly)
+        elif not partly:
+            raise RequestError(
+                f"the model has no parameter that is {name}",
+                hint="the delta was made for another base, or with another transformers",
+            )
 
 
 def _attach(model: nn.Module, plan: SurgeryPlan, own: dict[str, torch.Tensor]) -> None:
@@ -228,50 +222,64 @@ def _attach(model: nn.Module, plan: SurgeryPlan, own: dict[str, torch.Tensor]) -
         architecture.resize(model, plan.layout)
 
 
-def read_delta(plan: SurgeryPlan, folder: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a delta by name, checked against the plan's hashes."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def read_delta(
+    plan: SurgeryPlan, folder: Path, names: Collection[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the named tensors of a delta one by one, checked against the plan.
 
-    try:
-        tensors = load_file(folder / DELTA_FILE)
-    except (OSError, SafetensorError) as error:
-        raise MalformedCheckpointError(
-            f"{folder / DELTA_FILE} cannot be read: {str(error)[:100]}", hint="convert again"
-        ) from None
-    stated = {record.name: record for record in plan.delta}
-    if set(stated) != set(tensors):
-        raise MalformedCheckpointError(
-            f"{DELTA_FILE} holds other tensors than {PLAN_FILE} names", hint="convert again"
-        )
-    for name, tensor in tensors.items():
-        raw = tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        if hashlib.sha256(raw).hexdigest() != stated[name].sha256:
+    Raises MalformedCheckpointError.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for file in dict.fromkeys([DELTA_FILE, *(record.file for record in plan.delta)]):
+        stated = {record.name: record for record in plan.delta if record.file == file}
+        try:
+            with safe_open(folder / file, "pt") as opened:
+                if not _holds(file, set(opened.keys()), set(stated)):
+                    raise MalformedCheckpointError(
+                        f"{file} holds other tensors than {PLAN_FILE} names", hint=AGAIN
+                    )
+                for name, record in stated.items():
+                    if name in names:
+                        tensor = opened.get_tensor(name)
+                        _check_hash(tensor, record)
+                        yield name, tensor
+        except (OSError, SafetensorError) as error:
             raise MalformedCheckpointError(
-                f"{name} in {DELTA_FILE} is not the tensor {PLAN_FILE} describes",
-                hint="the files belong to different conversions: convert again",
-            )
-    return tensors
+                f"{folder / file} cannot be read: {str(error)[:100]}", hint=AGAIN
+            ) from None
 
 
-def _set(parameters: dict[str, nn.Parameter], name: str, value: torch.Tensor) -> None:
-    """Copy a delta tensor into the parameter of the same name; module paths gain prefixes."""
-    found = [key for key in parameters if key == name or key.endswith("." + name)]
-    if len(found) != 1:
-        raise RequestError(
-            f"the model has {len(found)} parameters named {name}",
-            hint="the delta was made for another version of the base",
+def _holds(file: str, found: set[str], stated: set[str]) -> bool:
+    """Whether a file's names are right: a weight file of a stock form has others beside them."""
+    return found == stated if file == DELTA_FILE else found >= stated
+
+
+def _check_hash(tensor: torch.Tensor, record: TensorRecord) -> None:
+    raw = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+    if hashlib.sha256(raw).hexdigest() != record.sha256:
+        raise MalformedCheckpointError(
+            f"{record.name} in {record.file} is not the tensor {PLAN_FILE} describes",
+            hint="the files belong to different runs: convert or train again",
         )
-    parameter = parameters[found[0]]
+
+
+def _set(
+    parameters: Mapping[str, nn.Parameter], name: str, value: torch.Tensor, partly: bool
+) -> None:
+    """Copy a tensor into a parameter."""
+    parameter = parameters.get(name)
+    if parameter is None or (partly and parameter.shape != value.shape):
+        return
     if parameter.is_meta:
         raise RequestError(
             f"{name} is offloaded, and this delta has values of its own for it",
-            hint="keep the projector on a device: name it in device_map",
+            hint="keep it on a device: name it in device_map",
         )
     if not parameter.is_floating_point():
         raise RequestError(
             f"{name} is quantised, and this delta has values of its own for it",
-            hint="leave the projector as it is: name it in llm_int8_skip_modules",
+            hint="leave it as it is: name it in llm_int8_skip_modules",
         )
     with torch.no_grad():
         parameter.copy_(value)

@@ -22,6 +22,13 @@ PEFT_MODEL = "base_model.model."
 PEFT_MODULE = ".base_layer."
 
 
+def unwrapped(model: Any) -> Any:
+    """Return the transformers model inside what data parallelism and peft put around it."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def plain_name(parameter: str) -> str:
     """Return a parameter's name as it is without peft around the model or its modules."""
     return parameter.removeprefix(PEFT_MODEL).replace(PEFT_MODULE, ".")
@@ -32,8 +39,9 @@ def plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {plain_name(k): v for k, v in model.named_parameters(remove_duplicate=False)}
 
 
-def stored_tensors(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
+def stored_tensors(model: Any, checkpoint: Checkpoint) -> dict[str, str]:
     """Return tensor -> plain name of its parameter, for every tensor that is one parameter."""
+    model = unwrapped(model)
     architecture = find_architecture(checkpoint.config)
     anatomy = architecture.dissect(checkpoint.config, checkpoint.tensors)
     parameters = plain_parameters(model)

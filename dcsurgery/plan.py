@@ -5,6 +5,7 @@ make_plan is pure and torch-free.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -70,12 +71,13 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
     anatomy = architecture.dissect(checkpoint.config, checkpoint.tensors)
     installed = checkpoint.connector if isinstance(checkpoint, Adopted) else None
     layout = _installed_layout(installed, spec) if installed else make_layout(anatomy, spec)
+    spec = dataclasses.replace(spec, kind=layout.kind)
     form = _choose_form(architecture, anatomy, layout, spec)
     layers = stock_layers(layout, anatomy.feature_layers) if form == "stock" else None
     redrawn = _redrawn(checkpoint, anatomy) if spec.init == "paper" else []
     processor_changes, notes = plan_processor(checkpoint, architecture, anatomy, layout)
     connector = _connector(anatomy, layout)
-    new, flops = _cost(architecture, checkpoint, anatomy, layout, layers)
+    new, flops = cost(architecture, checkpoint, anatomy, layout, layers)
     return SurgeryPlan(
         base=describe_base(checkpoint),
         architecture=architecture.name,
@@ -93,7 +95,7 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
         init="published" if installed else spec.init,
         seed=spec.seed,
         stock_layers=list(layers) if layers else None,
-        config_changes=_config_changes(architecture, checkpoint.config, layers),
+        config_changes=config_changes(architecture, checkpoint.config, layers),
         processor_changes=processor_changes,
         changed=_changed(architecture, checkpoint, anatomy, layers, redrawn),
         delta=[*connector, *(r.model_copy(update={"file": DELTA_FILE}) for r in redrawn)],
@@ -141,7 +143,7 @@ def _connector(anatomy: Anatomy, layout: FeatureLayout) -> list[TensorRecord]:
     ]
 
 
-def _cost(
+def cost(
     architecture: Architecture,
     checkpoint: Checkpoint,
     anatomy: Anatomy,
@@ -169,20 +171,27 @@ def _cost(
     return new, 2 * sum(map(math.prod, zip(rows, added, strict=True)))
 
 
-def _choose_form(
-    architecture: Architecture, anatomy: Anatomy, layout: FeatureLayout, spec: ConnectorSpec
-) -> Form:
-    problem = None
+def stock_problem(
+    architecture: Architecture, anatomy: Anatomy, layout: FeatureLayout
+) -> str | None:
+    """Return why a layout has no stock form in a family; None where it has one."""
     if "stock" not in architecture.forms:
-        problem = f"the config of {architecture.name} has no words for several hidden states"
-    elif not layout.foldable:
+        return f"the config of {architecture.name} has no words for several hidden states"
+    if not layout.foldable:
         what = "a norm" if layout.normed else "another number of image tokens"
-        problem = f"stock code cannot be told of {what}"
-    elif layout.layers[0] < anatomy.first_state:
-        problem = (
+        return f"stock code cannot be told of {what}"
+    if layout.layers[0] < anatomy.first_state:
+        return (
             f"the config of {architecture.name} cannot name hidden state {layout.layers[0]} "
             f"(it begins with {anatomy.first_state})"
         )
+    return None
+
+
+def _choose_form(
+    architecture: Architecture, anatomy: Anatomy, layout: FeatureLayout, spec: ConnectorSpec
+) -> Form:
+    problem = stock_problem(architecture, anatomy, layout)
     if problem is None:
         return spec.form or "stock"
     if spec.form == "stock":
@@ -200,10 +209,11 @@ def _redrawn(checkpoint: Checkpoint, anatomy: Anatomy) -> list[TensorRecord]:
                 f"--init paper is defined for projectors of linear layers, {name} is none",
                 hint="use --init preserve, which keeps the projector as it is",
             )
-    return [_rewritten(checkpoint, name, None) for name in anatomy.projector.tensors]
+    return [rewritten(checkpoint, name) for name in anatomy.projector.tensors]
 
 
-def _rewritten(checkpoint: Checkpoint, name: str, shape: list[int] | None) -> TensorRecord:
+def rewritten(checkpoint: Checkpoint, name: str, shape: list[int] | None = None) -> TensorRecord:
+    """Return the record of a tensor of the base that is written anew, by default in its shape."""
     entry: TensorEntry = checkpoint.tensors[name]
     return TensorRecord(
         name=name,
@@ -226,13 +236,14 @@ def _changed(
     columns = architecture.stock_columns(anatomy, layers).total
     sites = anatomy.projector.sites
     weights = {site.weight: [site.out_features, columns] for site in sites}
-    folded = [_rewritten(checkpoint, name, shape) for name, shape in weights.items()]
+    folded = [rewritten(checkpoint, name, shape) for name, shape in weights.items()]
     return [*folded, *(record for record in redrawn if record.name not in weights)]
 
 
-def _config_changes(
+def config_changes(
     architecture: Architecture, config: dict[str, Any], layers: tuple[int, ...] | None
 ) -> dict[str, dict[str, Any]]:
+    """Return the keys that make stock code read the hidden states, as {"from", "to"}."""
     if layers is None or architecture.stock_config is None:
         return {}
     edited = architecture.stock_config(config, layers)

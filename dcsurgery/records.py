@@ -6,7 +6,7 @@ Enough to verify a converted folder against its base and to go on training.
 from __future__ import annotations
 
 from errno import EINVAL
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -169,6 +169,17 @@ class SurgeryPlan(_Record):
         for layer in [*self.layout.layers, *self.feature_layers]:
             if not 0 <= layer <= depth:
                 raise ValueError(f"hidden state {layer} does not exist in {depth} blocks")
+        return self
+
+    @model_validator(mode="after")
+    def _check_files(self) -> SurgeryPlan:
+        """A plan may come from a stranger: its delta is read from the files it may be in alone."""
+        weights = set(self.base.files) if self.form == "stock" else set()
+        for record in self.delta:
+            parts = PurePosixPath(record.file).parts
+            inside = record.file in weights and ".." not in parts and parts[:1] != ("/",)
+            if record.file != DELTA_FILE and not inside:
+                raise ValueError(f"{record.name} cannot be in {record.file[:200]!r}")
         return self
 
 

@@ -20,9 +20,10 @@ from dcsurgery.folding import (
     fold_rows,
     learned_shares,
     row_range,
-    stored_rows,
+    streamed_rows,
     uniform_rows,
 )
+from dcsurgery.lora import Adapter
 from dcsurgery.records import (
     CONNECTOR_PREFIX,
     CONNECTOR_TENSOR,
@@ -123,29 +124,49 @@ def _new_tensor(record: TensorRecord, rows: Rows) -> NewTensor:
 
 def tensor_rows(tensor: NewTensor) -> Rows:
     """Return the rows of a tensor to write, as its file will give them back; 1-D: one per value."""
-    shape = (*tensor.shape, 1)[:2]
-    return stored_rows(lambda: b"".join(tensor.chunks()), tensor.dtype, shape)
+    return streamed_rows(tensor.chunks, tensor.dtype, tensor.shape)
 
 
 def stock_tensors(
-    checkpoint: Checkpoint, plan: SurgeryPlan, delta: Mapping[str, NewTensor]
+    checkpoint: Checkpoint,
+    plan: SurgeryPlan,
+    delta: Mapping[str, NewTensor],
+    adapter: Adapter | None = None,
 ) -> dict[str, NewTensor]:
-    """Return the tensors that replace base tensors in the stock form of a plan and its delta."""
+    """Return the tensors that replace base tensors in the stock form of a plan and its delta.
 
-    def base_rows(name: str) -> Rows:
+    `adapter` is merged where the plan says so.
+    """
+
+    def rows_of(name: str) -> Rows:
         if name in delta:
             return tensor_rows(delta[name])
         entry = checkpoint.tensors[name]
-        return stored_rows(lambda: checkpoint.read_tensor(name), entry.dtype, entry.shape)
+        return streamed_rows(lambda: [checkpoint.read_tensor(name)], entry.dtype, entry.shape)
 
     matrix = tensor_rows(delta[CONNECTOR_TENSOR])
-    folded = fold_sites(plan, base_rows, matrix, _shares(plan, delta))
+    made = fold_sites(plan, rows_of, matrix, _shares(plan, delta))
+    made |= _merged(plan, rows_of, adapter)
     return {
-        record.name: _new_tensor(record, folded[record.name])
-        if record.name in folded
+        record.name: _new_tensor(record, made[record.name])
+        if record.name in made
         else delta[record.name]
         for record in plan.changed
     }
+
+
+def _merged(
+    plan: SurgeryPlan, rows_of: Callable[[str], Rows], adapter: Adapter | None
+) -> dict[str, Rows]:
+    if adapter is None or plan.adapter is None or not plan.adapter.merged:
+        return {}
+    shapes = {record.name: record.shape for record in plan.changed}
+    merged = {}
+    for module in adapter.modules:
+        name = plan.adapter.targets[module]
+        adapter.check(module, shapes[name])
+        merged[name] = adapter.merged(module, rows_of(name))
+    return merged
 
 
 def _shares(plan: SurgeryPlan, delta: Mapping[str, NewTensor]) -> list[list[float]] | None:

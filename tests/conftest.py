@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -32,6 +33,13 @@ def single_thread() -> Iterator[None]:
     logging.disable_progress_bar()
     yield
     _home.cleanup()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_heap() -> None:
+    """Set aside what was imported: verify collects garbage, and would visit all of it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import copy
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -431,21 +431,3 @@ def test_a_projector_without_its_tower_is_refused(model: Any) -> None:
     with pytest.raises(RequestError) as caught:
         model.model.multi_modal_projector(torch.zeros(1, 16, 16))
     assert "pixel_values" in caught.value.hint
-
-
-@pytest.fixture()
-def dynamo() -> Iterator[None]:
-    import torch._dynamo
-
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.mark.usefixtures("dynamo")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_compiled_language_model_changes_nothing(model: Any) -> None:
-    expected = run(model), run(model, 2, 1)
-    model.model.language_model = torch.compile(model.model.language_model, backend="eager")
-    assert torch.equal(run(model), expected[0])
-    assert torch.equal(run(model, 2, 1), expected[1])

@@ -143,15 +143,17 @@ def read_grid(config: Config) -> list[list[int]] | None:
     """
     aspect = str(config.get("image_aspect_ratio"))
     merge = str(config.get("mm_patch_merge_type", "flat"))
-    if "anyres" not in aspect and merge == "flat":
+    stated = config.get("image_grid_pinpoints")
+    # The reference looks at the merge type only for images that were cut into tiles.
+    tiled = "image_aspect_ratio" not in config and merge == "spatial_unpad" and stated is not None
+    if "anyres" not in aspect and not tiled:
         return None
-    if aspect != "anyres" or merge != "spatial_unpad":
+    if (aspect != "anyres" and not tiled) or merge != "spatial_unpad":
         raise AnatomyError(
             f"image_aspect_ratio {aspect!r} with mm_patch_merge_type {merge!r} has no words in "
             "transformers' LLaVA",
             hint="'anyres' with 'spatial_unpad' (LLaVA-NeXT) and 'flat' (LLaVA-1.5) have",
         )
-    stated = config.get("image_grid_pinpoints")
     try:
         grid = ast.literal_eval(stated) if isinstance(stated, str) else stated
         pairs = [[int(w), int(h)] for w, h in list(grid or ())]

@@ -44,6 +44,11 @@ class OriginalSizes:
         """Blocks the reference keeps: it deletes SigLIP's last one."""
         return self.depth - 1 if self.tower == "siglip" else self.depth
 
+    @property
+    def key_heads(self) -> int:
+        """Key-value heads of the language model."""
+        return max(1, self.heads // 2)
+
 
 def tower_shapes(sizes: OriginalSizes, depth: int) -> Shapes:
     """Return the tensors of a vision tower of `depth` blocks under their published names."""
@@ -72,13 +77,14 @@ def tower_shapes(sizes: OriginalSizes, depth: int) -> Shapes:
 
 
 def text_shapes(sizes: OriginalSizes) -> Shapes:
-    """Return the tensors of the language model, one key-value head for two queries."""
+    """Return the tensors of the language model, where two queries share a key-value head."""
     hidden, inter = sizes.hidden, 2 * sizes.hidden
     shapes: Shapes = {"model.embed_tokens.weight": (sizes.words, hidden)}
     for index in range(sizes.layers):
         layer = f"model.layers.{index}."
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            out = hidden // 2 if name in ("k_proj", "v_proj") else hidden
+            keys = hidden * sizes.key_heads // sizes.heads
+            out = keys if name in ("k_proj", "v_proj") else hidden
             shapes[f"{layer}self_attn.{name}.weight"] = (out, hidden)
         for name in ("gate_proj", "up_proj"):
             shapes[f"{layer}mlp.{name}.weight"] = (inter, hidden)
@@ -113,7 +119,7 @@ def original_config(
         "model_type": {"llama": "llava_llama", "mistral": "llava_mistral"}.get(text, "llava_qwen"),
         "num_attention_heads": sizes.heads,
         "num_hidden_layers": sizes.layers,
-        "num_key_value_heads": sizes.heads // 2,
+        "num_key_value_heads": sizes.key_heads,
         "pretraining_tp": 1,
         "rms_norm_eps": 1e-06,
         "rope_scaling": None,

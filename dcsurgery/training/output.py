@@ -11,22 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcsurgery.bases import find_base, open_base
 from dcsurgery.checkpoint.contents import Checkpoint
-from dcsurgery.checkpoint.rewrite import NewTensor, estimate_bytes
+from dcsurgery.checkpoint.rewrite import NewTensor
 from dcsurgery.checkpoint.staging import staged_output
-from dcsurgery.convert import Conversion, write_folder
+from dcsurgery.convert import Conversion
 from dcsurgery.errors import TrainingError
+from dcsurgery.export import bytes_to_write, write_output
 from dcsurgery.folding import ITEM_BYTES
-from dcsurgery.loading import find_base, open_base
-from dcsurgery.parameter_names import plain_name, plain_parameters, stored_tensors
+from dcsurgery.lora import Adapter, describe_adapter, merge_problem, open_adapter
+from dcsurgery.parameter_names import plain_name, plain_parameters, stored_tensors, unwrapped
+from dcsurgery.plan import rewritten
 from dcsurgery.records import (
+    ADAPTER_FOLDER,
     DELTA_FILE,
     SurgeryPlan,
     TensorRecord,
     TrainingRecord,
     read_plan,
 )
-from dcsurgery.tensors import stock_tensors, stored_delta
+from dcsurgery.stock import as_stock
+from dcsurgery.tensors import stored_delta
 
 DTYPES = {
     "F64": torch.float64,
@@ -46,6 +51,7 @@ def checkpoint_names(
     TrainingError for a parameter that could not be written back: one that transformers joins or
     splits while it loads, or whose tensor is stored in a format that is not floating point.
     """
+    model = unwrapped(model)
     homes = _homes(model, stored_tensors(model, checkpoint))
     return {name: _home(homes, model, checkpoint, name)[0] for name in parameter_names}
 
@@ -119,27 +125,34 @@ def write_trained(  # noqa: PLR0913 - what a training leaves behind, each under 
     # A plan that was never written has no hashes to compare a base with.
     written = all(plan.relies_on.values())
     checkpoint = open_base(plan, base) if written else find_base(plan, base)
+    model = unwrapped(model)
     stored = stored_tensors(model, checkpoint)
     homes = _homes(model, stored)
     names = [item for name in trained for item in _home(homes, model, checkpoint, name)]
     values = _Values(plain_parameters(model), stored)
     kept = {} if source is None else stored_delta(Path(source), read_plan(source))
     plan = _trained_plan(plan, checkpoint, values, names, record)
+    lora = _adapter(adapter, source, plan)
+    if lora is not None:
+        plan = plan.model_copy(update={"adapter": describe_adapter(lora, _targets(lora, stored))})
+    if plan.form == "stock":
+        plan = _in_stock_form(checkpoint, plan, lora)
     delta = {
         item.name: values.tensor(item)
         if item.name in names or item.name not in kept
         else kept[item.name]
         for item in plan.delta
     }
-    stock = stock_tensors(checkpoint, plan, delta) if plan.form == "stock" else {}
     sources = [Path(folder) for folder in (checkpoint.ref.folder, source) if folder is not None]
-    needed = sum(item.nbytes for item in delta.values()) + 256 * 1024
-    if plan.form == "stock":
-        needed += estimate_bytes(checkpoint, stock)
-    target = Path(output)
-    with staged_output(target, overwrite=overwrite, sources=sources, needed=needed) as folder:
-        plan, transfers = write_folder(checkpoint, plan, folder, delta, stock)
-    return Conversion(plan, target, transfers, time.perf_counter() - started)
+    staging = staged_output(
+        Path(output),
+        overwrite=overwrite,
+        sources=sources,
+        needed=bytes_to_write(checkpoint, plan, delta, lora),
+    )
+    with staging as folder:
+        plan, transfers = write_output(checkpoint, plan, folder, delta, lora)
+    return Conversion(plan, Path(output), transfers, time.perf_counter() - started)
 
 
 def _trained_plan(
@@ -150,37 +163,59 @@ def _trained_plan(
     record: TrainingRecord,
 ) -> SurgeryPlan:
     """Return the plan with one training more and a record of every trained tensor."""
-    fresh = [_new_record(checkpoint, n) for n in sorted(names) if n in checkpoint.tensors]
-    in_delta = [item.model_copy(update={"file": DELTA_FILE}) for item in fresh]
+    known = {item.name for item in plan.delta}
+    fresh = [_new_record(checkpoint, name) for name in sorted(set(names) - known)]
     record = record.model_copy(update={"trained": sorted(names)})
-    after = plan.model_copy(
+    written = [item for item in [*plan.delta, *fresh] if item.name in names]
+    rounded = sorted({note for note in map(values.rounding, written) if note})
+    return plan.model_copy(
         update={
-            "delta": _joined(plan.delta, in_delta),
-            "changed": _joined(plan.changed, fresh if plan.form == "stock" else ()),
+            "delta": [*plan.delta, *fresh],
             "training": [*plan.training, record],
+            "notes": list(dict.fromkeys([*plan.notes, *rounded])),
         }
     )
-    written = [item for item in after.delta if item.name in names]
-    rounded = sorted({note for note in map(values.rounding, written) if note})
-    notes = [*plan.notes, *(note for note in rounded if note not in plan.notes)]
-    return after.model_copy(update={"notes": notes})
-
-
-def _joined(known: Sequence[TensorRecord], more: Sequence[TensorRecord]) -> list[TensorRecord]:
-    names = {item.name for item in known}
-    return [*known, *(item for item in more if item.name not in names)]
 
 
 def _new_record(checkpoint: Checkpoint, name: str) -> TensorRecord:
-    entry = checkpoint.tensors[name]
-    return TensorRecord(
-        name=name,
-        file=checkpoint.file_of(name).name,
-        dtype=entry.dtype,
-        shape=list(entry.shape),
-        base_shape=list(entry.shape),
-        base_sha256=hashlib.sha256(checkpoint.read_tensor(name)).hexdigest(),
+    digest = hashlib.sha256(checkpoint.read_tensor(name)).hexdigest()
+    return rewritten(checkpoint, name).model_copy(
+        update={"file": DELTA_FILE, "base_sha256": digest}
     )
+
+
+def _adapter(given: Path | None, source: str | Path | None, plan: SurgeryPlan) -> Adapter | None:
+    """Return the adapter that was trained now, or else the one of an earlier training."""
+    if given is not None:
+        return open_adapter(given)
+    if plan.adapter is None:
+        return None
+    if source is None:
+        raise TrainingError(
+            "the model has an adapter of an earlier training, and nobody says where its files are",
+            hint="pass source=, the folder that the training started from",
+        )
+    return open_adapter(Path(source) / ADAPTER_FOLDER)
+
+
+def _targets(adapter: Adapter, stored: Mapping[str, str]) -> dict[str, str]:
+    """Return the tensor of every adapted module's matrix, where it is one tensor."""
+    homes = {name: tensor for tensor, name in stored.items()}
+    found = {module: homes.get(f"{module}.weight") for module in adapter.modules}
+    return {module: tensor for module, tensor in found.items() if tensor is not None}
+
+
+def _in_stock_form(
+    checkpoint: Checkpoint, plan: SurgeryPlan, adapter: Adapter | None
+) -> SurgeryPlan:
+    """Return the plan of the stock form; an adapter that cannot be merged is kept beside it."""
+    if adapter is None or plan.adapter is None:
+        return as_stock(checkpoint, plan, merge=False)
+    problem = merge_problem(adapter, plan.adapter.targets)
+    if problem is not None:
+        note = f"the LoRA adapter is kept beside the weights, it cannot be merged: {problem}"
+        plan = plan.model_copy(update={"notes": list(dict.fromkeys([*plan.notes, note]))})
+    return as_stock(checkpoint, plan, merge=problem is None)
 
 
 class _Values:

@@ -12,9 +12,10 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
+from dcsurgery.bases import find_base
 from dcsurgery.checkpoint.reference import fetch, parse_reference
 from dcsurgery.errors import CheckpointNotFoundError, RequestError
-from dcsurgery.loading import find_base, quiet_transformers
+from dcsurgery.loading import quiet_transformers
 from dcsurgery.records import PLAN_FILE, read_plan
 from dcsurgery.verification.inputs import FOREIGN
 

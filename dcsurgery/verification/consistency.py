@@ -11,6 +11,7 @@ from dcsurgery.connectors import connector_shapes
 from dcsurgery.features import stock_layers
 from dcsurgery.folding import ITEM_BYTES
 from dcsurgery.records import CONNECTOR_PREFIX, PLAN_FILE, SurgeryPlan
+from dcsurgery.stock import merged_tensors
 
 
 def contradictions(plan: SurgeryPlan, base: Checkpoint) -> list[str]:
@@ -37,15 +38,19 @@ def _impossible_tensors(plan: SurgeryPlan, base: Checkpoint, anatomy: Anatomy) -
         CONNECTOR_PREFIX + name: list(shape)
         for name, shape in connector_shapes(anatomy, plan.layout).items()
     }
-    projector = {name: list(base.tensors[name].shape) for name in anatomy.projector.tensors}
-    shapes = projector | connector
+    trained = {name for record in plan.training for name in record.trained}
+    known = trained.union(anatomy.projector.tensors) & base.tensors.keys()
+    shapes = {name: list(base.tensors[name].shape) for name in known} | connector
+    dtypes = {name: base.tensors[name].dtype for name in known}
     for record in plan.delta:
-        if record.shape != shapes.get(record.name) or record.dtype not in ITEM_BYTES:
+        dtype = dtypes.get(record.name, record.dtype)
+        fits = record.shape == shapes.get(record.name) and record.dtype == dtype
+        if not fits or dtype not in ITEM_BYTES:
             yield f"{PLAN_FILE} has {record.name} as {record.dtype} {record.shape} in its delta"
     own = {record.name for record in plan.delta}
     changed = {record.name for record in plan.changed}
-    if missing := sorted(connector.keys() - own):
+    if missing := sorted((connector.keys() | trained) - own):
         yield f"{PLAN_FILE} has no {', '.join(missing)} in its delta"
     wanted = {site.weight for site in anatomy.projector.sites} | own - connector.keys()
-    if plan.form == "stock" and changed != wanted:
+    if plan.form == "stock" and changed != wanted | merged_tensors(plan):
         yield f"{PLAN_FILE} changes {', '.join(sorted(changed)) or 'nothing'}"

@@ -14,7 +14,7 @@ from dcsurgery.architectures import Architecture, named
 from dcsurgery.connectors.attach import detach, find_module
 from dcsurgery.connectors.passes import block_input
 from dcsurgery.errors import VerificationError
-from dcsurgery.loading import install, load_stock, read_delta
+from dcsurgery.loading import install, load_adapter, load_stock, read_delta
 from dcsurgery.records import CONNECTOR_PREFIX, CONNECTOR_TENSOR, SurgeryPlan
 from dcsurgery.verification.inputs import foreign_errors, prepare_inputs
 from dcsurgery.verification.models import (
@@ -45,13 +45,13 @@ def feature_checks(pair: Pair, pictures: Sequence[Any]) -> list[Check]:
     plan, architecture = pair.plan, named(pair.plan.architecture)
     prepared = prepare_inputs(pair.base, plan.anatomy, pictures)
     inputs = prepared.values
-    delta = read_delta(plan, pair.folder)
+    delta = _connector(pair)
     zero = _starts_exact(plan, delta)
     with torch.no_grad(), _model_errors(pair):
         model = load_vision(pair.base)
         checks = [_finite_check(model, architecture, plan, inputs)]
         base = image_features(model, architecture, inputs)
-        install(model, plan, pair.folder)
+        install(model, plan, pair.folder, partly=True)
         if zero:
             branch = image_features(model, architecture, inputs)
             checks.append(_equal_check("features: branch against base", branch, base))
@@ -70,9 +70,14 @@ def feature_checks(pair: Pair, pictures: Sequence[Any]) -> list[Check]:
     return [prepared.explain(check) for check in checks]
 
 
+def _connector(pair: Pair) -> dict[str, Tensor]:
+    names = [r.name for r in pair.plan.delta if r.name.startswith(CONNECTOR_PREFIX)]
+    return dict(read_delta(pair.plan, pair.folder, names))
+
+
 def _starts_exact(plan: SurgeryPlan, delta: dict[str, Tensor]) -> bool:
     """Whether the branch must equal the base bit for bit: D is zero and nothing else changed."""
-    own = [name for name in delta if not name.startswith(CONNECTOR_PREFIX)]
+    own = [r.name for r in plan.delta if not r.name.startswith(CONNECTOR_PREFIX)]
     matrix = delta.get(CONNECTOR_TENSOR)
     return not (own or plan.layout.changes_tokens or matrix is None or matrix.any().item())
 
@@ -84,11 +89,7 @@ def _restate(
     inputs: dict[str, Tensor],
     delta: dict[str, Tensor],
 ) -> Tensor:
-    tensors = {
-        name.removeprefix(CONNECTOR_PREFIX): value.float()
-        for name, value in delta.items()
-        if name.startswith(CONNECTOR_PREFIX)
-    }
+    tensors = {name.removeprefix(CONNECTOR_PREFIX): value.float() for name, value in delta.items()}
     layout, arrange = plan.layout, architecture.arrange
     with restated_connector(model, plan.anatomy, layout, arrange, tensors):
         return image_features(model, architecture, inputs)
@@ -100,13 +101,15 @@ def logit_checks(pair: Pair, pictures: Sequence[Any]) -> list[Check]:
     prepared = prepare_inputs(pair.base, plan.anatomy, pictures[:1])
     inputs = prepared.values
     projector = plan.anatomy.projector.tensors
-    zero = _starts_exact(plan, read_delta(plan, pair.folder))
+    zero = plan.adapter is None and _starts_exact(plan, _connector(pair))
     checks = []
     with torch.no_grad(), _model_errors(pair):
         model = load_stock(pair.base, projector)
         count = len(image_features(model, architecture, inputs))
         base = model_logits(model, architecture, inputs, count)
         install(model, plan, pair.folder)
+        if plan.adapter is not None:
+            load_adapter(model, plan, pair.folder)
         count = len(image_features(model, architecture, inputs))
         branch = model_logits(model, architecture, inputs, count)
         del model
@@ -117,6 +120,8 @@ def logit_checks(pair: Pair, pictures: Sequence[Any]) -> list[Check]:
             checks.append(_finite_logits(branch))
         if pair.stock is not None:
             stock = load_stock(pair.stock, projector)
+            if plan.adapter is not None and not plan.adapter.merged:
+                load_adapter(stock, plan, pair.folder)
             fold = model_logits(stock, architecture, inputs, count)
             limit = LOGIT_LIMITS[plan.anatomy.dtype]
             checks.append(_close_check("logits: fold against branch", fold, branch, limit))

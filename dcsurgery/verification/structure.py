@@ -8,25 +8,32 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from dcsurgery.bases import check_base, find_base
 from dcsurgery.checkpoint.contents import CONFIG, INDEX, Checkpoint, WeightFile, open_checkpoint
 from dcsurgery.checkpoint.digests import digest, file_bytes, tensor_bytes
 from dcsurgery.checkpoint.headers import Header, read_header
 from dcsurgery.checkpoint.rewrite import NewTensor
 from dcsurgery.convert import edit_config
 from dcsurgery.errors import CheckpointNotFoundError, DcSurgeryError
-from dcsurgery.loading import check_base, find_base
+from dcsurgery.lora import open_adapter
+from dcsurgery.publishing.marks import BEGIN, CARD
 from dcsurgery.records import (
+    ADAPTER_FOLDER,
     DELTA_FILE,
     DELTA_FOLDER,
     PLAN_FILE,
     SurgeryPlan,
     read_plan,
 )
-from dcsurgery.tensors import stock_tensors, stored_delta
+from dcsurgery.stock import merged_tensors
+from dcsurgery.tensors import stock_tensors, stored_delta, tensor_rows
 from dcsurgery.verification.consistency import contradictions
 from dcsurgery.verification.report import Check
+from dcsurgery.verification.trained import ADAPTER_CHECK, adapter_check, trained_check
 
 DELTA_CHECK = "connector is as planned"
+# Relative to the largest value: two units in the last place, in fp32 those of a long sum.
+MERGE_LIMITS = {"F64": 2**-18, "F32": 2**-18, "F16": 2**-9, "BF16": 2**-6}
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,10 @@ def structure_checks(pair: Pair, *, deep: bool) -> list[Check]:
     if deep:
         checks.append(_hub_check(pair.base))
     checks += [_delta_check(pair), _layout_check(pair)]
+    if pair.plan.training:
+        checks.append(trained_check(pair.plan, pair.base))
+    if pair.plan.training or pair.plan.adapter is not None:
+        checks.append(adapter_check(pair.plan, pair.folder))
     if pair.stock is not None:
         checks += [
             _tensors_check(pair, pair.stock, deep),
@@ -79,7 +90,8 @@ def structure_checks(pair: Pair, *, deep: bool) -> list[Check]:
             _side_files_check(pair, pair.stock),
         ]
         # The fold is made from the delta again: without a sound one there is nothing to compare.
-        if all(check.passed for check in checks if check.name == DELTA_CHECK):
+        sound = (DELTA_CHECK, ADAPTER_CHECK)
+        if all(check.passed for check in checks if check.name in sound):
             checks.append(_fold_check(pair, pair.stock))
     return checks
 
@@ -116,7 +128,8 @@ def _hub_check(base: Checkpoint) -> Check:
 def _delta_check(pair: Pair) -> Check:
     path = pair.folder / DELTA_FILE
     problems = []
-    stated = {record.name: record for record in pair.plan.delta}
+    # What else a training changed is in the weight files of a stock form, see _fold_check.
+    stated = {record.name: record for record in pair.plan.delta if record.file == DELTA_FILE}
     try:
         header = read_header(path)
     except DcSurgeryError as error:
@@ -190,24 +203,52 @@ def _compare_tensors(
 def _fold_check(pair: Pair, stock: Checkpoint) -> Check:
     """Make the changed tensors again, from delta and base, and compare with what is on disk."""
     plan = pair.plan
-    wanted: dict[str, NewTensor] | None = None
     problems = []
+    wanted: dict[str, NewTensor] | None = None
     for record in plan.changed:
         found = stock.tensors.get(record.name)
         if found is None or [found.dtype, list(found.shape)] != [record.dtype, record.shape]:
             problems.append(f"{record.name} is not {record.dtype} {record.shape}")
             continue
         file = stock.file_of(record.name)
-        written = digest(tensor_bytes(stock.path(file.name), file.header, record.name))
-        if written != record.sha256:
+        path = stock.path(file.name)
+        if digest(tensor_bytes(path, file.header, record.name)) != record.sha256:
             problems.append(f"{record.name} has other values than planned")
             continue
         if wanted is None:
-            wanted = stock_tensors(pair.base, plan, stored_delta(pair.folder, plan))
-        if written != digest(wanted[record.name].chunks()):
+            wanted = _made_again(pair)
+        again = wanted[record.name]
+        if list(again.shape) != record.shape or again.dtype != record.dtype:
+            problems.append(f"{record.name} should be {again.dtype} {list(again.shape)}")
+        elif not _same(again, path, file.header, merged=record.name in merged_tensors(plan)):
             problems.append(f"{record.name} is not the fold of its delta")
-    shapes = ", ".join(f"{record.base_shape} to {record.shape}" for record in plan.changed)
+    shapes = ", ".join(
+        f"{record.base_shape} to {record.shape}"
+        for record in plan.changed
+        if record.base_shape != record.shape
+    )
     return _result("changed tensors are as planned", problems, shapes, "the fold of base + delta")
+
+
+def _made_again(pair: Pair) -> dict[str, NewTensor]:
+    plan = pair.plan
+    adapter = open_adapter(pair.folder / ADAPTER_FOLDER) if merged_tensors(plan) else None
+    return stock_tensors(pair.base, plan, stored_delta(pair.folder, plan), adapter)
+
+
+def _same(again: NewTensor, path: Path, header: Header, *, merged: bool) -> bool:
+    """Compare a tensor with what is on disk: bytes; where an adapter is merged, almost.
+
+    Another machine sums the product in another order, which can round the last bit differently.
+    """
+    if not merged:
+        return digest(again.chunks()) == digest(tensor_bytes(path, header, again.name))
+    found = NewTensor(
+        again.name, again.dtype, again.shape, lambda: tensor_bytes(path, header, again.name)
+    )
+    pairs = zip(tensor_rows(found)(), tensor_rows(again)(), strict=True)
+    limit = MERGE_LIMITS[again.dtype]
+    return all(bool((abs(a - b) <= limit * abs(b).max()).all()) for a, b in pairs)
 
 
 def _config_check(pair: Pair, stock: Checkpoint) -> Check:
@@ -246,10 +287,21 @@ def _base_files(pair: Pair) -> list[str]:
 
 def _side_files_check(pair: Pair, stock: Checkpoint) -> Check:
     found = {*stock.side_files, *stock.left_out}
-    ours = {name for name in found if not name.startswith(f"{DELTA_FOLDER}/")}
-    problems = [f"{name} is missing" for name in pair.base.side_files if name not in ours]
-    problems += [f"{name} was added" for name in sorted(ours - set(pair.base.side_files))]
-    for name in sorted(ours & set(pair.base.side_files)):
+    aside = _publishing_files(pair.folder)
+    ours = {name for name in found if not name.startswith(f"{DELTA_FOLDER}/")} - aside
+    theirs = set(pair.base.side_files) - aside
+    problems = [f"{name} is missing" for name in sorted(theirs - ours)]
+    problems += [f"{name} was added" for name in sorted(ours - theirs)]
+    for name in sorted(ours & theirs):
         if digest([pair.base.read_file(name)]) != digest(file_bytes(stock.path(name))):
             problems.append(f"{name} differs from the base")
-    return _result("side files", problems, f"{len(pair.base.side_files)} files", "byte-identical")
+    return _result("side files", problems, f"{len(theirs)} files", "byte-identical")
+
+
+def _publishing_files(folder: Path) -> set[str]:
+    """Files that a Hub repository has of its own: git's, and the card that `push` wrote."""
+    names = {".gitattributes"}
+    card = folder / CARD
+    if card.is_file() and BEGIN in card.read_text(encoding="utf-8", errors="replace"):
+        names.add(CARD)
+    return names

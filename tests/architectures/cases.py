@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.features import FeatureLayout
 from dcsurgery.plan import make_plan
 from dcsurgery.records import SurgeryPlan
+from tests.surgery import random_matrix
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,23 @@ class Case:
         """Return the unmodified model: do not change it."""
         return _loaded_once(self.tiny.folder, dtype)
 
+    @cached_property
+    def weight(self) -> Tensor:
+        """A random matrix for the connector."""
+        return random_matrix(self.plan)
+
+    @cached_property
+    def zero(self) -> Any:
+        """The model with an empty connector: do not change it."""
+        return self.attached()
+
+    @cached_property
+    def loud(self) -> Any:
+        """The model with the random matrix: do not change it."""
+        return self.attached(self.weight)
+
     def attached(self, weight: Tensor | None = None, **kwargs: torch.dtype) -> Any:
+        """Return a model of the caller's own, with this matrix or an empty one."""
         model = copy.deepcopy(self.plain(**kwargs))
         tensors = {} if weight is None else {"weight": weight}
         attach(model, self.anatomy, self.layout, self.architecture.arrange, tensors)

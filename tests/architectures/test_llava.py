@@ -33,6 +33,7 @@ def llava_inputs(model: Any, batch: int, images: int) -> dict[str, Tensor]:
 
 class LlavaContract(StockContract):
     tower: Tower
+    thorough = True
     specs = (ConnectorSpec("dci"), ConnectorSpec("dci", groups=3), ConnectorSpec("sci"))
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -97,7 +98,7 @@ def upgraded(case: Case) -> Any:
         record.name.removeprefix("dense_connector."): torch.randn(record.shape, generator=draw) / 4
         for record in case.plan.delta
     }
-    model = load(case.tiny.folder)
+    model = copy.deepcopy(case.plain())
     attach(model, case.anatomy, case.layout, case.architecture.arrange, tensors)
     return model
 

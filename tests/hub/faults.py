@@ -29,6 +29,9 @@ class Fault:
     seconds: float = 5.0
     action: Callable[[], object] = lambda: None
 
+    def __str__(self) -> str:
+        return f"{self.method} {self.path} {self.kind} {self.status}"
+
     def strikes(self, method: str, path: str) -> bool:
         """Return whether this request is hit; every hit uses up one of `times`."""
         if self.times < 1 or method != self.method or not re.search(self.path, path):

@@ -102,8 +102,10 @@ class Pusher:
         return pid
 
     def wait(self, pid: int) -> Done:
-        """Return what a started command said."""
-        return Done(*self.ask({"wait": pid}))
+        """Return what a started command said: never a token."""
+        done = Done(*self.ask({"wait": pid}))
+        assert "hf_" not in done.out + done.err
+        return done
 
     def run(self, *args: object, token: str = "hf_writer") -> Done:
         """Run a command to its end."""

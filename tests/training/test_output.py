@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 import dcsurgery
 from dcsurgery.checkpoint.contents import open_checkpoint
@@ -26,71 +24,14 @@ from dcsurgery.errors import (
 )
 from dcsurgery.loading import load_for_training
 from dcsurgery.plan import make_plan
-from dcsurgery.records import DELTA_FILE, SurgeryPlan, TrainingRecord, read_plan
+from dcsurgery.records import DELTA_FILE, SurgeryPlan, read_plan
 from dcsurgery.tiny import write_tiny_llava
 from dcsurgery.training.output import checkpoint_names, write_trained
 from tests.architectures.cases import load
-from tests.architectures.test_llava import llava_inputs
 from tests.surgery import digest, digests
+from tests.training.trained import MATRIX, a_record, logits, move, of_stage_one, stage_one
 
-MATRIX = "dense_connector.weight"
 FIRST = "multi_modal_projector.linear_1.weight"
-
-
-def a_record(**values: Any) -> TrainingRecord:
-    """What an engine would say about a training."""
-    return TrainingRecord.model_validate(
-        {
-            "train": "projector",
-            "trained": [],
-            "trained_parameters": 1,
-            "data": "rows.json",
-            "data_sha256": "0" * 64,
-            "rows": 8,
-            "skipped_rows": 0,
-            "seed": 0,
-            "steps": 1,
-            "epochs": 1.0,
-            "batch_size": 8,
-            "settings": {},
-            "first_loss": 2.0,
-            "last_loss": 1.0,
-            "seconds": 1.0,
-            "device": "cpu",
-            "versions": {},
-        }
-        | values
-    )
-
-
-def train(model: Any, names: Sequence[str], seed: int = 3) -> list[str]:
-    """Move parameters of a model as a training would; return their names."""
-    draw = torch.Generator().manual_seed(seed)
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name in names:
-            value = parameters[name]
-            value.add_(0.2 * torch.randn(value.shape, generator=draw).to(value))
-    return list(names)
-
-
-def projector(model: Any) -> list[str]:
-    """The parameters of stage 1: connector and projector."""
-    return [n for n, _ in model.named_parameters() if "projector" in n or "dense_connector" in n]
-
-
-def logits(model: Any, batch: int = 2, images: int = 1) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = model(**llava_inputs(model, batch, images)).logits
-    return found
-
-
-def stage_one(folder: Path, output: Path, **options: Any) -> tuple[Any, SurgeryPlan]:
-    """Train connector and projector of a converted folder; return the model and OUT's plan."""
-    model, plan = load_for_training(folder)
-    trained = train(model, projector(model))
-    given = {"plan": plan, "model": model, "trained": trained, "source": folder, **options}
-    return model, write_trained(output, record=a_record(), **given).plan
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +84,7 @@ def test_training_goes_on_and_leaves_alone_what_it_does_not_train(
     # In bf16 the projector's values are rounded in memory: they must not reach the disk so.
     model, plan = load_for_training(first, dtype=torch.bfloat16)
     assert len(plan.training) == 1
-    trained = train(model, [MATRIX])
+    trained = move(model, [MATRIX])
     done = write_trained(
         tmp_path / "twice",
         plan=plan,
@@ -166,7 +107,7 @@ def test_a_model_that_was_attached_in_memory_can_be_written(
     plan = make_plan(open_checkpoint(tiny_clip), ConnectorSpec(form="delta"))
     model = load(tiny_clip)
     attach(model, plan.anatomy, plan.layout)
-    trained = train(model, [MATRIX])
+    trained = move(model, [MATRIX])
     done = write_trained(
         tmp_path / "OUT", plan=plan, model=model, trained=trained, record=a_record()
     )
@@ -179,7 +120,7 @@ def test_values_are_rounded_once_to_the_dtype_of_the_base(dtype: str, tmp_path: 
     base = write_tiny_llava(tmp_path / "base", "clip", dtype=dtype)
     convert_checkpoint(base, tmp_path / "zero", form="delta")
     model, plan = load_for_training(tmp_path / "zero", dtype=torch.float32)
-    trained = train(model, projector(model))
+    trained = move(model, of_stage_one(model))
     given = {"plan": plan, "model": model, "trained": trained, "record": a_record()}
     done = write_trained(tmp_path / "OUT", **given)
     held, parameters = load_file(tmp_path / "OUT" / DELTA_FILE), dict(model.named_parameters())
@@ -211,7 +152,7 @@ def test_names_of_the_checkpoint(tiny_siglip: Path, once: tuple[Any, Path]) -> N
 
 def test_values_that_are_no_numbers_are_refused(converted: Path, tmp_path: Path) -> None:
     model, plan = load_for_training(converted)
-    trained = train(model, [MATRIX])
+    trained = move(model, [MATRIX])
     with torch.no_grad():
         model.dense_connector.weight[0, 0] = float("nan")
     with pytest.raises(TrainingError, match="weight has values that F32 cannot"):

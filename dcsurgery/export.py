@@ -1,0 +1,120 @@
+"""A trained connector as a checkpoint that plain transformers loads. torch is never imported."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from dcsurgery.bases import open_base
+from dcsurgery.checkpoint.contents import Checkpoint
+from dcsurgery.checkpoint.copying import Transfer
+from dcsurgery.checkpoint.output import on_same_disk
+from dcsurgery.checkpoint.reference import fetch, parse_reference
+from dcsurgery.checkpoint.rewrite import NewTensor, estimate_bytes
+from dcsurgery.checkpoint.staging import staged_output
+from dcsurgery.convert import Conversion, write_folder
+from dcsurgery.errors import CheckpointNotFoundError, PlanError, RequestError
+from dcsurgery.lora import Adapter, copy_adapter, merge_problem, open_adapter
+from dcsurgery.records import ADAPTER_FOLDER, ADAPTER_WEIGHTS, DELTA_FILE, SurgeryPlan, read_plan
+from dcsurgery.stock import as_stock
+from dcsurgery.tensors import stock_tensors, stored_delta
+
+FORMS = ("stock",)
+
+
+def export_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
+    model: str | Path,
+    output: str | Path,
+    *,
+    form: str = "stock",
+    base: str | Path | None = None,
+    keep_lora: bool = False,
+    revision: str | None = None,
+    overwrite: bool = False,
+    link: bool = False,
+) -> Conversion:
+    """Fold a trained connector, and what was trained with it, into a complete checkpoint.
+
+    `model` is a folder (or Hub id) that convert or finetune wrote, in either form; `base` says
+    where its base is now. A LoRA adapter is merged into the matrices it adapts, or kept beside
+    them in peft's own files (`keep_lora`). No model is loaded; `output` appears whole, by one
+    rename. Raises PlanError where the family has no such form, DcSurgeryError otherwise.
+    """
+    started = time.perf_counter()
+    if form not in FORMS:
+        raise RequestError(f"form {form!r} does not exist", hint=f"choose {' or '.join(FORMS)}")
+    folder = local_folder(model, revision)
+    plan = read_plan(folder)
+    adapter = None if plan.adapter is None else open_adapter(folder / ADAPTER_FOLDER)
+    if adapter is not None and plan.adapter is not None and not keep_lora:
+        problem = merge_problem(adapter, plan.adapter.targets)
+        if problem is not None:
+            raise PlanError(f"the LoRA adapter cannot be merged: {problem}", hint="use --keep-lora")
+    checkpoint = open_base(plan, base)
+    delta = stored_delta(folder, plan)
+    plan = as_stock(checkpoint, plan, merge=not keep_lora)
+    target = Path(output)
+    sources = [path for path in (checkpoint.ref.folder, folder) if path is not None]
+    needed = bytes_to_write(checkpoint, plan, delta, adapter, output=target, link=link)
+    staging = staged_output(target, overwrite=overwrite, sources=sources, needed=needed)
+    with staging as new:
+        plan, transfers = write_output(checkpoint, plan, new, delta, adapter, link=link)
+    return Conversion(plan, target, transfers, time.perf_counter() - started)
+
+
+def local_folder(model: str | Path, revision: str | None) -> Path:
+    """Return the folder of a converted model, fetched if need be.
+
+    Raises CheckpointNotFoundError.
+    """
+    found = fetch(parse_reference(model, revision)).folder
+    if found is None:
+        raise CheckpointNotFoundError(f"{model} was not found", hint="check the path or the Hub id")
+    return found
+
+
+def bytes_to_write(
+    checkpoint: Checkpoint,
+    plan: SurgeryPlan,
+    delta: Mapping[str, NewTensor],
+    adapter: Adapter | None = None,
+    output: Path | None = None,
+    link: bool = False,
+) -> int:
+    """Return an upper bound of the bytes that write_output writes.
+
+    With an `output`, `link` leaves out the weight files that would be hard links there.
+    """
+    small = sum(delta[item.name].nbytes for item in plan.delta if item.file == DELTA_FILE)
+    small += 256 * 1024
+    if adapter is not None:
+        small += (adapter.folder / ADAPTER_WEIGHTS).stat().st_size
+    if plan.form == "delta":
+        return small
+    source = checkpoint.ref.folder
+    linked = link and source is not None and not checkpoint.ref.in_cache
+    linked = linked and output is not None and on_same_disk(source or output, output)
+    changed = stock_tensors(checkpoint, plan, delta, adapter)
+    return small + estimate_bytes(checkpoint, changed, linked=linked)
+
+
+def write_output(
+    checkpoint: Checkpoint,
+    plan: SurgeryPlan,
+    folder: Path,
+    delta: Mapping[str, NewTensor],
+    adapter: Adapter | None,
+    *,
+    link: bool = False,
+) -> tuple[SurgeryPlan, tuple[Transfer, ...]]:
+    """Write a trained model into an empty folder in the plan's form; return the hashed plan."""
+    stock: dict[str, NewTensor] = {}
+    if plan.form == "stock":
+        stock = stock_tensors(checkpoint, plan, delta, adapter)
+    copied: list[Transfer] = []
+    if adapter is not None and plan.adapter is not None:
+        beside = plan.form == "stock" and not plan.adapter.merged
+        copied = copy_adapter(adapter, folder, beside=beside)
+    plan, transfers = write_folder(checkpoint, plan, folder, delta, stock, link=link)
+    return plan, (*transfers, *copied)

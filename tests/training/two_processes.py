@@ -1,0 +1,61 @@
+"""Train in several processes at once, as torchrun starts them, but imports are paid once.
+
+python -m tests.training.two_processes BASE OUT PROCESSES
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from dcsurgery.connectors.spec import ConnectorSpec
+from tests.architectures import test_llava
+from tests.architectures.cases import TinyModel, make_case
+from tests.training.tasks import make_rows, run
+
+# Rows with and without images: what one process has no gradient for, another may have.
+VALUES = {"train": "full", "lr": 1e-3, "projector_lr": 1e-3, "micro_batch": 1, "max_steps": 6}
+
+
+def work(base: Path, folder: Path, rank: int = 0) -> None:
+    """Train and save what came out."""
+    case = make_case(TinyModel(base, test_llava.llava_inputs), ConnectorSpec("dci"))
+    model = case.attached()
+    rows = make_rows(case.tiny, model, 12)
+    rows.rows[3]["labels"][:, :-1] = -100
+    rows.rows[7] = make_rows(case.tiny, model, 1, images=0).rows[0]
+    run(case, model, rows, folder, **VALUES)
+    values = {name: value.detach().clone() for name, value in model.named_parameters()}
+    save_file(values, folder / f"rank-{rank}.safetensors")
+
+
+def main() -> int:
+    """Fork the processes; the exit code is 0 when all went well."""
+    base, folder, count = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pids = []
+    for rank in range(count):
+        pid = os.fork()
+        if pid:
+            pids.append(pid)
+            continue
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+        work(base, folder, rank)
+        sys.stdout.flush()
+        os._exit(0)
+    return max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
