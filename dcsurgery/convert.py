@@ -34,6 +34,7 @@ from dcsurgery.processors import (
     read_processor,
     render_processor,
 )
+from dcsurgery.readme import delta_readme
 from dcsurgery.records import (
     DELTA_FILE,
     DELTA_FOLDER,
@@ -41,6 +42,7 @@ from dcsurgery.records import (
     SurgeryPlan,
     TensorRecord,
 )
+from dcsurgery.reference_form import TOWER_KEY, reference_checkpoint, write_reference
 from dcsurgery.tensors import planned_delta, stock_tensors
 
 METADATA = {"format": "pt"}
@@ -82,8 +84,8 @@ def make_spec(  # noqa: PLR0913 - one keyword per CLI option, by design
     """Return a ConnectorSpec from plain values. Raises RequestError or PlanError."""
     if init not in ("preserve", "paper"):
         raise RequestError(f"init {init!r} does not exist", hint="choose preserve or paper")
-    if form not in (None, "stock", "delta"):
-        raise RequestError(f"form {form!r} does not exist", hint="choose stock or delta")
+    if form not in (None, "stock", "delta", "reference"):
+        raise RequestError(f"form {form!r} does not exist", hint="choose stock, delta or reference")
     if seed < 0:
         raise RequestError(f"seed {seed} is negative", hint="choose a seed of 0 or more")
     parsed = parse_layers(layers) if isinstance(layers, str) else layers
@@ -106,12 +108,12 @@ def preview_conversion(  # noqa: PLR0913 - one keyword per CLI option, by design
 
     Raises whatever convert_checkpoint would refuse.
     """
-    checkpoint = _open(model, revision, towers, weights=False)
+    checkpoint = _open(model, revision, spec, towers)
     plan = make_plan(checkpoint, spec)
     target = Path(output) if output is not None else None
-    needed = _bytes_to_write(checkpoint, plan, target, link)
+    needed = _bytes_to_write(checkpoint, plan, target, link, towers)
     if target is not None:
-        check_output(target, overwrite=overwrite, sources=_sources(checkpoint), needed=needed)
+        check_output(target, overwrite=overwrite, sources=checkpoint.folders, needed=needed)
     return Preview(plan, needed)
 
 
@@ -141,20 +143,22 @@ def convert_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
     """
     started = time.perf_counter()
     spec = make_spec(connector, groups, layers, init, seed, form, norm, pool)
-    checkpoint = _open(model, revision, towers, weights=False)
+    checkpoint = _open(model, revision, spec, towers)
     plan = make_plan(checkpoint, spec)
     target = Path(output)
-    needed = _bytes_to_write(checkpoint, plan, target, link)
-    if plan.form == "stock" and not checkpoint.is_local:
+    needed = _bytes_to_write(checkpoint, plan, target, link, towers)
+    if plan.form != "delta" and not checkpoint.is_local:
         check_output(target, overwrite=overwrite, needed=needed)  # before a long download
-        checkpoint = _open(model, revision, towers, weights=True)
+        checkpoint = _open(model, revision, spec, towers, weights=True)
         plan = make_plan(checkpoint, spec)
-        needed = _bytes_to_write(checkpoint, plan, target, link)
-    staging = staged_output(
-        target, overwrite=overwrite, sources=_sources(checkpoint), needed=needed
-    )
+        needed = _bytes_to_write(checkpoint, plan, target, link, towers)
+    staging = staged_output(target, overwrite=overwrite, sources=checkpoint.folders, needed=needed)
     with staging as folder:
         delta = planned_delta(checkpoint, plan)
+        if plan.form == "reference":
+            named = (towers or {}).get(TOWER_KEY)
+            transfers = write_reference(checkpoint, plan, delta, folder, named)
+            return Conversion(plan, target, transfers, time.perf_counter() - started)
         stock = stock_tensors(checkpoint, plan, delta) if plan.form == "stock" else {}
         plan, transfers = write_folder(checkpoint, plan, folder, delta, stock, link=link)
     return Conversion(plan, target, transfers, time.perf_counter() - started)
@@ -163,11 +167,14 @@ def convert_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
 def _open(
     model: str | Path,
     revision: str | None,
+    spec: ConnectorSpec,
     towers: Mapping[str, str] | None,
     *,
-    weights: bool,
+    weights: bool = False,
 ) -> Checkpoint:
-    checkpoint = open_model(model, revision, weights=weights, towers=TowerPlaces(towers or {}))
+    # The reference form needs the tower's name also where the model holds the tower.
+    places = TowerPlaces(towers or {}, optional=spec.form == "reference")
+    checkpoint = open_model(model, revision, weights=weights, towers=places)
     if PLAN_FILE in checkpoint.side_files:
         raise PlanError(
             f"{checkpoint.ref.name} was already converted by dcsurgery",
@@ -183,26 +190,31 @@ def _open(
     return checkpoint
 
 
-def _sources(checkpoint: Checkpoint) -> list[Path]:
-    return list(checkpoint.folders)
-
-
 def _bytes_to_write(
-    checkpoint: Checkpoint, plan: SurgeryPlan, output: Path | None, link: bool
+    checkpoint: Checkpoint,
+    plan: SurgeryPlan,
+    output: Path | None,
+    link: bool,
+    towers: Mapping[str, str] | None,
 ) -> int:
     delta = planned_delta(checkpoint, plan)
     small = sum(item.nbytes for item in delta.values()) + 256 * 1024
     if plan.form == "delta":
         return small
-    source = checkpoint.ref.folder
-    linked = (
-        link
-        and source is not None
-        and not isinstance(checkpoint, Adopted)
-        and not checkpoint.ref.in_cache
-        and (output is None or on_same_disk(source, output))
-    )
+    if plan.form == "reference":
+        return small + estimate_bytes(
+            reference_checkpoint(checkpoint, plan, delta, (towers or {}).get(TOWER_KEY)), {}
+        )
+    linked = link and can_link(checkpoint, output)
     return small + estimate_bytes(checkpoint, stock_tensors(checkpoint, plan, delta), linked=linked)
+
+
+def can_link(checkpoint: Checkpoint, output: Path | None) -> bool:
+    """Return whether weight files can be hard links in an output (anywhere when None)."""
+    source = checkpoint.ref.folder
+    if source is None or isinstance(checkpoint, Adopted) or checkpoint.ref.in_cache:
+        return False
+    return output is None or on_same_disk(source, output)
 
 
 def edit_config(checkpoint: Checkpoint, plan: SurgeryPlan) -> str:
@@ -249,7 +261,7 @@ def write_folder(
     if plan.processor_changes:
         transfers += _write_processor(checkpoint, plan, folder)
     if plan.form == "delta":
-        transfers.append(_write_text(folder, "README.md", _delta_readme(plan)))
+        transfers.append(_write_text(folder, "README.md", delta_readme(plan)))
     checkpoint.require_unchanged()
     return plan, tuple(transfers)
 
@@ -280,20 +292,3 @@ def _hashed(
 
 def _write_text(folder: Path, name: str, text: str) -> Transfer:
     return Transfer(name, "write", write_file(folder / name, [text.encode()]))
-
-
-def _delta_readme(plan: SurgeryPlan) -> str:
-    commit = f" at commit `{plan.base.commit}`" if plan.base.commit else ""
-    return f"""# Dense Connector delta for {plan.base.id}
-
-This folder holds no base weights: it is a `{plan.kind}` connector for `{plan.base.id}`{commit}.
-
-```python
-import dcsurgery
-
-model = dcsurgery.load_model("path/to/this/folder")
-```
-
-Plain transformers cannot load it. `dense_connector/plan.json` says what it contains and on which
-tensors of the base it relies; `dcsurgery verify` checks it.
-"""

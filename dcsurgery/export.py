@@ -9,11 +9,10 @@ from pathlib import Path
 from dcsurgery.bases import open_base
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.checkpoint.copying import Transfer
-from dcsurgery.checkpoint.output import on_same_disk
 from dcsurgery.checkpoint.reference import fetch, parse_reference
 from dcsurgery.checkpoint.rewrite import NewTensor, estimate_bytes
 from dcsurgery.checkpoint.staging import staged_output
-from dcsurgery.convert import Conversion, write_folder
+from dcsurgery.convert import Conversion, can_link, write_folder
 from dcsurgery.errors import CheckpointNotFoundError, PlanError, RequestError
 from dcsurgery.lora import Adapter, copy_adapter, merge_problem, open_adapter
 from dcsurgery.records import ADAPTER_FOLDER, ADAPTER_WEIGHTS, DELTA_FILE, SurgeryPlan, read_plan
@@ -55,7 +54,7 @@ def export_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
     delta = stored_delta(folder, plan)
     plan = as_stock(checkpoint, plan, merge=not keep_lora)
     target = Path(output)
-    sources = [path for path in (checkpoint.ref.folder, folder) if path is not None]
+    sources = [*checkpoint.folders, folder]
     needed = bytes_to_write(checkpoint, plan, delta, adapter, output=target, link=link)
     staging = staged_output(target, overwrite=overwrite, sources=sources, needed=needed)
     with staging as new:
@@ -92,9 +91,7 @@ def bytes_to_write(
         small += (adapter.folder / ADAPTER_WEIGHTS).stat().st_size
     if plan.form == "delta":
         return small
-    source = checkpoint.ref.folder
-    linked = link and source is not None and not checkpoint.ref.in_cache
-    linked = linked and output is not None and on_same_disk(source or output, output)
+    linked = link and output is not None and can_link(checkpoint, output)
     changed = stock_tensors(checkpoint, plan, delta, adapter)
     return small + estimate_bytes(checkpoint, changed, linked=linked)
 

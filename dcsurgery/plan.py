@@ -24,7 +24,7 @@ from dcsurgery.processors import plan_processor
 from dcsurgery.records import (
     CONNECTOR_PREFIX,
     DELTA_FILE,
-    DELTA_LOADER,
+    LOADERS,
     BaseRecord,
     FileRecord,
     SurgeryPlan,
@@ -103,7 +103,7 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
         new_parameters=new,
         extra_flops_per_image=flops,
         image_tokens=layout.count_tokens(anatomy.image_tokens),
-        loader=architecture.stock_loader if form == "stock" else DELTA_LOADER,
+        loader=LOADERS.get(form, architecture.stock_loader),
         notes=[*_adoption_notes(checkpoint), *_notes(anatomy, layout, spec), *notes],
     )
 
@@ -191,6 +191,8 @@ def stock_problem(
 def _choose_form(
     architecture: Architecture, anatomy: Anatomy, layout: FeatureLayout, spec: ConnectorSpec
 ) -> Form:
+    if spec.form == "reference":
+        return "reference"
     problem = stock_problem(architecture, anatomy, layout)
     if problem is None:
         return spec.form or "stock"

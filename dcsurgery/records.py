@@ -27,6 +27,8 @@ ADAPTER_FOLDER = f"{DELTA_FOLDER}/lora"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 DELTA_LOADER = "dcsurgery.load_model"
+# What loads a form, whatever the family.
+LOADERS = {"delta": DELTA_LOADER, "reference": "HJYao00/DenseConnector's own code"}
 
 
 class _Record(BaseModel):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 from dcsurgery.architectures import named
 from dcsurgery.checkpoint.contents import Checkpoint
+from dcsurgery.checkpoint.digests import digest
 from dcsurgery.errors import PlanError
 from dcsurgery.features import stock_layers
 from dcsurgery.plan import config_changes, cost, rewritten, stock_problem
@@ -65,9 +65,9 @@ def _changed(checkpoint: Checkpoint, plan: SurgeryPlan) -> Iterator[TensorRecord
     own = {r.name: r for r in plan.delta if not r.name.startswith(CONNECTOR_PREFIX)}
     for name in dict.fromkeys([*shapes, *own, *sorted(merged_tensors(plan))]):
         known = own[name].base_sha256 if name in own else plan.relies_on.get(name)
-        digest = known or hashlib.sha256(checkpoint.read_tensor(name)).hexdigest()
+        found = known or digest(checkpoint.tensor_chunks(name))
         record = rewritten(checkpoint, name, shapes.get(name))
-        yield record.model_copy(update={"base_sha256": digest})
+        yield record.model_copy(update={"base_sha256": found})
 
 
 def _placed(checkpoint: Checkpoint, plan: SurgeryPlan, record: TensorRecord) -> TensorRecord:

@@ -142,7 +142,7 @@ def stock_tensors(
         if name in delta:
             return tensor_rows(delta[name])
         entry = checkpoint.tensors[name]
-        return streamed_rows(lambda: [checkpoint.read_tensor(name)], entry.dtype, entry.shape)
+        return streamed_rows(lambda: checkpoint.tensor_chunks(name), entry.dtype, entry.shape)
 
     matrix = tensor_rows(delta[CONNECTOR_TENSOR])
     made = fold_sites(plan, rows_of, matrix, _shares(plan, delta))

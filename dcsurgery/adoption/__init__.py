@@ -22,10 +22,14 @@ from dcsurgery.errors import RequestError
 
 @dataclass(frozen=True)
 class TowerPlaces:
-    """Where towers are: as the user said (--tower NAME=PATH), or as a plan remembers them."""
+    """Where towers are: as the user said (--tower NAME=PATH), or as a plan remembers them.
+
+    `optional` lets the user name one for a model that holds its tower itself.
+    """
 
     given: Mapping[str, str] = field(default_factory=dict)
     remembered: Mapping[str, TowerRecord] = field(default_factory=dict)
+    optional: bool = False
 
 
 @cache
@@ -60,7 +64,7 @@ def open_model(
     source = open_checkpoint(model, revision, weights=weights, pickles=is_original)
     found = find_format(source.config)
     if found is None:
-        if places.given:
+        if places.given and not places.optional:
             raise RequestError(
                 f"{source.ref.name} holds its vision tower itself: --tower is not for it",
                 hint="leave --tower out",
@@ -89,6 +93,6 @@ def adopt_checkpoint(
     stated = [
         str(value) for key, value in source.config.items() if key.startswith("mm_vision_tower")
     ]
-    if not places.remembered:
+    if not places.remembered and not places.optional:
         finder.require_all_used(stated)
     return adopted

@@ -161,8 +161,14 @@ def read_grid(config: Config) -> list[list[int]] | None:
         raise AnatomyError(
             f"image_grid_pinpoints {str(stated)[:80]!r} is not a list of pairs", hint=CHECK
         ) from None
-    turned = [[h, w] for w, h in pairs]
-    return pairs if sorted(turned) == sorted(pairs) else turned
+    return turned_grid(pairs)
+
+
+def turned_grid(pairs: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return pinpoints with width and height exchanged; a grid that has both of each as it is."""
+    turned = [[second, first] for first, second in pairs]
+    same = sorted(turned) == sorted(map(list, pairs))
+    return [list(pair) for pair in pairs] if same else turned
 
 
 def _config(
@@ -237,12 +243,13 @@ def _files(
         PREPROCESSOR: render_json(vision.image_processor(tower, pinpoints)),
         "processor_config.json": render_json(processor),
         "chat_template.json": render_json({"chat_template": template}),
-        GENERATION: render_json(_generation(source, text, tokens)),
+        GENERATION: render_json(generation_config(source, text, tokens)),
         **tokens.files,
     }
 
 
-def _generation(source: Checkpoint, text: Config, tokens: Tokens) -> Config:
+def generation_config(source: Checkpoint, text: Config, tokens: Tokens) -> Config:
+    """Return generation_config.json: the original's own, or its special tokens; padding is set."""
     kept: Config = {
         "bos_token_id": text.get("bos_token_id"),
         "eos_token_id": text.get("eos_token_id"),

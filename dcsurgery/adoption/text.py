@@ -78,13 +78,17 @@ def text_class(config: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def text_section(
-    config: Mapping[str, Any], tensors: Mapping[str, TensorEntry], rows: int
+    config: Mapping[str, Any],
+    tensors: Mapping[str, TensorEntry],
+    rows: int,
+    kind: tuple[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return text_config of `rows` embeddings, after comparing the original with its tensors.
 
-    Raises AnatomyError.
+    `kind` is the model type and class where another code base than LLaVA's says it. Raises
+    AnatomyError.
     """
-    model_type, class_name = text_class(config)
+    model_type, class_name = kind or text_class(config)
     section = {
         key: value
         for key, value in config.items()

@@ -35,6 +35,22 @@ class Tokens:
     files: Mapping[str, bytes]
 
 
+def plan_image_token(source: Checkpoint, rows: int) -> Tokens:
+    """Return the tokens for a model whose image token marks places and needs no row.
+
+    Padding keeps the token the tokenizer uses now, or the one that ends or stands for anything.
+    Raises MalformedCheckpointError for tokenizer files that cannot be read.
+    """
+    found = _Files(source)
+    ids = found.ids()
+    free = max(max(ids.values(), default=-1) + 1, found.words() or rows)
+    added = {} if IMAGE in ids else {IMAGE: free}
+    word = found.any_pad_token()
+    stated = source.config.get("pad_token_id")
+    pad = stated if type(stated) is int and 0 <= stated < rows else ids.get(word or "", 0)
+    return Tokens(ids.get(IMAGE, free), pad, rows, found.edited(added, word))
+
+
 def plan_tokens(source: Checkpoint, rows: int) -> Tokens:
     """Return the tokens for a language model of `rows` embeddings, beside its own tokenizer.
 
@@ -99,17 +115,26 @@ class _Files:
             return count_pieces(self.source.read_file(PIECES))
         return len(self.get(WORDS))
 
-    def pad_token(self) -> str | None:
-        """Return the tokenizer's own padding token; None where another token stands in for it."""
-        named = {
+    def special_tokens(self) -> dict[str, str | None]:
+        """Return the tokens for padding, for anything unknown, and for both ends of a text."""
+        return {
             key: _content(self.get(SPECIAL_MAP).get(key) or self.get(CONFIG).get(key))
             for key in ("pad_token", "unk_token", "eos_token", "bos_token")
         }
+
+    def any_pad_token(self) -> str | None:
+        """Return a token that can pad: the one named for it, else unknown or end."""
+        named = self.special_tokens()
+        return next((item for item in named.values() if item is not None), None)
+
+    def pad_token(self) -> str | None:
+        """Return the tokenizer's own padding token; None where another token stands in for it."""
+        named = self.special_tokens()
         pad = named.pop("pad_token")
         known = pad in self.ids()
         return pad if pad is not None and known and pad not in named.values() else None
 
-    def edited(self, added: Mapping[str, int], pad: str) -> dict[str, bytes]:
+    def edited(self, added: Mapping[str, int], pad: str | None) -> dict[str, bytes]:
         """Return the files that say more than before, as bytes."""
         has_tokenizer = bool(self.json) or PIECES in self.source.side_files
         if not added or not has_tokenizer:
@@ -121,7 +146,8 @@ class _Files:
             known = {key: value for key, value in item.items() if key != "id"}
             decoder.setdefault(str(item.get("id")), known)
         decoder |= {str(added[token]): entry for token, entry in entries.items()}
-        config |= {"added_tokens_decoder": decoder, "pad_token": pad}
+        config |= {"added_tokens_decoder": decoder}
+        config |= {} if pad is None else {"pad_token": pad}
         files = {CONFIG: render_json(config)}
         if TOKENIZER in self.json:
             more = [{"id": added[token], **entry} for token, entry in entries.items()]
@@ -130,7 +156,7 @@ class _Files:
             files[TOKENIZER] = render_json(tokenizer)
         if ADDED in self.json or TOKENIZER not in self.json:
             files[ADDED] = render_json({**self.get(ADDED), **added})
-        if SPECIAL_MAP in self.json:
+        if SPECIAL_MAP in self.json and pad is not None:
             files[SPECIAL_MAP] = render_json({**self.get(SPECIAL_MAP), "pad_token": pad})
         return files
 

@@ -18,6 +18,9 @@ from dcsurgery.errors import (
     RequestError,
 )
 
+# (place, commit, weights) -> the tower's checkpoint.
+Opener = Callable[[str, str | None, bool], Checkpoint]
+
 PREPROCESSOR = "preprocessor_config.json"
 # Folder names under which training scripts keep public towers -> the repository they come from.
 PUBLIC = {
@@ -34,6 +37,11 @@ PUBLIC = {
     }.items()
     for name in names
 }  # fmt: skip
+_CONVNEXT = "laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup"
+PUBLIC |= {
+    "openclip-convnext-large-d-320-laion2B-s29B-b131K-ft-soup": _CONVNEXT,
+    "CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup": _CONVNEXT,
+}
 # Owners that are no Hub accounts but folders of a training machine.
 _FOLDERS = {"ckpt", "ckpts", "checkpoint", "checkpoints", "model_zoo", "models", "pretrained"}
 
@@ -77,13 +85,14 @@ class Towers:
             hint=f"say where it is, a folder or a Hub id: --tower {last or key}=PATH",
         )
 
-    def open(self, stated: str, key: str) -> Checkpoint:
-        """Open the tower's weights. Raises CheckpointError; the hint names --tower."""
+    def open(self, stated: str, key: str, opener: Opener | None = None) -> Checkpoint:
+        """Open the tower's weights. Raises CheckpointError; the hint names --tower.
+
+        `opener` does it for a tower that is no Hugging Face checkpoint.
+        """
         place = self.place(stated, key)
         with _naming(stated, place):
-            opened = open_checkpoint(
-                place, self._commit(stated), weights=self.weights, pickles=_any
-            )
+            opened = (opener or _open)(place, self._commit(stated), self.weights)
         self._note(stated, place, opened.ref.commit)
         return opened
 
@@ -119,6 +128,10 @@ class Towers:
         folder = Path(place).expanduser()
         where = str(folder.resolve()) if folder.is_dir() else place
         self.found[stated] = TowerRecord(where, commit)
+
+
+def _open(place: str, commit: str | None, weights: bool) -> Checkpoint:
+    return open_checkpoint(place, commit, weights=weights, pickles=_any)
 
 
 def _any(_: dict[str, Any]) -> bool:

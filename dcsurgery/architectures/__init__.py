@@ -18,7 +18,7 @@ from dcsurgery.features import Columns, FeatureLayout, joined_columns
 if TYPE_CHECKING:
     from torch import Tensor
 
-Form = Literal["stock", "delta"]
+Form = Literal["stock", "delta", "reference"]
 Config = dict[str, Any]
 Tensors = Mapping[str, TensorEntry]
 

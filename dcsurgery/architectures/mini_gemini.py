@@ -42,6 +42,7 @@ def dissect(config: Config, tensors: Tensors) -> Anatomy:
     grid = reading.positive(config, "image_grid", 1)
     whole = bool(config.get("image_global", False))
     reading.require(grid > 1 or not whole, "image_global is true, but image_grid 1 has no tiles")
+    _check_places(config, grid * tower.grid)
     return Anatomy(
         architecture="mini_gemini",
         tower=tower,
@@ -74,6 +75,17 @@ def _check_mining(config: Config, tensors: Tensors, width: int) -> None:
             entry.shape == (width, read),
             f"{entry.name} is {list(entry.shape)}, the towers need {[width, read]}",
         )
+
+
+def _check_places(config: Config, patches: int) -> None:
+    """Every patch needs a whole number of places of the large picture's map."""
+    aux = reading.section(config, "vision_config_aux")
+    side = reading.positive(aux, "image_size", 768) // reading.positive(aux, "patch_size", 4)
+    reading.require(
+        side > 0 and side % patches == 0,
+        f"the large picture's map of {side} x {side} places does not divide by "
+        f"{patches} x {patches} patches",
+    )
 
 
 def arrange(run: Any, state: Tensor) -> Tensor:

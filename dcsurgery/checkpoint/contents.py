@@ -159,7 +159,9 @@ class Checkpoint:
 
     def stamp(self) -> dict[str, Stamp]:
         """Return the stamp of every local file that is copied, as it is now."""
-        names = [CONFIG, *(file.name for file in self.weights), *self.side_files]
+        names = [*(file.name for file in self.weights), *self.side_files]
+        if self.config_text:  # a tower on its own may have none
+            names.append(CONFIG)
         if self.index is not None:
             names.append(self.index_name)
         return {name: _stamp(self.path(name), name) for name in names}
@@ -182,7 +184,7 @@ def _stamp(path: Path, name: str) -> Stamp:
 
 
 def never(_: dict[str, Any]) -> bool:
-    """Return False: no pickled weights are accepted."""
+    """Return False: no pickles."""
     return False
 
 
@@ -193,12 +195,12 @@ def open_checkpoint(
     weights: bool = False,
     pickles: Callable[[dict[str, Any]], bool] = never,
 ) -> Checkpoint:
-    """Open a folder or a Hub model and check all its headers.
+    """Open a folder or a Hub model and check all its headers. Raises CheckpointError.
 
     A Hub model is read by range requests (config, index and header bytes only); `weights` then
     fetches it into huggingface_hub's cache. Where the Hub cannot be reached, a cached snapshot is
     opened instead. `pickles(config)` says whether weights in torch's zip files are accepted where
-    there are no others; nothing in them is run. Raises CheckpointError of the fitting kind.
+    there are no others; nothing in them is run.
     """
     ref = parse_reference(model, revision)
     if ref.folder is None:

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from dcsurgery.cli import units
-from dcsurgery.cli.options import AsJson, ConnectorOptions, Model, Quiet, Revision, WriteOptions
+from dcsurgery.cli.options import (
+    AsJson,
+    ConnectorOptions,
+    Model,
+    Quiet,
+    Revision,
+    WriteOptions,
+    read_towers,
+)
 from dcsurgery.cli.output import Output
 
 if TYPE_CHECKING:
@@ -61,13 +69,15 @@ def convert(
             revision=revision,
             overwrite=write.overwrite,
             link=write.link,
+            towers=read_towers(write.tower),
             **asdict(choice),
         )
     if as_json:
         out.data(_done(done))
         return
     _show_done(done, out)
-    out.tell(f"\nnext:\n  dcsurgery verify {shlex.quote(str(done.output))}")
+    after = "inspect" if done.plan.form == "reference" else "verify"
+    out.tell(f"\nnext:\n  dcsurgery {after} {shlex.quote(str(done.output))}")
 
 
 def _preview(
@@ -80,10 +90,11 @@ def _preview(
         preview = preview_conversion(
             model,
             spec,
-            revision=revision,
             output=write.output,
             overwrite=write.overwrite,
             link=write.link,
+            revision=revision,
+            towers=read_towers(write.tower),
         )
     if out.as_json:
         out.data(_planned(preview, write.output))
@@ -154,7 +165,7 @@ def _show_plan(preview: Preview, output: Path | None, out: Output) -> None:
         ("processor", f"{key}: {_compact(change['from'])} -> {_compact(change['to'])}")
         for key, change in plan.processor_changes.items()
     ]
-    if plan.form == "stock":
+    if plan.form != "delta":
         rows.append(("all other bytes", "the base's, untouched"))
     else:
         rows.append(("the base", "stays where it is and is loaded from there"))
@@ -169,12 +180,12 @@ def _show_plan(preview: Preview, output: Path | None, out: Output) -> None:
 def _needs(preview: Preview, output: Path | None) -> list[tuple[str, str]]:
     """What goes over the network and onto the disk."""
     rows, plan = [], preview.plan
-    if plan.form == "stock" and plan.base.folder is None:
+    if plan.form != "delta" and plan.base.folder is None:
         weights = sum(file.size for file in plan.base.files.values())
         rows.append(("to fetch", f"{units.size(weights)} into the Hub cache, if not there yet"))
     free = _free_bytes(output)
     room = "" if free is None else f" of {units.size(free)} free"
-    shared = ", less where blocks are shared" if plan.form == "stock" else ""
+    shared = ", less where blocks are shared" if plan.form != "delta" else ""
     return [*rows, ("to write", f"at most {units.size(preview.bytes_to_write)}{room}{shared}")]
 
 

@@ -6,7 +6,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from dcsurgery.cli import units
-from dcsurgery.cli.options import AsJson, Model, Quiet, Revision
+from dcsurgery.cli.options import AsJson, Model, Quiet, Revision, Towers, read_towers
 from dcsurgery.cli.output import Output
 
 if TYPE_CHECKING:
@@ -20,7 +20,11 @@ LISTED_FILES = 6
 
 
 def inspect(
-    model: Model, revision: Revision = None, as_json: AsJson = False, quiet: Quiet = False
+    model: Model,
+    revision: Revision = None,
+    tower: Towers = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show what is inside a model and which connectors fit.
 
@@ -31,7 +35,7 @@ def inspect(
 
     out = Output(as_json=as_json, quiet=quiet)
     with out.working(f"reading the headers of {model}"):
-        found = inspect_checkpoint(model, revision)
+        found = inspect_checkpoint(model, revision, towers=read_towers(tower))
     if as_json:
         out.data(found.to_dict())
         return
@@ -60,6 +64,7 @@ def _anatomy(found: Inspection) -> list[tuple[str, str]]:
     dropped = f"; the first {anatomy.dropped_tokens} dropped" if anatomy.dropped_tokens else ""
     up_to = "up to " if anatomy.variable_resolution else ""
     return [
+        *_original(found),
         ("class", f"{found.class_name} (architecture {anatomy.architecture})"),
         ("vision tower", f"{tower.kind}, {tower.depth} blocks of width {tower.width}"),
         (
@@ -85,6 +90,18 @@ def _anatomy(found: Inspection) -> list[tuple[str, str]]:
             f"{anatomy.language_model}, {up_to}{anatomy.image_tokens} image tokens for one image",
         ),
     ]
+
+
+def _original(found: Inspection) -> list[tuple[str, str]]:
+    """Say what a model in an original format is, before it is described as what it means."""
+    original = found.original
+    if original is None:
+        return []
+    rows = [("format", f"{original.format} (class {original.class_name})")]
+    rows += [("tower named", f"{name}\n{place}") for name, place in original.towers.items()]
+    if original.connector:
+        rows.append(("connector", f"{original.connector}, trained: the surgery is done"))
+    return rows + [("note", note) for note in original.notes]
 
 
 def _files(found: Inspection) -> list[tuple[str, str]]:

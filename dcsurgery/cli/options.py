@@ -34,6 +34,26 @@ Quiet = Annotated[
     typer.Option("--quiet", "-q", help="No progress, no advice: only the result, and errors."),
 ]
 
+Towers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tower",
+        metavar="NAME=PATH",
+        help="Where the vision tower is that a model in its original format names: NAME as its "
+        "config calls it (or the last part of that), PATH a folder or a Hub id. Default: as the "
+        "config says.",
+    ),
+]
+
+
+def read_towers(values: list[str] | None) -> dict[str, str]:
+    """Return --tower options as a table. Raises BadParameter for one without "="."""
+    pairs = [value.rpartition("=") for value in values or ()]
+    for (name, _, place), value in zip(pairs, values or (), strict=True):
+        if not name or not place:
+            raise typer.BadParameter(f"{value!r} is not NAME=PATH", param_hint="--tower")
+    return {name: place for name, _, place in pairs}
+
 
 @dataclass(frozen=True)
 class ConnectorOptions:
@@ -83,8 +103,9 @@ class ConnectorOptions:
         typer.Option(
             metavar="FORM",
             help="stock: a complete checkpoint that plain transformers loads. delta: the connector "
-            "alone, megabytes; dcsurgery loads it with its base. Default: stock where the "
-            "model's config has words for it, else delta.",
+            "alone, megabytes; dcsurgery loads it with its base. reference: what the paper's own "
+            "code (HJYao00/DenseConnector) saves and loads. Default: stock where the model's "
+            "config has words for it, else delta.",
         ),
     ] = None
 
@@ -114,6 +135,7 @@ class WriteOptions:
             "but editing one edits both. Never out of a Hub cache.",
         ),
     ] = False
+    tower: Towers = None
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the whole plan and write nothing.")
     ] = False

@@ -90,11 +90,15 @@ def model_index(
     """Return a card's `model-index`: foreign results stay, ours are those of the reports.
 
     `evaluations` pairs a report with the address of its file. The value is the last model's mean.
+    Raises PublishError for an index nobody can read.
     """
     kept: list[dict[str, Any]] = []
-    if isinstance(old, list) and old and isinstance(old[0], dict):
-        name = old[0].get("name", name)
-        kept = [item for item in old[0].get("results") or [] if not _is_ours(item)]
+    if old:
+        try:
+            name = old[0].get("name", name)
+            kept = [item for item in old[0]["results"] if not _is_ours(item)]
+        except (AttributeError, LookupError, TypeError):
+            raise _unreadable("its model-index has no results") from None
     ours = [_result(report, url) for report, url in evaluations]
     return [{"name": name, "results": [*kept, *ours]}] if kept or ours else []
 

@@ -53,8 +53,7 @@ def text_config(language: Language) -> dict[str, Any]:
         "tie_word_embeddings": language == "gemma",
     }
     if language == "gemma":
-        # Published as "gelu": the exact one, though Gemma itself was trained with its tanh form.
-        text |= {"hidden_act": "gelu", "head_dim": 12, "num_key_value_heads": 1}
+        text |= {"hidden_act": "gelu_pytorch_tanh", "head_dim": 12, "num_key_value_heads": 1}
     if language == "mixtral":
         text |= {"num_local_experts": EXPERTS, "num_experts_per_tok": 1, "sliding_window": None}
     return text

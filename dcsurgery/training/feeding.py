@@ -47,7 +47,7 @@ class Feed:
 
     def name_of(self, number: int) -> str:
         """Return what people call a row: its id, else its number."""
-        named = getattr(self.dataset, "row_id", None)
+        named = getattr(self.dataset, "name_of", None)
         if named is not None:
             return str(named(number))
         row = {} if self.streamed else self.dataset[number]
@@ -81,6 +81,13 @@ class Feed:
                 lengths = [len(self.dataset[i]["input_ids"]) for i in range(len(self.dataset))]
         return EpochOrder(len(self.dataset), settings.seed, lengths, settings.batch_size or 1)
 
+    def first(self, settings: TrainingSettings, count: int) -> list[tuple[int, Any]]:
+        """Return the first rows in the order of training, numbered."""
+        order = self.order(settings)
+        if order is None:
+            return list(islice(enumerate(self.dataset), count))
+        return [(number, self.dataset[number]) for number in islice(order, count)]
+
     def steps(self, settings: TrainingSettings) -> int:
         """Return how many updates a training makes. Raises RequestError or TrainingError."""
         if settings.max_steps is not None:
@@ -99,6 +106,11 @@ class Feed:
 def processes() -> int:
     """Return how many processes train together, as torchrun and accelerate launch say."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Return which of them this is; the first one writes."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def micro_batches(settings: TrainingSettings) -> tuple[int, int]:

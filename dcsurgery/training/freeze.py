@@ -58,6 +58,11 @@ def choose(model: nn.Module, plan: SurgeryPlan, settings: TrainingSettings) -> T
     projector = projector_names(parameters, plan)
     if settings.train != "connector":
         groups["projector"] = projector
+    if settings.train == "full" and getattr(model, "peft_config", None):
+        raise TrainingError(
+            "the language model has a LoRA adapter of an earlier training",
+            hint="merge it with `dcsurgery export` and train that, or use --train lora",
+        )
     if settings.train == "lora":
         groups["language"] = [name for name in parameters if ".lora_" in name]
     elif settings.train == "full":

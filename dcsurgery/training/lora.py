@@ -42,8 +42,11 @@ def lora_targets(model: Any) -> str:
 def add_adapters(model: Any, settings: TrainingSettings) -> None:
     """Put LoRA beside every linear layer of the language model, in place; at first it adds nothing.
 
-    The model keeps its class; a wrapped layer's own parameters gain `base_layer` in their names.
+    The model keeps its class; a wrapped layer's own parameters gain `base_layer` in their names. An
+    adapter of an earlier training stays, to be trained further.
     """
+    if getattr(model, "peft_config", None):
+        return
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
@@ -58,6 +61,12 @@ def add_adapters(model: Any, settings: TrainingSettings) -> None:
     # transformers trains quantised models with adapters alone, which it knows by this mark.
     model._hf_peft_config_loaded = True
     model.peft_config = {"default": config}
+
+
+def describe_adapters(model: Any) -> dict[str, Any]:
+    """Return what is to be known of the adapter of a model."""
+    config = model.peft_config["default"]
+    return {"rank": config.r, "alpha": config.lora_alpha, "dropout": config.lora_dropout}
 
 
 def save_adapters(model: Any, folder: Path) -> None:

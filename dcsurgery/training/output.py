@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from dcsurgery.bases import find_base, open_base
 from dcsurgery.checkpoint.contents import Checkpoint
+from dcsurgery.checkpoint.digests import digest
 from dcsurgery.checkpoint.rewrite import NewTensor
 from dcsurgery.checkpoint.staging import staged_output
 from dcsurgery.convert import Conversion
@@ -39,6 +39,8 @@ DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+# Part of the names of peft's factors: their files are the adapter.
+ADAPTED = ".lora_"
 CHUNK_VALUES = 4 * 1024 * 1024
 
 
@@ -114,11 +116,11 @@ def write_trained(  # noqa: PLR0913 - what a training leaves behind, each under 
     """Write a trained model to `output` in the form of its plan; nothing is written on an error.
 
     `trained` are the names of its parameters that were trained, in any floating dtype; each is
-    rounded once to the dtype its tensor is stored in. `source` is the folder that the training
-    started from: what an earlier training left in it and this one did not touch is carried over
-    byte by byte (without it, those values come from the model). `adapter` is a folder with peft's
-    files, `base` where the base is now. `record` is completed with the names of the trained
-    tensors. Raises TrainingError for values that are not finite, or DcSurgeryError as
+    rounded once to the dtype its tensor is stored in (those of LoRA are in `adapter`, a folder with
+    peft's files). `source` is the folder that the training started from: what an earlier training
+    left in it and this one did not touch is carried over byte by byte; without it, those values
+    come from the model. `base` says where the base is now. `record` is completed with the names of
+    the trained tensors. Raises TrainingError for values that are not finite, or DcSurgeryError as
     convert_checkpoint does.
     """
     started = time.perf_counter()
@@ -128,7 +130,8 @@ def write_trained(  # noqa: PLR0913 - what a training leaves behind, each under 
     model = unwrapped(model)
     stored = stored_tensors(model, checkpoint)
     homes = _homes(model, stored)
-    names = [item for name in trained for item in _home(homes, model, checkpoint, name)]
+    moved = [name for name in trained if ADAPTED not in name]
+    names = [item for name in moved for item in _home(homes, model, checkpoint, name)]
     values = _Values(plain_parameters(model), stored)
     kept = {} if source is None else stored_delta(Path(source), read_plan(source))
     plan = _trained_plan(plan, checkpoint, values, names, record)
@@ -143,7 +146,7 @@ def write_trained(  # noqa: PLR0913 - what a training leaves behind, each under 
         else kept[item.name]
         for item in plan.delta
     }
-    sources = [Path(folder) for folder in (checkpoint.ref.folder, source) if folder is not None]
+    sources = [*checkpoint.folders, *([] if source is None else [Path(source)])]
     staging = staged_output(
         Path(output),
         overwrite=overwrite,
@@ -178,10 +181,8 @@ def _trained_plan(
 
 
 def _new_record(checkpoint: Checkpoint, name: str) -> TensorRecord:
-    digest = hashlib.sha256(checkpoint.read_tensor(name)).hexdigest()
-    return rewritten(checkpoint, name).model_copy(
-        update={"file": DELTA_FILE, "base_sha256": digest}
-    )
+    found = digest(checkpoint.tensor_chunks(name))
+    return rewritten(checkpoint, name).model_copy(update={"file": DELTA_FILE, "base_sha256": found})
 
 
 def _adapter(given: Path | None, source: str | Path | None, plan: SurgeryPlan) -> Adapter | None:

@@ -37,7 +37,9 @@ class TrainingSettings(BaseModel):
     `batch_size` is global: over all processes and accumulated micro-batches of `micro_batch` rows.
     Warm-ups and delays are fractions of all steps: a group rests for its delay, climbs for its
     warm-up, and falls as a cosine to zero at the end. `save_steps` counts steps between
-    checkpoints: None takes a tenth of the training, 0 writes none.
+    checkpoints: None takes a tenth of the training, 0 writes none. `prompt` "auto" is the model's
+    chat template; "plain" and "v1" are LLaVA's of its first and second stage. `aspect` "pad" pads
+    pictures to squares, as LLaVA's second stage does.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,6 +68,8 @@ class TrainingSettings(BaseModel):
     group_by_length: bool | None = None
     max_length: int = Field(default=2048, ge=1)
     max_bad: float = Field(default=0.01, ge=0, le=1)
+    prompt: Literal["auto", "plain", "v1"] = "auto"
+    aspect: Literal["processor", "pad"] = "processor"
     seed: int = Field(default=0, ge=0)
     precision: Precision = "auto"
     quantize: Literal["4bit"] | None = None

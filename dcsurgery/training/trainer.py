@@ -81,8 +81,8 @@ def train(  # noqa: PLR0913 - the parts of a training, each its own thing
     `dataset` gives encoded rows: mappings with "input_ids" and "labels" [T] (-100 where nothing is
     to be learnt), "attention_mask" and the model's image inputs; `collator` makes a batch of a list
     of them. A data set may have `lengths` (tokens per row, negative for text alone) for
-    group_by_length, and `row_id(index)`, else rows are called by their "id" or number. `output_dir`
-    gets checkpoints and training.jsonl; with `resume` a training that stopped there
+    group_by_length, and `name_of(index)`, else rows are called by their "id" or number.
+    `output_dir` gets checkpoints and training.jsonl; with `resume` a training that stopped there
     goes on, and `identity` is what must be the same for that beside the settings. `watch` is called
     with every logged step. Trained parameters become fp32 and stay so; the base keeps its dtype.
 

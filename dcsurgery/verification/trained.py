@@ -49,7 +49,7 @@ def _unnamed(plan: SurgeryPlan, base: Checkpoint, trained: set[str]) -> Iterator
         if record.name not in trained and record.name not in drawn:
             yield f"{record.name} is replaced, and no training names it"
         # Tensors that were drawn have none of their own in the record.
-        elif record.base_sha256 not in (None, digest([base.read_tensor(record.name)])):
+        elif record.base_sha256 not in (None, digest(base.tensor_chunks(record.name))):
             yield f"the base's {record.name} is not the one that was trained"
 
 

@@ -87,7 +87,7 @@ class MiniGeminiContract(Contract):
 
 
 class TestLlama(MiniGeminiContract):
-    specs = (ConnectorSpec("dci"), ConnectorSpec("sci"))
+    specs = (ConnectorSpec("sci"),)
 
 
 class TestGemmaWithTilesAndWhole(MiniGeminiContract):

@@ -72,10 +72,12 @@ def model(grid: int, whole: bool) -> MiniGeminiModel:
     )
     built = MiniGeminiModel(config)
     own = {
-        ours.removeprefix("model.").replace("vision_tower.vision_model.", "vision_tower."): value
+        ours.removeprefix("model."): value
         for name, value in weights().items()
         if (ours := renamed(name, CHECKPOINT)) is not None
     }
+    if not hasattr(built.vision_tower, "vision_model"):
+        own = {name.replace(".vision_model.", "."): value for name, value in own.items()}
     missing, unexpected = built.load_state_dict(own, strict=False)
     assert not unexpected
     assert all(name.startswith("language_model.") for name in missing), missing

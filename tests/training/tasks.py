@@ -28,7 +28,7 @@ class Rows:
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return self.rows[index]
 
-    def row_id(self, index: int) -> str:
+    def name_of(self, index: int) -> str:
         return f"row-{index}"
 
 

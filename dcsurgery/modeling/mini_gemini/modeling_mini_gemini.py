@@ -324,14 +324,19 @@ class MiniGeminiForConditionalGeneration(MiniGeminiPreTrainedModel, GenerationMi
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        outputs.logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        outputs.last_hidden_state = None
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
         if labels is not None:
             size = self.config.text_config.vocab_size
-            outputs.loss = self.loss_function(
-                logits=outputs.logits, labels=labels, vocab_size=size, **kwargs
-            )
-        result: MiniGeminiOutput = outputs
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=size, **kwargs)
+        result = MiniGeminiOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+        )
         return result.to_tuple() if return_dict is False else result
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:

@@ -1,0 +1,23 @@
+"""The README of a delta, which no other tool can load."""
+
+from __future__ import annotations
+
+from dcsurgery.records import SurgeryPlan
+
+
+def delta_readme(plan: SurgeryPlan) -> str:
+    """Return README.md of a delta: what it is for and how to load it."""
+    commit = f" at commit `{plan.base.commit}`" if plan.base.commit else ""
+    return f"""# Dense Connector delta for {plan.base.id}
+
+This folder holds no base weights: it is a `{plan.kind}` connector for `{plan.base.id}`{commit}.
+
+```python
+import dcsurgery
+
+model = dcsurgery.load_model("path/to/this/folder")
+```
+
+Plain transformers cannot load it. `dense_connector/plan.json` says what it contains and on which
+tensors of the base it relies; `dcsurgery verify` checks it.
+"""

@@ -1,0 +1,159 @@
+"""From what a user names to a loaded model that can be trained."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcsurgery.bases import find_base
+from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
+from dcsurgery.checkpoint.reference import fetch, parse_reference
+from dcsurgery.convert import convert_checkpoint, make_spec
+from dcsurgery.errors import CheckpointNotFoundError, RequestError
+from dcsurgery.loading import load_for_training, read_delta
+from dcsurgery.parameter_names import plain_parameters
+from dcsurgery.plan import make_plan
+from dcsurgery.records import CONNECTOR_PREFIX, PLAN_FILE, SurgeryPlan, read_plan
+from dcsurgery.training.freeze import projector_names
+from dcsurgery.training.output import DTYPES as STORED
+from dcsurgery.training.output import checkpoint_names
+from dcsurgery.training.precision import DTYPES, wanted_precision
+from dcsurgery.training.processing import load_processor
+from dcsurgery.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class Start:
+    """A loaded model with its branch, the plan that is trained, and its base.
+
+    `source` is the folder an earlier training wrote, None for a model converted on the way.
+    `processor` counts the connector's image tokens.
+    """
+
+    model: Any
+    plan: SurgeryPlan
+    base: Checkpoint
+    source: Path | None
+    processor: Any
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What to train: a model (`revision` of a Hub id), where its `base` is now, and the connector
+    that an unconverted one gets: keywords of make_spec.
+    """
+
+    model: str | Path
+    revision: str | None = None
+    base: str | Path | None = None
+    connector: Mapping[str, Any] | None = None
+
+
+def check_origin(origin: Origin) -> Path:
+    """Return the folder of a model, fetched if need be.
+
+    Raises RequestError when it has a connector and another is asked for, or has none and none is.
+    """
+    folder = fetch(parse_reference(origin.model, origin.revision)).folder
+    if folder is None:
+        raise CheckpointNotFoundError(
+            f"{origin.model} was not found", hint="check the path or the Hub id"
+        )
+    converted = (folder / PLAN_FILE).is_file()
+    if converted and origin.connector is not None:
+        raise RequestError(
+            f"{origin.model} has a {read_plan(folder).kind} connector already",
+            hint="leave out --connector to train it, or name its base",
+        )
+    if not converted and origin.connector is None:
+        raise RequestError(
+            f"{origin.model} has no dense connector yet",
+            hint="say which it gets on the way: --connector dci, or convert it first",
+        )
+    return folder
+
+
+def start(origin: Origin, settings: TrainingSettings) -> Start:
+    """Load what is trained, in the dtype of the training. Raises DcSurgeryError."""
+    folder = check_origin(origin)
+    if origin.connector is None:
+        return _load(folder, folder, origin, settings)
+    checkpoint = open_checkpoint(origin.model, origin.revision)
+    form = make_plan(checkpoint, make_spec(**origin.connector)).form
+    with tempfile.TemporaryDirectory(prefix="dcsurgery-") as place:
+        delta = Path(place) / "delta"
+        asked = {**origin.connector, "form": "delta"}
+        convert_checkpoint(origin.model, delta, revision=origin.revision, **asked)
+        found = _load(delta, None, origin, settings)
+    return replace(found, plan=found.plan.model_copy(update={"form": form}))
+
+
+def _load(folder: Path, source: Path | None, origin: Origin, settings: TrainingSettings) -> Start:
+    model, plan = load_for_training(folder, base=origin.base, **load_options(settings))
+    base = find_base(plan, origin.base)
+    _restore(model, plan, folder, base, settings)
+    return Start(model, plan, base, source, load_processor(folder, base=origin.base))
+
+
+def _restore(
+    model: Any, plan: SurgeryPlan, folder: Path, base: Checkpoint, settings: TrainingSettings
+) -> None:
+    """Give connector and projector the values that are stored, in fp32.
+
+    They may have been loaded in fewer bits, as the rest of the model is.
+    """
+    parameters = plain_parameters(model)
+    names = [name for name in parameters if name.startswith(CONNECTOR_PREFIX)]
+    if settings.train != "connector":
+        names += projector_names(parameters, plan)
+    homes = checkpoint_names(model, base, names)
+    values = dict(read_delta(plan, folder, list(homes.values())))
+    for name, tensor in homes.items():
+        stored = values.get(tensor)
+        if stored is None:
+            entry = base.tensors[tensor]
+            raw = bytearray(base.read_tensor(tensor))
+            stored = torch.frombuffer(raw, dtype=STORED[entry.dtype]).view(entry.shape)
+        parameter = parameters[name]
+        parameter.data = stored.to(parameter.device, torch.float32)
+
+
+def load_options(settings: TrainingSettings) -> dict[str, Any]:
+    """Return from_pretrained's keywords. Raises RequestError where 4 bits are not possible.
+
+    Where the whole language model or the tower is trained, it is fp32 from the start: rounding it
+    first would change what is trained.
+    """
+    precision = wanted_precision(settings)
+    whole = settings.train == "full" or settings.train_tower
+    if settings.quantize is None:
+        return {"dtype": torch.float32 if whole else DTYPES[precision]}
+    if whole:
+        raise RequestError(
+            "weights in 4 bits cannot be trained",
+            hint="use --train lora, projector or connector with --quantize 4bit",
+        )
+    if find_spec("bitsandbytes") is None or not torch.cuda.is_available():
+        raise RequestError(
+            "--quantize 4bit needs a GPU and the package bitsandbytes",
+            hint="pip install bitsandbytes, or leave out --quantize",
+        )
+    from transformers import BitsAndBytesConfig
+
+    return {
+        "dtype": DTYPES[precision],
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=DTYPES[precision],
+            # Tower, projector and head stay as they are.
+            llm_int8_skip_modules=["vision_tower", "vision_model", "visual", "vision_encoder",
+                                   "multi_modal_projector", "connector", "aligner", "lm_head"],
+        ),
+    }  # fmt: skip

@@ -1,0 +1,205 @@
+"""The card: true numbers only, other people's words kept, metadata merged."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from dcsurgery.convert import make_spec, preview_conversion
+from dcsurgery.errors import PublishError
+from dcsurgery.evaluation.report import Comparison, EvalReport, ModelResult, Score
+from dcsurgery.publishing.base import PublicBase
+from dcsurgery.publishing.card import CardFacts, write_card
+from dcsurgery.publishing.documents import all_evaluations
+from dcsurgery.publishing.formula import write_formula
+from dcsurgery.publishing.marks import BEGIN, END
+from dcsurgery.publishing.picture import draw_wiring
+from dcsurgery.publishing.privacy import without_paths
+from dcsurgery.records import TrainingRecord
+from dcsurgery.verification.report import Check, Report
+from tests.publishing.numbers import unheld
+
+SHA = "ab" * 32
+TRAINED = TrainingRecord(
+    train="lora", trained=["dense_connector.weight"], trained_parameters=1_234_567, data="me/rows",
+    data_sha256=SHA, rows=4321, skipped_rows=7, seed=11, steps=99, epochs=1.25, batch_size=16,
+    settings={"lr": 2e-5, "warmup": 0.03, "stage": None}, first_loss=2.718281828,
+    last_loss=1.41421356, seconds=612.345, device="cuda", versions={"torch": "2.13.0"},
+    adapter={"r": 8},
+)  # fmt: skip
+
+
+def evaluation(metric: Any = "exact", mean: float = 0.62345678, data: str = SHA) -> EvalReport:
+    score = Score(mean=mean, low=0.5987, high=0.6512, rows=500)
+    gain = Comparison(difference=0.0345678, low=0.011, high=0.0567, p_value=0.00321)
+    by_type = {"count": Score(mean=0.4321, low=0.35, high=0.51, rows=77)}
+    return EvalReport(
+        data="me/test", data_sha256=data, rows=500, skipped_rows=3, metric=metric,
+        test="McNemar", settings={}, seconds=1.5, versions={},
+        models=[
+            ModelResult(model="base", score=Score(mean=0.5888, low=0.56, high=0.6, rows=500)),
+            ModelResult(
+                model="upgraded", score=score, by_type=by_type, against_first=gain,
+                against_first_by_type={"count": gain},
+            ),
+        ],
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def facts(tiny_clip: Path) -> CardFacts:
+    plan = preview_conversion(tiny_clip, make_spec(form="delta")).plan
+    plan = plan.model_copy(update={"training": [TRAINED]})
+    checks = (Check("features", True, "max difference 3.25e-06", "1e-05 x 4.98"),)
+    report = Report("me/model", "org/base", "delta", checks).to_dict()
+    base = PublicBase("org/base", "c0ffee", card="---\nlicense: llama2\nlanguage: en\n---\n")
+    return CardFacts(
+        "me/model", "main", plan, base, {"license": "llama2"}, report,
+        all_evaluations([evaluation(), evaluation("loss", 1.2345)], {}), "https://hub",
+    )  # fmt: skip
+
+
+def held(facts: CardFacts) -> list[str]:
+    """The texts of all reports a card may draw on."""
+    reports = [report.model_dump_json() for _, report in facts.evaluations]
+    return [facts.plan.model_dump_json(), json.dumps(facts.report), *reports]
+
+
+def test_every_number_is_held_by_a_report(facts: CardFacts) -> None:
+    card = write_card(facts, None)
+    assert unheld(card, held(facts)) == set()
+    # The check itself sees a number nobody holds, in prose, tables and metadata.
+    wrong = card.replace("0.6235", "0.6236").replace("99 steps", "98 steps")
+    wrong = wrong.replace("value: 1.2345", "value: 1.2346")
+    assert unheld(wrong, held(facts)) == {"0.6236", "98", "1.2346"}
+    assert unheld(card, held(replace(facts, report=None))) == {"3.25e-06", "1e-05", "4.98"}
+
+
+def test_a_card_tells_what_was_done(facts: CardFacts) -> None:
+    card = write_card(facts, None)
+    for told in (
+        "| upgraded | all | 500 | 0.6235 [0.5987, 0.6512] |",
+        "| upgraded | count | 77 | 0.4321 [0.35, 0.51] | 0.03457 [0.011, 0.0567] | 0.00321 |",
+        "LoRA adapters of the language model (1,234,567 parameters)",
+        "| data | me/rows, 4,321 rows, 7 skipped |", "| loss | 2.718 at first, 1.414 at last |",
+        "| lr | 2e-05 |", "| passed | features | max difference 3.25e-06 | 1e-05 x 4.98 |",
+        'dcsurgery.load_model("me/model")', 'AutoProcessor.from_pretrained("org/base")',
+        "@inproceedings{yao2024dense", "2405.13800", "[org/base](https://hub/org/base)",
+    ):  # fmt: skip
+        assert told in card, told
+    assert "| stage |" not in card
+
+
+def test_the_metadata_is_what_the_hub_reads(facts: CardFacts) -> None:
+    data = ModelCard(write_card(facts, None)).data
+    assert (data.license, data.language, data.base_model) == ("llama2", "en", "org/base")
+    assert data.to_dict()["base_model_relation"] == "adapter"
+    found = [(item.metric_type, item.metric_value, item.dataset_name) for item in data.eval_results]
+    assert found == [("exact_match", 0.62345678, "me/test"), ("loss", 1.2345, "me/test")]
+    url = "https://hub/me/model/blob/main/dense_connector/eval-exact-1.json"
+    assert data.eval_results[0].source_url == url
+
+
+THEIRS = """---
+tags:
+- mine
+license: llama2
+language: de
+custom: [1, 2]
+model-index:
+- name: theirs
+  results:
+  - task: {type: other}
+    dataset: {type: d, name: d}
+    metrics: [{type: f1, value: 0.5}]
+---
+
+# My words
+
+Read this first.
+"""
+
+
+def test_an_existing_card_is_updated_not_overwritten(facts: CardFacts) -> None:
+    first = write_card(facts, THEIRS)
+    edited = first.replace(END, f"{END}\n\nAnd my last words.")
+    again = write_card(replace(facts, evaluations=(), report=None), edited)
+    for card in (first, again):
+        assert card.count(BEGIN) == card.count(END) == 1
+        assert "# My words\n\nRead this first." in card.split(BEGIN)[0]
+        data = ModelCard(card).data.to_dict()
+        assert data["tags"] == ["mine", "dense-connector", "dcsurgery", "dci"]
+        assert (data["language"], data["custom"]) == ("de", [1, 2])
+        assert data["model-index"][0]["name"] == "theirs"
+        assert data["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.5
+    assert again.rstrip().endswith("And my last words.")
+    assert len(ModelCard(first).data.eval_results) == 3
+    assert len(ModelCard(again).data.eval_results) == 1
+    assert "Not verified" in again and "0.6235" not in again
+    assert write_card(facts, first) == first
+
+
+@pytest.mark.parametrize("block", ["a: [", "- 1", "model-index: 3\n", "model-index: [{}]"])
+def test_metadata_nobody_can_read_is_refused_not_dropped(facts: CardFacts, block: str) -> None:
+    with pytest.raises(PublishError) as caught:
+        write_card(replace(facts, evaluations=()), f"---\n{block}\n---\n# Hi\n")
+    assert "--overwrite-card" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        ({}, "y = W x + D1 mean(h[0, 1]) + D2 mean(h[2, 3])"),
+        ({"connector": "sci", "layers": "1,2"}, "y = W x + D1 h[1] + D2 h[2]"),
+        ({"connector": "sci", "layers": "1", "norm": True}, "y = W x + D1 norm(h[1])"),
+        ({"connector": "mix"}, "y = W x + D1 mix(h[0, 1]) + D2 mix(h[2, 3])"),
+        (
+            {"connector": "sti", "layers": "1"},
+            "tokens = [x, average of 8 tokens(h[1])]\ny = W tokens",
+        ),
+        ({"groups": 1, "pool": 2}, "mean(h[0..3])\nthen both sides of the token grid are divided"),
+    ],
+)
+def test_the_formula_is_that_of_the_connector(
+    tiny_clip: Path, options: dict[str, Any], lines: str
+) -> None:
+    plan = preview_conversion(tiny_clip, make_spec(**{"form": "delta", **options})).plan
+    formula = write_formula(plan)
+    assert formula.startswith("x = h[3]\n") and lines in formula
+    picture = draw_wiring(plan)
+    assert picture.startswith(b"\x89PNG") and picture == draw_wiring(plan)
+
+
+def test_evaluations_of_the_same_weights_stay_until_measured_anew() -> None:
+    old = {
+        "dense_connector/eval-exact-1.json": evaluation().model_dump_json(),
+        "dense_connector/eval-exact-2.json": evaluation(data="cd" * 32).model_dump_json(),
+    }
+    found = all_evaluations([evaluation(mean=0.7)], old)
+    assert [(path[-12:], report.models[-1].score.mean) for path, report in found] == [
+        ("exact-1.json", 0.62345678), ("exact-2.json", 0.7),
+    ]  # fmt: skip
+    assert found[0][1].data_sha256 == "cd" * 32
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("/home/me/my data/test.json", "test.json"),
+        ("read /home/me/x.json twice", "read x.json twice"),
+        ("~/data/test.json", "test.json"),
+        ("file:///srv/data/x", "x"),
+        (r"C:\Users\me\x.json", "x.json"),
+        ("org/name", "org/name"),
+        ("https://hub.co/a/b", "https://hub.co/a/b"),
+        ("3 of 4 / 5", "3 of 4 / 5"),
+        ("model.layers.0", "model.layers.0"),
+    ],
+)
+def test_folders_of_this_machine_are_cut_from_what_is_published(given: str, kept: str) -> None:
+    assert without_paths({"a": [given], given: 1}) == {"a": [kept], kept: 1}
