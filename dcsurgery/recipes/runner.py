@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,14 @@ from dcsurgery.recipes import lockfile, resolve, smoke
 from dcsurgery.recipes.catalog import change_fields, find_recipe, read_yaml
 from dcsurgery.recipes.report import write_report
 from dcsurgery.recipes.schema import Recipe, parse_recipe
-from dcsurgery.recipes.stamps import Stamp, describe_output, hash_inputs, is_done, write_stamp
+from dcsurgery.recipes.stamps import (
+    Stamp,
+    begin,
+    describe_output,
+    hash_inputs,
+    is_done,
+    write_stamp,
+)
 from dcsurgery.recipes.steps import Place, Say, Step, build_steps
 
 State = Literal["done", "resumed", "to do"]
@@ -167,7 +174,7 @@ def _carry_out(
 
 def _run_step(step: Step, place: Place, wanted: str) -> Stamp:
     started = time.perf_counter()
-    result = step.run(place)
+    result = step.run(replace(place, goes_on=begin(place.work, step.name, wanted)))
     stamp = Stamp(
         step.name,
         wanted,

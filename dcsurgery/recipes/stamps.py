@@ -66,6 +66,17 @@ def write_stamp(work: Path, stamp: Stamp) -> None:
     staged = path.with_suffix(".partial")
     staged.write_text(json.dumps(asdict(stamp), indent=2) + "\n")
     os.replace(staged, path)
+    (folder / f"{stamp.step}.begun").unlink(missing_ok=True)
+
+
+def begin(work: Path, step: str, inputs_sha256: str) -> bool:
+    """Note that a step begins; return whether it was begun before with the same inputs."""
+    folder = work / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = folder / f"{step}.begun"
+    before = mark.read_text() if mark.is_file() else ""
+    mark.write_text(inputs_sha256)
+    return before == inputs_sha256
 
 
 def read_stamp(work: Path, step: str) -> Stamp | None:

@@ -15,7 +15,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run happens: its folder, the model it starts from and where data paths begin."""
+    """Where a run happens: its folder, the model it starts from and where data paths begin.
+
+    `goes_on` when the step at hand was begun before with the same inputs, and did not end.
+    """
 
     work: Path
     base: str
@@ -23,6 +26,7 @@ class Place:
     data: Path
     offline: bool
     say: Say
+    goes_on: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,15 +138,17 @@ def _finetune(stage: Finetune, number: int, model: Step) -> Step:
         from dcsurgery.training.finetune import finetune_connector
         from dcsurgery.training.settings import make_settings
 
-        images = None if stage.images is None else place.data / stage.images
+        output = place.work / name
+        resume = place.goes_on and not output.exists()
         done = finetune_connector(
             _folder(place, model),
             place.data / stage.data,
-            place.work / name,
-            images=images,
+            output,
+            images=None if stage.images is None else place.data / stage.images,
             settings=make_settings(**settings),
-            overwrite=True,
-            resume="auto",
+            split=stage.split,
+            resume=resume,
+            overwrite=not resume,
         )
         return {"training": done.record.model_dump(mode="json")}
 
