@@ -11,11 +11,20 @@ from dcsurgery import modeling as modeling
 if TYPE_CHECKING:
     from dcsurgery.connectors.spec import ConnectorSpec
     from dcsurgery.convert import Conversion, convert_checkpoint
+    from dcsurgery.evaluation.report import EvalReport
+    from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
     from dcsurgery.inspection import Inspection, inspect_checkpoint
     from dcsurgery.loading import load_model
     from dcsurgery.plan import make_plan
     from dcsurgery.publishing.push import PushResult, push_checkpoint
     from dcsurgery.records import SurgeryPlan, read_plan
+    from dcsurgery.training.finetune import (
+        Finetuned,
+        TrainingPreview,
+        finetune_connector,
+        preview_finetune,
+    )
+    from dcsurgery.training.settings import TrainingSettings
     from dcsurgery.verification import Report, verify_checkpoint
 
 __version__ = "0.1.0"
@@ -23,15 +32,23 @@ __version__ = "0.1.0"
 __all__ = [
     "ConnectorSpec",
     "Conversion",
+    "EvalReport",
+    "EvalSettings",
+    "Finetuned",
     "Inspection",
     "PushResult",
     "Report",
     "SurgeryPlan",
+    "TrainingPreview",
+    "TrainingSettings",
     "__version__",
     "convert_checkpoint",
+    "evaluate_checkpoints",
+    "finetune_connector",
     "inspect_checkpoint",
     "load_model",
     "make_plan",
+    "preview_finetune",
     "push_checkpoint",
     "read_plan",
     "verify_checkpoint",
@@ -40,14 +57,22 @@ __all__ = [
 _HOMES = {
     "ConnectorSpec": "connectors.spec",
     "Conversion": "convert",
+    "EvalReport": "evaluation.report",
+    "EvalSettings": "evaluation.runner",
+    "Finetuned": "training.finetune",
     "Inspection": "inspection",
     "PushResult": "publishing.push",
     "Report": "verification",
     "SurgeryPlan": "records",
+    "TrainingPreview": "training.finetune",
+    "TrainingSettings": "training.settings",
     "convert_checkpoint": "convert",
+    "evaluate_checkpoints": "evaluation.runner",
+    "finetune_connector": "training.finetune",
     "inspect_checkpoint": "inspection",
     "load_model": "loading",
     "make_plan": "plan",
+    "preview_finetune": "training.finetune",
     "push_checkpoint": "publishing.push",
     "read_plan": "records",
     "verify_checkpoint": "verification",

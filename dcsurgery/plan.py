@@ -25,6 +25,7 @@ from dcsurgery.records import (
     CONNECTOR_PREFIX,
     DELTA_FILE,
     LOADERS,
+    MINI_GEMINI_LOADER,
     BaseRecord,
     FileRecord,
     SurgeryPlan,
@@ -103,9 +104,15 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
         new_parameters=new,
         extra_flops_per_image=flops,
         image_tokens=layout.count_tokens(anatomy.image_tokens),
-        loader=LOADERS.get(form, architecture.stock_loader),
+        loader=_loader(architecture, form),
         notes=[*_adoption_notes(checkpoint), *_notes(anatomy, layout, spec), *notes],
     )
+
+
+def _loader(architecture: Architecture, form: Form) -> str:
+    if form == "reference" and architecture.name == "mini_gemini":
+        return MINI_GEMINI_LOADER
+    return LOADERS.get(form, architecture.stock_loader)
 
 
 def _installed_layout(installed: InstalledConnector, spec: ConnectorSpec) -> FeatureLayout:

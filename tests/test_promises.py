@@ -27,7 +27,8 @@ LAYERS = (
     ("plan", "stock"),
     (
         *("adopted_models", "bases", "convert", "export", "inspection", "loading", "lora"),
-        *("parameter_names", "reference_config", "reference_form", "support", "tensors"),
+        *("parameter_names", "reference_config", "reference_form", "reference_mini_gemini"),
+        *("reference_tensors", "support", "tensors"),
     ),
     ("verification", "training", "evaluation", "publishing"),
     ("recipes", "demo"),

@@ -16,13 +16,27 @@ from typing import Annotated, Any
 import typer
 
 from dcsurgery import __version__
-from dcsurgery.cli import architectures, convert, demo, inspect, push, recipe, verify
+from dcsurgery.cli import (
+    architectures,
+    ask,
+    convert,
+    demo,
+    eval,
+    finetune,
+    inspect,
+    push,
+    recipe,
+    verify,
+)
 from dcsurgery.cli.options import spread
 from dcsurgery.cli.output import Output, detach_stdout, prepare_streams
 from dcsurgery.errors import DcSurgeryError
 
 # In the order of the help: a command is the function of its module's name.
-COMMANDS: tuple[ModuleType, ...] = (inspect, convert, verify, push, demo, architectures)
+COMMANDS: tuple[ModuleType, ...] = (
+    *(inspect, convert, verify, finetune, eval, ask),
+    *(push, demo, architectures),
+)
 INTERRUPTED = 128 + signal.SIGINT
 PIPE_CLOSED = 128 + 13
 

@@ -14,7 +14,10 @@ class _Record(BaseModel):
 
 
 class Score(_Record):
-    """A mean over rows with its 95 % bootstrap interval. exact, vqa and choice lie in 0..1."""
+    """A mean over rows with its 95 % bootstrap interval. exact, vqa and choice lie in 0..1.
+
+    A loss is the mean over all answer tokens of these rows: long answers count more.
+    """
 
     mean: float
     low: float
@@ -42,13 +45,17 @@ class ModelResult(_Record):
 
 
 class EvalReport(_Record):
-    """One evaluation of several models on the same rows."""
+    """One evaluation of several models on the same rows.
+
+    `rows` were answered by every model; `skipped` names the first of the others with a reason.
+    """
 
     schema_version: Literal[1] = 1
     data: str
     data_sha256: str
     rows: int
     skipped_rows: int
+    skipped: dict[str, str] = {}
     metric: Metric
     test: str
     models: list[ModelResult]

@@ -158,23 +158,24 @@ def _finetune(stage: Finetune, number: int, model: Step) -> Step:
 
 def _eval(item: Eval, first: Step, last: Step) -> Step:
     name = f"eval-{item.name}"
+    models = [first] if first is last else [first, last]
+    settings = item.model_dump(include={"metric", "limit", "batch_size", "max_new_tokens"})
 
     def run(place: Place) -> dict[str, Any]:
-        from dcsurgery.evaluation import evaluate_models
+        from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
 
-        report = evaluate_models(
-            list(dict.fromkeys([str(_folder(place, first)), str(_folder(place, last))])),
+        report = evaluate_checkpoints(
+            [_folder(place, step) for step in models],
             place.data / item.data,
-            output=place.work / name,
+            place.work / name,
             images=None if item.images is None else place.data / item.images,
-            metric=item.metric,
-            limit=item.limit,
-            batch_size=item.batch_size,
-            max_new_tokens=item.max_new_tokens,
+            settings=EvalSettings(**settings),
+            split=item.split,
+            overwrite=not place.goes_on,
         )
         return {"eval": report.model_dump(mode="json")}
 
-    after = tuple(dict.fromkeys((first.name, last.name)))
+    after = tuple(step.name for step in models)
     return Step(name, item.model_dump(), after, f"{name}/report.json", run, {"data": item.data})
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
+from dcsurgery.adopted_models import small_files
+from dcsurgery.adoption import is_original, open_model
 from dcsurgery.bases import find_base
 from dcsurgery.checkpoint.reference import fetch, parse_reference
 from dcsurgery.errors import CheckpointNotFoundError, RequestError
@@ -31,8 +33,7 @@ def load_processor(
     Where torchvision is missing, the processor comes without its video half. Code of the
     repository's own is never run. Raises RequestError when there is no processor that works here.
     """
-    folder = processor_folder(path, revision, base)
-    with quiet_transformers(), _no_questions():
+    with processor_files(path, revision, base) as folder, quiet_transformers(), _no_questions():
         try:
             processor = _load_whole(folder)
         except FOREIGN_ERRORS as error:
@@ -42,19 +43,24 @@ def load_processor(
     return processor
 
 
-def processor_folder(
+@contextmanager
+def processor_files(
     path: str | Path, revision: str | None = None, base: str | Path | None = None
-) -> Path:
-    """Return the folder that holds a model's processor files."""
+) -> Iterator[Path]:
+    """Yield a folder that holds a model's processor files, a temporary one for original formats."""
     folder = fetch(parse_reference(path, revision)).folder
     if folder is None:
         raise CheckpointNotFoundError(f"{path} was not found", hint="check the path or the Hub id")
-    if any((folder / name).is_file() for name in PROCESSOR_FILES):
-        return folder
-    if (folder / PLAN_FILE).is_file():
-        found = find_base(read_plan(folder), base).ref.folder
-        return folder if found is None else found
-    return folder
+    own = any((folder / name).is_file() for name in PROCESSOR_FILES)
+    converted = (folder / PLAN_FILE).is_file()
+    if converted and not own:
+        with small_files(find_base(read_plan(folder), base)) as found:
+            yield found
+    elif not converted and is_original(_read(folder / "config.json")):
+        with small_files(open_model(path, revision)) as found:
+            yield found
+    else:
+        yield folder
 
 
 @contextmanager

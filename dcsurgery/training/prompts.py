@@ -48,7 +48,8 @@ class Prompter:
 
     `version` asks for LLaVA's plain or v1 prompts; None means the model's chat template, v1 where
     it has none. `aspect` "pad" pads pictures to squares of the processor's mean colour first, as
-    LLaVA's second stage does (image_aspect_ratio pad).
+    LLaVA's second stage does (image_aspect_ratio pad). `suffixed` says that the model sees a prompt
+    both ways and must be told its labels to see an answer one way (PaliGemma).
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Prompter:
         self.tokenizer = processor.tokenizer
         self.aspect = aspect
         self._write = find_writer(processor, version)
-        self._suffixed = _takes_suffix(processor)
+        self.suffixed = _takes_suffix(processor)
 
     def encode(self, row: Row, max_length: int | None = None) -> Encoded:
         """Return a row with labels for its answers only, each with its end of turn.
@@ -68,7 +69,7 @@ class Prompter:
         """
         row = for_training(row)
         pictures = self._open(row)
-        if self._suffixed:
+        if self.suffixed:
             return _cut(self._encode_suffix(row, pictures), row, max_length)
         script = self._write(row.turns, False)
         values, spans = self._tokenize(script, pictures)
@@ -84,7 +85,7 @@ class Prompter:
         if not turns or turns[-1].role != "user":
             raise RowError("it does not end with a question")
         pictures = [self._shaped(image) for image in images]
-        if self._suffixed:
+        if self.suffixed:
             text = _prefix(turns, image_token(self.processor))
             values = dict(self._call(text, pictures))
         else:

@@ -88,10 +88,17 @@ def preupload(call: Call, repo_id: str, revision: str) -> Reply:
     return as_json({"files": files})
 
 
+def storable(call: Call, repo_id: str) -> Repository:
+    """A repository whose storage the caller may use: pull requests bring large files as well."""
+    if call.user.role == "read":
+        raise Answer(403, message="this token is read-only")
+    return call.open(repo_id)
+
+
 @ROUTES.on("POST", "/{id}.git/info/lfs/objects/batch")
 def batch(call: Call, repo_id: str) -> Reply:
     """Where to send large files; no action for those the repository holds."""
-    stored = call.writable(repo_id).stored
+    stored = storable(call, repo_id).stored
     objects = []
     for item in call.json["objects"]:
         oid, size = item["oid"], item["size"]
@@ -143,7 +150,7 @@ def complete(call: Call, repo_id: str, oid: str) -> Reply:
 @ROUTES.on("POST", "/lfs/{id}/([0-9a-f]{64})/verify")
 def verify(call: Call, repo_id: str, oid: str) -> Reply:
     """Confirm that a large file arrived."""
-    found = call.writable(repo_id).stored.get(oid)
+    found = storable(call, repo_id).stored.get(oid)
     if found is None or len(found.data) != call.json["size"]:
         raise Answer(400, message="the file is not there")
     return as_json({}, kind=LFS)

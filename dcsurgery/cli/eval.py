@@ -1,0 +1,176 @@
+"""`dcsurgery eval`: models side by side on the same questions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, cast
+
+import typer
+
+from dcsurgery.cli.options import AsJson, Quiet
+from dcsurgery.cli.output import Output
+
+if TYPE_CHECKING:
+    from dcsurgery.evaluation.report import EvalReport, ModelResult
+
+EXAMPLES = (
+    "dcsurgery eval llava-dci --data test.json --images pictures -o scores",
+    "dcsurgery eval my-llava llava-dci --data test.jsonl --metric vqa -o vqa",
+    "dcsurgery eval llava-dci --data test.jsonl --metric loss --json -o loss",
+)
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """On what, by which metric, and how."""
+
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="Questions with reference answers: LLaVA JSON, JSONL, parquet, a saved Hugging "
+            "Face data set, or a Hub data set's id.",
+        ),
+    ]
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Folder for report.json, report.png and answers.jsonl. An evaluation that was "
+            "interrupted goes on.",
+        ),
+    ]
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder that image paths start from. Default: the data file's."
+        ),
+    ] = None
+    metric: Annotated[
+        str,
+        typer.Option(
+            metavar="METRIC",
+            help="exact: the answer is a reference, but for case and outer punctuation. vqa: the "
+            "VQA challenge's accuracy. choice: the right option, by letter or text. loss: mean "
+            "loss per answer token.",
+        ),
+    ] = "exact"
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", help="Rows that a model answers at once.")
+    ] = 8
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Longest answer, in tokens.")] = (
+        32
+    )
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Use the first N rows only. Default: all.")
+    ] = None
+    max_bad: Annotated[
+        float,
+        typer.Option(metavar="PERCENT", help="Rows that may be unusable before it is an error."),
+    ] = 1.0
+    split: Annotated[
+        str, typer.Option(metavar="NAME", help="Split of a Hugging Face data set.")
+    ] = "train"
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSION",
+            help="plain or v1: LLaVA's own prompts. Default: the model's chat template, v1 where "
+            "it has none.",
+        ),
+    ] = None
+    dtype: Annotated[
+        str, typer.Option(metavar="DTYPE", help="auto (the checkpoint's), float32, bfloat16, ...")
+    ] = "auto"
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="cpu, cuda, ... Default: a GPU if any.")
+    ] = None
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Seed of the intervals and of the test.")
+    ] = 0
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Forget the answers that DIR holds.")
+    ] = False
+
+
+def eval(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL",
+            help="Model folders or Hub ids, converted or not. The first is what the others are "
+            "compared with.",
+        ),
+    ],
+    options: EvalOptions,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare models on the same questions: scores per question type, with intervals and a test.
+
+    Answers are greedy. Intervals are 95 % bootstrap intervals and the test is a sign-flip
+    permutation test, both over whole pictures. Rows that cannot be used are counted and named.
+    """
+    out = Output(as_json=as_json, quiet=quiet)
+    if options.prompt not in (None, "plain", "v1"):
+        raise typer.BadParameter("use plain or v1", param_hint="--prompt")
+    remote = any(not Path(model).is_dir() for model in models)
+    with out.working(f"evaluating {len(models)} models", fetches=remote):
+        from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
+
+        settings = EvalSettings(
+            metric=options.metric,
+            batch_size=options.batch_size,
+            max_new_tokens=options.max_new_tokens,
+            limit=options.limit,
+            max_bad=options.max_bad / 100,
+            seed=options.seed,
+            version=cast(Literal["plain", "v1"] | None, options.prompt),
+            dtype=options.dtype,
+            device=options.device,
+        )
+        report = evaluate_checkpoints(
+            models,
+            options.data,
+            options.output,
+            images=options.images,
+            settings=settings,
+            split=options.split,
+            overwrite=options.overwrite,
+        )
+    if as_json:
+        out.data(report.model_dump(mode="json"))
+        return
+    show_report(report, out)
+    out.tell(f"{options.output}: report.json, report.png, answers.jsonl")
+
+
+def show_report(report: EvalReport, out: Output) -> None:
+    """Print the scores of every model, and what differs from the first."""
+    out.show(f"{report.metric} on {report.rows} rows of {report.data}", "bold")
+    kinds: list[str | None] = [None, *report.models[0].by_type]
+    rows = [_row(result, kind) for kind in kinds for result in report.models]
+    columns = ("rows of", "model", "score", "95 %", "minus the first", "95 %", "p")
+    out.table(columns, rows, "wwlllll")
+    if report.skipped_rows:
+        named = "; ".join(f"{name}: {why}" for name, why in list(report.skipped.items())[:3])
+        out.show(f"{report.skipped_rows} rows could not be used: {named}")
+    if len(report.models) > 1:
+        out.show(report.test)
+
+
+def _row(result: ModelResult, kind: str | None) -> tuple[str, ...]:
+    score = result.score if kind is None else result.by_type[kind]
+    compared = result.against_first if kind is None else result.against_first_by_type.get(kind)
+    shown = (kind or "all", result.model, f"{score.mean:.3f}", f"{score.low:.3f}..{score.high:.3f}")
+    if compared is None:
+        return (*shown, "", "", "")
+    return (
+        *shown,
+        f"{compared.difference:+.3f}",
+        f"{compared.low:+.3f}..{compared.high:+.3f}",
+        f"{compared.p_value:.2g}",
+    )

@@ -1,0 +1,88 @@
+"""answers.jsonl: what models said, written as it comes, so that an evaluation can go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dcsurgery.errors import OutputExistsError
+
+FILE = "answers.jsonl"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One row's result: the text said and its score, or the mean loss over `tokens`."""
+
+    model: int
+    row: int
+    id: str
+    score: float
+    answer: str | None = None
+    tokens: int = 1
+
+
+class AnswerFile:
+    """The answers of one evaluation, known by its header: the same data, models and settings."""
+
+    def __init__(self, folder: Path, header: dict[str, Any], *, overwrite: bool = False) -> None:
+        """Open the file of an evaluation, or begin it.
+
+        Raises OutputExistsError when the folder holds another evaluation.
+        """
+        self._path = folder / FILE
+        self.found: dict[tuple[int, int], Answer] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._path.exists() and not overwrite:
+            self._resume(header)
+        else:
+            self._path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+
+    def _resume(self, header: dict[str, Any]) -> None:
+        raw = self._path.read_bytes()
+        whole = raw[: raw.rfind(b"\n") + 1]  # a crash may have cut the last line
+        first, *lines = whole.splitlines() or [b"{}"]
+        try:
+            before = json.loads(first)
+            answers = [Answer(**json.loads(line)) for line in lines]
+        except (ValueError, TypeError):
+            before, answers = None, []
+        if before != header:
+            raise OutputExistsError(
+                f"{self._path} belongs to another evaluation{_difference(before, header)}",
+                hint="choose another folder with -o, or pass --overwrite",
+            )
+        if len(whole) < len(raw):
+            os.truncate(self._path, len(whole))
+        self.found = {(answer.model, answer.row): answer for answer in answers}
+
+    def add(self, answers: list[Answer]) -> None:
+        """Append answers and make sure that they are on the disk."""
+        with self._path.open("a", encoding="utf-8") as file:
+            for answer in answers:
+                file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.found |= {(answer.model, answer.row): answer for answer in answers}
+
+
+def _difference(before: Any, header: dict[str, Any]) -> str:
+    if not isinstance(before, dict):
+        return ""
+    names = [name for name in header if before.get(name) != header[name]]
+    return f" (other {', '.join(names)})" if names else ""
+
+
+def model_digest(folder: Path) -> str:
+    """Return a digest that changes when a file of a model folder is written again."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            found = path.stat()
+            name = path.relative_to(folder).as_posix()
+            digest.update(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

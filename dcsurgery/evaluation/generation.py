@@ -1,0 +1,71 @@
+"""A loaded model's answers and losses on rows, in batches."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcsurgery.training.batches import Collator
+from dcsurgery.training.prompts import IGNORED, TOKEN_FIELDS, Prompter
+
+# Greedy, whatever generation_config.json samples with; None also silences its warning.
+GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+
+
+def model_inputs(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what the model's forward pass takes of a batch, on its device and in its dtype."""
+    known = inspect.signature(model.forward).parameters
+    dtype, device = model.dtype, model.device
+    return {
+        name: value.to(device, dtype if value.is_floating_point() else value.dtype)
+        for name, value in batch.items()
+        if name in known
+    }
+
+
+def generate_answers(
+    model: Any, prompter: Prompter, prompts: Sequence[Mapping[str, Tensor]], max_new_tokens: int
+) -> list[str]:
+    """Return the greedy answers to prompts as Prompter.prompt makes them, as one batch.
+
+    Shorter prompts are padded on the left, so that every answer starts at the same place and
+    equals the one that the prompt alone would get.
+    """
+    rows = [
+        {name: value[0] if name in TOKEN_FIELDS else value for name, value in prompt.items()}
+        for prompt in prompts
+    ]
+    collator = Collator(prompter.processor, side="left")
+    batch = model_inputs(model, collator(rows))
+    with torch.inference_mode():
+        found = model.generate(
+            **batch,
+            **GREEDY,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=collator.padding["input_ids"],
+        )
+    start = batch["input_ids"].shape[1]
+    return [prompter.answer(row[start:]) for row in found]
+
+
+def answer_losses(
+    model: Any, prompter: Prompter, rows: Sequence[Mapping[str, Tensor]]
+) -> list[tuple[float, int]]:
+    """Return per encoded row the mean loss over its supervised tokens, and their number."""
+    batch = Collator(prompter.processor)(rows)
+    labels = batch["labels"].to(model.device)[:, 1:]
+    inputs = model_inputs(model, batch)
+    if not prompter.suffixed:
+        inputs.pop("labels", None)
+    with torch.inference_mode():
+        logits = model(**inputs).logits[:, :-1]
+    found = []
+    for row, marks in zip(logits, labels, strict=True):
+        kept = marks != IGNORED
+        loss = torch.nn.functional.cross_entropy(row[kept].float(), marks[kept])
+        found.append((float(loss), int(kept.sum())))
+    return found

@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import gc
+import json
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import dcsurgery
+from dcsurgery.errors import OutputExistsError, RequestError
+from dcsurgery.evaluation import runner
+from dcsurgery.evaluation.generation import answer_losses, generate_answers, model_inputs
+from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
+from dcsurgery.loading import load_model
+from dcsurgery.tiny import write_tiny_llava
+from dcsurgery.tiny.idefics3 import write_tiny_idefics3
+from dcsurgery.tiny.paligemma import write_tiny_paligemma
+from dcsurgery.tiny.qwen2_vl import write_tiny_qwen2_vl
+from dcsurgery.training.batches import Collator
+from dcsurgery.training.conversations import ask
+from dcsurgery.training.processing import load_processor
+from dcsurgery.training.prompts import Prompter
+from tests.training.pictures import ONE, TEXT, TWO, save_picture
+
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "llava": write_tiny_llava,
+    "idefics3": write_tiny_idefics3,
+    "qwen2_vl": write_tiny_qwen2_vl,
+    "paligemma": write_tiny_paligemma,
+}
+# PaliGemmaProcessor turns tensors into arrays the way numpy 2 warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+Loaded = tuple[Any, Prompter]
+
+
+@pytest.fixture(scope="module", params=WRITERS)
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    folder = WRITERS[request.param](tmp_path_factory.mktemp("runner") / request.param)
+    return load_model(folder, dtype=torch.float32), Prompter(load_processor(folder))
+
+
+def test_answers_in_a_batch_are_the_answers_one_by_one(loaded: Loaded) -> None:
+    model, prompter = loaded
+    rows = [ONE, TWO] if prompter.suffixed else [ONE, TWO, TEXT]
+    prompts = [
+        prompter.prompt(row.turns[:1], [image.open() for image in row.images]) for row in rows
+    ]
+    lengths = [prompt["input_ids"].shape[1] for prompt in prompts]
+    assert len(set(lengths)) > 1
+    together = generate_answers(model, prompter, prompts, 12)
+    assert together == [generate_answers(model, prompter, [each], 12)[0] for each in prompts]
+    assert len(set(together)) == len(rows)
+
+
+def test_losses_are_the_models_own(loaded: Loaded) -> None:
+    model, prompter = loaded
+    rows = [prompter.encode(row).values for row in (ONE, TWO)]
+    for row, (loss, tokens) in zip(rows, answer_losses(model, prompter, rows), strict=True):
+        inputs = model_inputs(model, Collator(prompter.processor)([row]))
+        with torch.no_grad():
+            wanted = model(**inputs).loss
+        assert loss == pytest.approx(float(wanted), rel=1e-5)
+        assert tokens == int((row["labels"] != -100).sum())
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model, its conversion at zero and at random, and seven questions on four pictures."""
+    folder = tmp_path_factory.mktemp("world")
+    write_tiny_llava(folder / "base")
+    dcsurgery.convert_checkpoint(folder / "base", folder / "dci", form="delta")
+    dcsurgery.convert_checkpoint(folder / "base", folder / "random", form="stock", init="paper")
+    for index in range(4):
+        save_picture(folder / f"{index}.png", seed=index)
+    rows = [
+        {
+            "id": f"q{index}",
+            "image": f"{index % 4}.png",
+            "question": f"What is {index}?",
+            "type": "even" if index % 2 == 0 else "odd",
+            "answer": "never said",
+        }
+        for index in range(6)
+    ]
+    rows.append({"id": "q6", "question": "And now?", "answer": "never said"})
+    model = load_model(folder / "base")
+    prompter = Prompter(load_processor(folder / "base"))
+    for row in rows[:3]:  # the base is right on these
+        shown = [Image.open(folder / row["image"]).convert("RGB")]
+        (prompt,) = [prompter.prompt([ask(row["question"], 1)], shown)]
+        row["answer"] = generate_answers(model, prompter, [prompt], 6)[0]
+    (folder / "test.json").write_text(json.dumps(rows))
+    return folder
+
+
+SETTINGS = EvalSettings(max_new_tokens=6, batch_size=2)
+
+
+def evaluate(world: Path, output: Path, *names: str, **options: Any) -> Any:
+    options = {"settings": SETTINGS, **options}
+    return evaluate_checkpoints(
+        [world / name for name in names], world / "test.json", output, **options
+    )
+
+
+def test_models_are_compared_on_the_same_rows(world: Path, tmp_path: Path) -> None:
+    report = evaluate(world, tmp_path, "base", "dci", "random")
+    base, zero, random = report.models
+    assert base.score.mean == pytest.approx(3 / 7) and base.score.rows == 7
+    assert base.by_type["even"].mean == pytest.approx(2 / 3)
+    assert base.by_type["odd"].mean == pytest.approx(1 / 3)
+    assert base.against_first is None and base.against_first_by_type == {}
+    assert zero.score == base.score
+    assert zero.against_first.difference == 0 and zero.against_first.p_value == 1
+    assert random.score.mean < base.score.mean
+    assert random.against_first.difference == random.score.mean - base.score.mean
+    assert set(random.against_first_by_type) == {"even", "odd"}
+    assert (report.rows, report.skipped_rows) == (7, 0)
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written == report.model_dump(mode="json")
+    with Image.open(tmp_path / "report.png") as chart:
+        assert chart.format == "PNG" and chart.width > 300
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = evaluate(world, tmp_path / "whole", "base", "random")
+
+    def stop(model: str, done: int, rows: int) -> None:
+        if model.endswith("random") and done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(world, tmp_path / "cut", "base", "random", progress=stop)
+    answers = tmp_path / "cut" / "answers.jsonl"
+    assert len(answers.read_text().splitlines()) == 1 + 7 + 4
+    answers.write_bytes(answers.read_bytes()[:-9])  # as a crash leaves it
+    seen: list[int] = []
+    monkeypatch.setattr(runner, "load_model", _counting(seen))
+    resumed = evaluate(world, tmp_path / "cut", "base", "random")
+    assert len(seen) == 1
+    assert resumed.models == whole.models
+    lines = [(tmp_path / name / "answers.jsonl").read_text() for name in ("whole", "cut")]
+    assert lines[0] == lines[1]
+    assert evaluate(world, tmp_path / "cut", "base", "random").models == whole.models
+    assert len(seen) == 1
+
+
+def _counting(seen: list[int]) -> Callable[..., Any]:
+    def load(*arguments: Any, **options: Any) -> Any:
+        seen.append(1)
+        return load_model(*arguments, **options)
+
+    return load
+
+
+def test_one_model_is_in_memory_at_a_time(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[Any]] = []
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        gc.collect()
+        assert [each() for each in alive] == [None] * len(alive)
+        model = load_model(*arguments, **options)
+        alive.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(runner, "load_model", load)
+    settings = EvalSettings(max_new_tokens=1, limit=1)
+    evaluate(world, tmp_path, "base", "dci", settings=settings)
+    assert len(alive) == 2
+
+
+def test_another_evaluation_in_the_folder_is_not_touched(world: Path, tmp_path: Path) -> None:
+    evaluate(world, tmp_path, "base")
+    before = (tmp_path / "answers.jsonl").read_bytes()
+    longer = EvalSettings(max_new_tokens=7)
+    with pytest.raises(OutputExistsError, match=r"another evaluation .other settings"):
+        evaluate(world, tmp_path, "base", settings=longer)
+    with pytest.raises(OutputExistsError, match="other models"):
+        evaluate(world, tmp_path, "dci")
+    assert (tmp_path / "answers.jsonl").read_bytes() == before
+    assert evaluate(world, tmp_path, "base", settings=longer, overwrite=True).rows == 7
+
+
+def test_bad_rows_are_counted_named_and_left_out_for_every_model(
+    world: Path, tmp_path: Path
+) -> None:
+    rows = json.loads((world / "test.json").read_text())
+    rows[1]["image"] = "gone.png"
+    del rows[2]["answer"]
+    rows[5]["question"] = "What is an <image> token?<image>"
+    data = world / "bad.json"
+    data.write_text(json.dumps(rows))
+    settings = EvalSettings(max_new_tokens=1, max_bad=0.5)
+    report = evaluate_checkpoints([world / "base"], data, tmp_path / "lenient", settings=settings)
+    assert (report.rows, report.skipped_rows) == (4, 3)
+    assert report.skipped["q1"] == "image gone.png does not exist"
+    assert report.skipped["q2"] == "it has no reference answer"
+    assert report.skipped["q5"] == "its text shows 2 images, but it has 1"
+    with pytest.raises(RequestError, match=r"3 of 7 rows .*q1: image gone"):
+        evaluate_checkpoints([world / "base"], data, tmp_path / "strict")
+    assert not (tmp_path / "strict").exists()
+
+
+def test_the_loss_is_smaller_for_what_the_model_says(world: Path, tmp_path: Path) -> None:
+    report = evaluate(world, tmp_path, "base", settings=EvalSettings(metric="loss"))
+    lines = map(json.loads, (tmp_path / "answers.jsonl").read_text().splitlines()[1:])
+    found = {line["id"]: line for line in lines}
+    assert all(line["tokens"] > 1 and line["answer"] is None for line in found.values())
+    total = sum(line["tokens"] for line in found.values())
+    weighted = sum(line["score"] * line["tokens"] for line in found.values()) / total
+    assert report.models[0].score.mean == pytest.approx(weighted)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (EvalSettings(metric="bleu"), "--metric bleu is unknown"),
+        (EvalSettings(batch_size=0), "--batch-size 0"),
+        (EvalSettings(limit=0), "--limit 0"),
+        (EvalSettings(dtype="wide"), "--dtype wide is unknown"),
+        (EvalSettings(device="toaster"), "cannot be put on toaster"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(
+    settings: EvalSettings, reason: str, world: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RequestError, match=reason):
+        evaluate(world, tmp_path / "out", "base", settings=settings)
