@@ -23,7 +23,10 @@ def pin_base(recipe: Recipe, data: Path) -> dict[str, Any]:
     Raises CheckpointNotFoundError when it is neither a folder nor reachable on the Hub.
     """
     checkpoint = open_checkpoint(base_place(recipe, data), recipe.base.revision, weights=False)
-    return describe_base(checkpoint).model_dump(mode="json", exclude={"folder", "revision"})
+    record = describe_base(checkpoint).model_dump(mode="json", exclude={"folder", "revision"})
+    # Not where folders are today: the same files elsewhere are the same base.
+    towers = {name: tower["commit"] for name, tower in record["towers"].items()}
+    return {**record, "id": recipe.base.model, "towers": towers}
 
 
 def base_place(recipe: Recipe, data: Path) -> str:

@@ -58,6 +58,10 @@ class Finetune(TrainingSettings):
     images: str | None = None
     split: str = "train"
 
+    def settings(self) -> TrainingSettings:
+        """Return the stage without its data, for finetune_connector."""
+        return TrainingSettings(**self.model_dump(exclude={"data", "images", "split"}))
+
 
 class Eval(_Section):
     """The options of `dcsurgery eval`; the base is always measured beside the result."""

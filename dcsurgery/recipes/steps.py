@@ -132,11 +132,10 @@ def _verify(recipe: Recipe, steps: list[Step]) -> None:
 
 def _finetune(stage: Finetune, number: int, model: Step) -> Step:
     name = f"finetune-{number}"
-    settings = stage.model_dump(exclude={"data", "images", "split"})
+    settings = stage.settings()
 
     def run(place: Place) -> dict[str, Any]:
         from dcsurgery.training.finetune import finetune_connector
-        from dcsurgery.training.settings import make_settings
 
         output = place.work / name
         resume = place.goes_on and not output.exists()
@@ -145,14 +144,14 @@ def _finetune(stage: Finetune, number: int, model: Step) -> Step:
             place.data / stage.data,
             output,
             images=None if stage.images is None else place.data / stage.images,
-            settings=make_settings(**settings),
+            settings=settings,
             split=stage.split,
             resume=resume,
             overwrite=not resume,
         )
         return {"training": done.record.model_dump(mode="json")}
 
-    inputs = {"settings": settings, "split": stage.split}
+    inputs = {"settings": settings.model_dump(), "split": stage.split}
     return Step(name, inputs, (model.name,), name, run, {"data": stage.data})
 
 

@@ -6,6 +6,7 @@ Prints one JSON object: per killed run the exit code and the step that died, the
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -43,12 +44,14 @@ def forked(name: str, changes: tuple[str, ...], work: Path, victim: str | None) 
 
 
 def main(name: str, work: str, *changes: str) -> None:
-    import dcsurgery.evaluation.runner
-    import dcsurgery.training.finetune  # noqa: F401
+    # Imported before the first fork, for every child.
+    importlib.import_module("dcsurgery.evaluation.runner")
+    importlib.import_module("dcsurgery.training.finetune")
     from dcsurgery.recipes.runner import read_source
+    from dcsurgery.recipes.smoke import shrink
     from dcsurgery.recipes.steps import build_steps
 
-    steps = [step.name for step in build_steps(read_source(name, changes).recipe)]
+    steps = [step.name for step in build_steps(shrink(read_source(name, changes).recipe))]
     codes = {step: forked(name, changes, Path(work), step) for step in steps}
     last = forked(name, changes, Path(work), None)
     states = json.loads((Path(work) / "states-None.json").read_text())

@@ -118,7 +118,7 @@ def test_killed_at_each_step_a_run_still_completes(tmp_path: Path, finished: Rec
 
 def test_a_sweep_runs_every_point_once_and_compares_them(tmp_path: Path) -> None:
     sweep = "sweep={connector.groups: [1, 2]}"
-    cheap = ("eval=[]", "export=null", "publish=null", "finetune=[]", sweep)
+    cheap = ("connector.form=delta", "eval=[]", "export=null", "publish=null", "finetune=[]", sweep)
     source = read_source("tiny", (*QUICK, *cheap))
 
     def run() -> list[dict[str, str]]:
@@ -165,6 +165,6 @@ def test_expected_numbers_stand_beside_what_was_measured() -> None:
 
 def test_every_stage_of_a_real_recipe_has_what_training_needs() -> None:
     first, second = load_recipe("llava-1.5-7b-dci").finetune
-    assert (first.resolved().batch_size, first.resolved().lr) == (256, 1e-3)
-    assert (second.resolved().batch_size, second.resolved().lr) == (128, 2e-5)
-    assert second.resolved().train == "full"
+    one, two = first.settings().resolved(), second.settings().resolved()
+    assert (one.batch_size, one.lr) == (256, 1e-3)
+    assert (two.batch_size, two.lr, two.train) == (128, 2e-5, "full")
