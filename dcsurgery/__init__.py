@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dcsurgery.loading import load_model
     from dcsurgery.plan import make_plan
     from dcsurgery.publishing.push import PushResult, push_checkpoint
+    from dcsurgery.recipes import Recipe, RecipeRun, load_recipe, run_recipe
     from dcsurgery.records import SurgeryPlan, read_plan
     from dcsurgery.training.finetune import (
         Finetuned,
@@ -38,6 +39,8 @@ __all__ = [
     "Finetuned",
     "Inspection",
     "PushResult",
+    "Recipe",
+    "RecipeRun",
     "Report",
     "SurgeryPlan",
     "TrainingPreview",
@@ -49,10 +52,12 @@ __all__ = [
     "finetune_connector",
     "inspect_checkpoint",
     "load_model",
+    "load_recipe",
     "make_plan",
     "preview_finetune",
     "push_checkpoint",
     "read_plan",
+    "run_recipe",
     "verify_checkpoint",
 ]
 
@@ -64,6 +69,8 @@ _HOMES = {
     "Finetuned": "training.finetune",
     "Inspection": "inspection",
     "PushResult": "publishing.push",
+    "Recipe": "recipes",
+    "RecipeRun": "recipes",
     "Report": "verification",
     "SurgeryPlan": "records",
     "TrainingPreview": "training.finetune",
@@ -74,10 +81,12 @@ _HOMES = {
     "finetune_connector": "training.finetune",
     "inspect_checkpoint": "inspection",
     "load_model": "loading",
+    "load_recipe": "recipes",
     "make_plan": "plan",
     "preview_finetune": "training.finetune",
     "push_checkpoint": "publishing.push",
     "read_plan": "records",
+    "run_recipe": "recipes",
     "verify_checkpoint": "verification",
 }
 

@@ -26,6 +26,7 @@ from dcsurgery.cli import (
     finetune,
     inspect,
     push,
+    recipe,
     verify,
 )
 from dcsurgery.cli.options import spread
@@ -124,12 +125,18 @@ def dcsurgery(
         typer.echo(context.get_help())
 
 
+def _register(place: typer.Typer, name: str, function: Callable[..., Any], lines: Any) -> None:
+    epilog = "Examples:\n\n\b\n" + "\n".join(f"  {line}" for line in lines)
+    place.command(name, epilog=epilog)(guarded(spread(function)))
+
+
 for _module in COMMANDS:
     _name = _module.__name__.rpartition(".")[2]
-    app.command(
-        _name,
-        epilog="Examples:\n\n\b\n" + "\n".join(f"  {line}" for line in _module.EXAMPLES),
-    )(guarded(spread(getattr(_module, _name))))
+    _register(app, _name, getattr(_module, _name), _module.EXAMPLES)
+_recipes = typer.Typer(help=recipe.HELP, no_args_is_help=True, rich_markup_mode=None)
+for _name, _function in recipe.COMMANDS.items():
+    _register(_recipes, _name, _function, recipe.EXAMPLES[_name])
+app.add_typer(_recipes, name="recipe")
 
 
 def _terminate(number: int, frame: object) -> None:
