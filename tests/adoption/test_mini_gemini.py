@@ -132,6 +132,7 @@ def test_an_original_is_the_same_model_and_zero_keeps_it(tmp_path: Path, made: O
     assert ("model_type" in json.loads((base / "config.json").read_text())) is not made.old_name
     plan = dcsurgery.convert_checkpoint(base, tmp_path / "out").plan
     assert (plan.form, plan.base.original) == ("delta", "original Mini-Gemini")
+    assert any("never defined" in note for note in plan.notes) is (made.grid > 1)
     before = dcsurgery.load_model(base, dtype=torch.float32)
     assert torch.equal(logits(dcsurgery.load_model(tmp_path / "out")), logits(before))
     oracle = AutoModelForImageTextToText.from_pretrained(hub, dtype=torch.float32).eval()
