@@ -73,6 +73,11 @@ def open_model(
     return adopt_checkpoint(found, source, places, weights=weights)
 
 
+def _is_there(place: str) -> bool:
+    """Return whether a remembered place is worth a look: a folder that moved is looked for anew."""
+    return bool(place) and (not Path(place).is_absolute() or Path(place).is_dir())
+
+
 def is_original(config: dict[str, Any]) -> bool:
     """Return whether a config belongs to an original format."""
     return find_format(config) is not None
@@ -82,7 +87,7 @@ def adopt_checkpoint(
     found: OriginalFormat, source: Checkpoint, places: TowerPlaces, *, weights: bool
 ) -> Adopted:
     """Return an open original checkpoint as the Hugging Face one. Raises what open_model raises."""
-    remembered = {name: item.place for name, item in places.remembered.items() if item.place}
+    remembered = {n: item.place for n, item in places.remembered.items() if _is_there(item.place)}
     finder = Towers(
         given={**remembered, **places.given},
         home=source.ref.folder,

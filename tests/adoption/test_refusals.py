@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import dcsurgery
+from dcsurgery.bases import open_base
 from dcsurgery.errors import (
     AnatomyError,
     CheckpointNotFoundError,
@@ -206,6 +208,19 @@ def test_towers_that_do_not_fit(tower: Path, tmp_path: Path) -> None:
     without(broken, "vision_model.encoder.layers.2.mlp.fc1.weight")
     error = refused(model, AnatomyError, towers={"path": str(broken)})
     assert "fc1.weight" in error.message
+
+
+def test_a_tower_that_moved_to_where_the_config_says_is_found_again(
+    tower: Path, tmp_path: Path
+) -> None:
+    elsewhere = Path(shutil.copytree(tower, tmp_path / "elsewhere"))
+    model = write_original_llava(tmp_path / "m", SIZES, "ckpt/gone", inside=False)
+    out = tmp_path / "out"
+    done = dcsurgery.convert_checkpoint(model, out, form="delta", towers={"gone": str(elsewhere)})
+    assert done.plan.base.towers["ckpt/gone"].place == str(elsewhere)
+    (model / "ckpt").mkdir()
+    elsewhere.rename(model / "ckpt" / "gone")
+    assert open_base(dcsurgery.read_plan(out)).folders == (model, model / "ckpt" / "gone")
 
 
 def test_a_tower_nobody_asked_for(tower: Path, tmp_path: Path) -> None:
