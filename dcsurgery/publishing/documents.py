@@ -56,6 +56,8 @@ def public_plan(plan: SurgeryPlan, base: PublicBase) -> SurgeryPlan:
         "id": base.repo_id or Path(plan.base.id).name,
         "folder": None,
         "commit": base.commit or plan.base.commit,
+        # Readers look where an original's config says; a folder of this machine helps nobody.
+        "towers": {n: t for n, t in plan.base.towers.items() if not Path(t.place).is_absolute()},
     }
     plan = plan.model_copy(update={"base": plan.base.model_copy(update=where)})
     return SurgeryPlan.model_validate(without_paths(plan.model_dump(mode="json")))
