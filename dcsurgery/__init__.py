@@ -11,6 +11,7 @@ from dcsurgery import modeling as modeling
 if TYPE_CHECKING:
     from dcsurgery.connectors.spec import ConnectorSpec
     from dcsurgery.convert import Conversion, convert_checkpoint
+    from dcsurgery.evaluation.ask import Answer, ask_model
     from dcsurgery.evaluation.report import EvalReport
     from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
     from dcsurgery.inspection import Inspection, inspect_checkpoint
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
     "ConnectorSpec",
     "Conversion",
     "EvalReport",
@@ -42,6 +44,7 @@ __all__ = [
     "TrainingPreview",
     "TrainingSettings",
     "__version__",
+    "ask_model",
     "convert_checkpoint",
     "evaluate_checkpoints",
     "finetune_connector",
@@ -55,6 +58,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Answer": "evaluation.ask",
     "ConnectorSpec": "connectors.spec",
     "Conversion": "convert",
     "EvalReport": "evaluation.report",
@@ -66,6 +70,7 @@ _HOMES = {
     "SurgeryPlan": "records",
     "TrainingPreview": "training.finetune",
     "TrainingSettings": "training.settings",
+    "ask_model": "evaluation.ask",
     "convert_checkpoint": "convert",
     "evaluate_checkpoints": "evaluation.runner",
     "finetune_connector": "training.finetune",
