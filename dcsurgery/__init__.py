@@ -13,11 +13,20 @@ if TYPE_CHECKING:
     from dcsurgery.convert import Conversion, convert_checkpoint
     from dcsurgery.evaluation.report import EvalReport
     from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
+    from dcsurgery.export import export_checkpoint
     from dcsurgery.inspection import Inspection, inspect_checkpoint
     from dcsurgery.loading import load_model
     from dcsurgery.plan import make_plan
     from dcsurgery.publishing.push import PushResult, push_checkpoint
+    from dcsurgery.recipes import Recipe, RecipeRun, load_recipe, run_recipe
     from dcsurgery.records import SurgeryPlan, read_plan
+    from dcsurgery.training.finetune import (
+        Finetuned,
+        TrainingPreview,
+        finetune_connector,
+        preview_finetune,
+    )
+    from dcsurgery.training.settings import TrainingSettings
     from dcsurgery.verification import Report, verify_checkpoint
 
 __version__ = "0.1.0"
@@ -27,18 +36,28 @@ __all__ = [
     "Conversion",
     "EvalReport",
     "EvalSettings",
+    "Finetuned",
     "Inspection",
     "PushResult",
+    "Recipe",
+    "RecipeRun",
     "Report",
     "SurgeryPlan",
+    "TrainingPreview",
+    "TrainingSettings",
     "__version__",
     "convert_checkpoint",
     "evaluate_checkpoints",
+    "export_checkpoint",
+    "finetune_connector",
     "inspect_checkpoint",
     "load_model",
+    "load_recipe",
     "make_plan",
+    "preview_finetune",
     "push_checkpoint",
     "read_plan",
+    "run_recipe",
     "verify_checkpoint",
 ]
 
@@ -47,17 +66,27 @@ _HOMES = {
     "Conversion": "convert",
     "EvalReport": "evaluation.report",
     "EvalSettings": "evaluation.runner",
+    "Finetuned": "training.finetune",
     "Inspection": "inspection",
     "PushResult": "publishing.push",
+    "Recipe": "recipes",
+    "RecipeRun": "recipes",
     "Report": "verification",
     "SurgeryPlan": "records",
+    "TrainingPreview": "training.finetune",
+    "TrainingSettings": "training.settings",
     "convert_checkpoint": "convert",
+    "export_checkpoint": "export",
     "evaluate_checkpoints": "evaluation.runner",
+    "finetune_connector": "training.finetune",
     "inspect_checkpoint": "inspection",
     "load_model": "loading",
+    "load_recipe": "recipes",
     "make_plan": "plan",
+    "preview_finetune": "training.finetune",
     "push_checkpoint": "publishing.push",
     "read_plan": "records",
+    "run_recipe": "recipes",
     "verify_checkpoint": "verification",
 }
 

@@ -25,6 +25,7 @@ from dcsurgery.records import (
     CONNECTOR_PREFIX,
     DELTA_FILE,
     LOADERS,
+    MINI_GEMINI_LOADER,
     BaseRecord,
     FileRecord,
     SurgeryPlan,
@@ -103,9 +104,16 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
         new_parameters=new,
         extra_flops_per_image=flops,
         image_tokens=layout.count_tokens(anatomy.image_tokens),
-        loader=LOADERS.get(form, architecture.stock_loader),
+        loader=loader_of(architecture, form),
         notes=[*_adoption_notes(checkpoint), *_notes(anatomy, layout, spec), *notes],
     )
+
+
+def loader_of(architecture: Architecture, form: Form) -> str:
+    """Return what loads a family's checkpoints in a form, in words."""
+    if form == "reference" and architecture.name == "mini_gemini":
+        return MINI_GEMINI_LOADER
+    return LOADERS.get(form, architecture.stock_loader)
 
 
 def _installed_layout(installed: InstalledConnector, spec: ConnectorSpec) -> FeatureLayout:

@@ -28,6 +28,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 DELTA_LOADER = "dcsurgery.load_model"
 # What loads a form, whatever the family.
+MINI_GEMINI_LOADER = "dvlab-research/MGM with the mgm_arch.py of DenseConnector-with-mgm-7B"
 LOADERS = {"delta": DELTA_LOADER, "reference": "HJYao00/DenseConnector's own code"}
 
 

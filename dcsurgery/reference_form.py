@@ -8,8 +8,6 @@ reference numbers its hidden states in code, so only the connectors it knows can
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from dcsurgery.adoption.dense import reference_blocks
@@ -17,11 +15,11 @@ from dcsurgery.adoption.vision import KEY as TOWER_KEY
 from dcsurgery.checkpoint.adopted import Adopted, Adoption, Presented, present
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.checkpoint.copying import Transfer
-from dcsurgery.checkpoint.rewrite import NewTensor, write_checkpoint
+from dcsurgery.checkpoint.rewrite import write_checkpoint
 from dcsurgery.errors import PlanError
 from dcsurgery.features import describe_layers
-from dcsurgery.folding import encode, stored_rows
-from dcsurgery.records import CONNECTOR_TENSOR, SurgeryPlan
+from dcsurgery.lora import Adapter
+from dcsurgery.records import SurgeryPlan
 from dcsurgery.reference_config import (
     CLASSES,
     INSIDE,
@@ -30,11 +28,19 @@ from dcsurgery.reference_config import (
     reference_name,
     tower_name,
 )
-from dcsurgery.tensors import tensor_rows
+from dcsurgery.reference_mini_gemini import mini_gemini_checkpoint
+from dcsurgery.reference_tensors import Delta, cut_rows, widened
+from dcsurgery.stock import as_stock
+from dcsurgery.tensors import stock_tensors
 
-__all__ = ["TOWER_KEY", "reference_checkpoint", "reference_name", "write_reference"]
+__all__ = [
+    "TOWER_KEY",
+    "reference_checkpoint",
+    "reference_name",
+    "trained_reference",
+    "write_reference",
+]
 
-Delta = Mapping[str, NewTensor]
 _PROCESSOR = re.compile(r"(?:pre|video_pre)?processor_config\.json|chat_template.*")
 
 
@@ -63,6 +69,8 @@ def reference_checkpoint(
     an original names, or the public tower of the same sizes. Raises PlanError for a connector,
     tower or language model that the reference code does not have.
     """
+    if plan.architecture == "mini_gemini":
+        return mini_gemini_checkpoint(checkpoint, plan, delta, tower)
     siglip = plan.anatomy.tower.kind == "siglip_vision_model"
     _require_known(checkpoint, plan, siglip=siglip)
     config = reference_config(checkpoint, plan, tower_name(checkpoint, plan, tower), siglip=siglip)
@@ -81,6 +89,25 @@ def reference_checkpoint(
     adoption = Adoption(source, "reference", checkpoint.config["architectures"][0])
     side = [name for name in source.side_files if not _PROCESSOR.fullmatch(name)]
     return present(adoption, groups, config, {}, side)
+
+
+def trained_reference(
+    checkpoint: Checkpoint,
+    plan: SurgeryPlan,
+    delta: Delta,
+    adapter: Adapter | None = None,
+    tower: str | None = None,
+) -> Adopted:
+    """Return the reference's checkpoint of a trained plan, an adapter merged into its matrices.
+
+    `delta` are the tensors of the trained folder. Raises what reference_checkpoint raises.
+    """
+    if adapter is None:
+        return reference_checkpoint(checkpoint, plan, delta, tower)
+    sites = {site.weight for site in plan.anatomy.projector.sites}
+    merged = stock_tensors(checkpoint, as_stock(checkpoint, plan, merge=True), delta, adapter)
+    own = {name: tensor for name, tensor in merged.items() if name not in sites}
+    return reference_checkpoint(checkpoint, plan, {**delta, **own}, tower)
 
 
 def _require_known(checkpoint: Checkpoint, plan: SurgeryPlan, *, siglip: bool) -> None:
@@ -128,41 +155,16 @@ def _presented(
     if (block and int(block[1]) >= kept) or renamed.startswith(f"{INSIDE}head."):
         return None
     if name == plan.anatomy.projector.sites[0].weight and plan.axis == "channel":
-        return _widened(checkpoint, delta, name, renamed)
+        return widened(checkpoint, delta, name, renamed)
     own = checkpoint.presented[name] if isinstance(checkpoint, Adopted) else None
     # The original's own rows: what was padded for transformers is not the reference's.
     stored = own.origin.tensors[own.tensor] if own and renamed in WORDS else None
     if name in delta:
         new = delta[name]
         shape = stored.shape if stored else new.shape
-        return Presented(renamed, new.dtype, shape, checkpoint, name, lambda: _cut(new, shape))
+        return Presented(renamed, new.dtype, shape, checkpoint, name, lambda: cut_rows(new, shape))
     if own is None:
         return Presented.renamed(checkpoint, name, renamed)
     if own.made is None or stored:
         return Presented.renamed(own.origin, own.tensor, renamed)
     return Presented(renamed, own.dtype, own.shape, own.origin, own.tensor, own.made)
-
-
-def _cut(new: NewTensor, shape: tuple[int, ...]) -> Iterator[bytes]:
-    """Yield the bytes of a tensor's first rows."""
-    left = replace(new, shape=shape).nbytes
-    for chunk in new.chunks():
-        if left:
-            yield chunk[:left]
-            left -= min(left, len(chunk))
-
-
-def _widened(checkpoint: Checkpoint, delta: Delta, name: str, renamed: str) -> Presented:
-    """Return [W | D], row by row; D's dtype becomes W's."""
-    entry, matrix = checkpoint.tensors[name], delta[CONNECTOR_TENSOR]
-    shape = (entry.shape[0], entry.shape[1] + matrix.shape[1])
-
-    def chunks() -> Iterator[bytes]:
-        import numpy as np
-
-        base = stored_rows(lambda: checkpoint.read_tensor(name), entry.dtype, entry.shape)
-        own = tensor_rows(delta[name]) if name in delta else base
-        for left, right in zip(own(), tensor_rows(matrix)(), strict=True):
-            yield encode(np.concatenate([left, right], axis=1), entry.dtype)
-
-    return Presented(renamed, entry.dtype, shape, checkpoint, name, chunks)

@@ -60,6 +60,12 @@ def split(
             f"{KEY} {kind!r} needs {count * width} columns",
             hint="compare config.json with the tensors; it may be mixed from two models",
         )
+    if config.get("mm_hidden_size", count * width) != count * width:
+        raise AnatomyError(
+            f"mm_hidden_size is {config['mm_hidden_size']!r}, but {first.tensor} reads "
+            f"{count * width} channels",
+            hint="compare config.json with the tensors; it may be mixed from two models",
+        )
     if kind is None or blocks is None:
         return first, None
     if max(max(block) for block in blocks) > depth:

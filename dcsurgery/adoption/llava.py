@@ -86,7 +86,9 @@ def _require_known(source: Checkpoint, inside: Mapping[str, str]) -> None:
             f"mm_projector_type is {kind!r}; transformers' LLaVA has two layers (mlp2x_gelu)",
             hint="this model has no Hugging Face form",
         )
-    for name in (WORDS, FIRST, "model.mm_projector.2.weight"):
+    tied = bool(source.config.get("tie_word_embeddings", False))
+    needed = (WORDS, "model.norm.weight", FIRST, "model.mm_projector.2.weight")
+    for name in (*needed, *(() if tied else (HEAD,))):
         if name not in source.tensors:
             raise AnatomyError(f"the checkpoint has no tensor {name}", hint=CHECK)
     known = [name for name in source.tensors if name in inside or _is_known(name)]
@@ -156,7 +158,7 @@ def read_grid(config: Config) -> list[list[int]] | None:
         )
     try:
         grid = ast.literal_eval(stated) if isinstance(stated, str) else stated
-        pairs = [[int(w), int(h)] for w, h in list(grid or ())]
+        pairs = [[int(w), int(h)] for w, h in list(grid or [()])]
     except (SyntaxError, TypeError, ValueError):
         raise AnatomyError(
             f"image_grid_pinpoints {str(stated)[:80]!r} is not a list of pairs", hint=CHECK

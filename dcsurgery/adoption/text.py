@@ -110,12 +110,27 @@ def _check(config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> Non
     found = {"vocab_size": words[0], "hidden_size": words[-1], "num_hidden_layers": len(layers)}
     if wide is not None:
         found["intermediate_size"] = wide.shape[0]
+    own = {layer: _names(tensors, layer) for layer in layers}
+    for name in sorted(set().union(*own.values()) if own else ()):
+        lacking = sorted(layer for layer in layers if name not in own[layer])
+        if lacking:
+            raise AnatomyError(
+                f"layer {lacking[0]} of the language model has no {name}",
+                hint="a shard may be missing: fetch the model again",
+            )
     for key, value in found.items():
         if config.get(key, value) != value:
             raise AnatomyError(
                 f"{key} in config.json is {config[key]!r}, the tensors say {value}",
                 hint="compare config.json with the tensors; it may be mixed from two models",
             )
+
+
+def _names(tensors: Mapping[str, TensorEntry], layer: str) -> set[str]:
+    """Return the names of a layer's tensors inside it, buffers aside."""
+    prefix = f"model.layers.{layer}."
+    inner = {name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
+    return {name for name in inner if not name.endswith("inv_freq")}
 
 
 def chat_template(model_type: str, rows: int) -> str:

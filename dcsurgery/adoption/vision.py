@@ -163,6 +163,12 @@ def _vision_section(config: Mapping[str, Any], stated: str) -> dict[str, Any]:
         "num_attention_heads": 12, "num_hidden_layers": 12, "patch_size": 32 if clip else 16,
     }  # fmt: skip
     kept = {key: section[key] for key in _KEPT if key in section}
+    for key, value in {**defaults, **kept}.items():
+        if key in defaults and not (type(value) is int and 0 < value < 2**20):
+            raise AnatomyError(
+                f"{key} of the vision tower {stated!r} is {str(value)[:40]!r}, not a size",
+                hint="compare its config.json with the original model",
+            )
     head = {} if clip else {"vision_use_head": False}
     return {"model_type": kind, **defaults, **kept, **head}
 
@@ -183,6 +189,10 @@ def _fit(
     positions = shapes.get("vision_model.embeddings.position_embedding.weight")
     if patch is None or positions is None or blocks != set(range(depth)):
         raise _misfit(stated, inside, "its embeddings or blocks are incomplete")
+    for name, shape in _block_shapes(vision, depth).items():
+        if name not in shapes or shapes[name].shape != shape:
+            state = f"has shape {list(shapes[name].shape)}" if name in shapes else "is missing"
+            raise _misfit(stated, inside, f"{name} {state}, its config says {list(shape)}")
     size, width = vision["patch_size"], vision["hidden_size"]
     count = (vision["image_size"] // size) ** 2 + (0 if siglip else 1)
     found = {
@@ -195,6 +205,22 @@ def _fit(
             said = sorted(wanted) if isinstance(wanted, set) else wanted
             raise _misfit(stated, inside, f"{what}: {have}, its config says {said}")
     return int(kept)
+
+
+def _block_shapes(vision: Mapping[str, Any], depth: int) -> dict[str, tuple[int, ...]]:
+    """Return the matrices and norms that every block of a CLIP or SigLIP tower has."""
+    width, inter = vision["hidden_size"], vision["intermediate_size"]
+    matrices = {f"self_attn.{name}_proj": (width, width) for name in ("q", "k", "v", "out")}
+    matrices |= {"mlp.fc1": (inter, width), "mlp.fc2": (width, inter)}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index in range(depth):
+        block = f"vision_model.encoder.layers.{index}."
+        for name, shape in matrices.items():
+            shapes[f"{block}{name}.weight"] = shape
+            shapes[f"{block}{name}.bias"] = shape[:1]
+        for name in ("layer_norm1", "layer_norm2"):
+            shapes[f"{block}{name}.weight"] = shapes[f"{block}{name}.bias"] = (width,)
+    return shapes
 
 
 def _misfit(stated: str, inside: bool, problem: str) -> AnatomyError:

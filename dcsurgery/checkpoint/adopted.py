@@ -17,6 +17,7 @@ from typing import Any
 from dcsurgery.checkpoint import checks
 from dcsurgery.checkpoint.contents import CONFIG, Checkpoint, Stamp, WeightFile
 from dcsurgery.checkpoint.headers import DTYPE_BITS, Header, TensorEntry, lay_out, render_header
+from dcsurgery.checkpoint.layout import SINGLE
 from dcsurgery.errors import CheckpointNotFoundError
 
 METADATA = {"format": "pt"}
@@ -160,22 +161,28 @@ class Adopted(Checkpoint):
             origin.require_unchanged()
 
 
-def present(
+def present(  # noqa: PLR0913 - what a checkpoint consists of
     adoption: Adoption,
     files: Sequence[Sequence[Presented]],
     config: Mapping[str, Any],
     made_files: Mapping[str, bytes],
     kept_files: Sequence[str],
     connector: InstalledConnector | None = None,
+    *,
+    indexed: bool = False,
 ) -> Adopted:
     """Return the checkpoint that `files` (tensors of one weight file each) make up.
 
     `config` is config.json as presented, `made_files` are side files by name, `kept_files` those of
-    the source that travel along as they are.
+    the source that travel along as they are. `indexed` gives even a single weight file an index.
     """
     groups = [list(group) for group in files if group]
+    indexed = indexed or len(groups) > 1
     weights = tuple(
-        _weight_file(group, index, len(groups)) for index, group in enumerate(groups, start=1)
+        _weight_file(
+            group, f"model-{at:05d}-of-{len(groups):05d}.safetensors" if indexed else SINGLE
+        )
+        for at, group in enumerate(groups, start=1)
     )
     source = adoption.source
     names = sorted({*made_files, *kept_files})
@@ -185,7 +192,7 @@ def present(
         config=dict(config),
         config_text=checks.render_object(config, CONFIG),
         weights=weights,
-        index=_index(weights) if len(weights) > 1 else None,
+        index=_index(weights) if indexed else None,
         side_files=tuple(names),
         left_out=tuple(sorted(left | (set(source.side_files) - set(names)))),
         remote_sizes=source.remote_sizes,
@@ -196,12 +203,11 @@ def present(
     )
 
 
-def _weight_file(group: Sequence[Presented], index: int, count: int) -> WeightFile:
+def _weight_file(group: Sequence[Presented], name: str) -> WeightFile:
     # Wider dtypes first, so that every tensor is aligned; else the order of the bytes on disk.
     ordered = sorted(group, key=lambda item: -DTYPE_BITS[item.dtype])
     entries: list[TensorEntry] = lay_out([(i.name, i.dtype, i.shape) for i in ordered])
     start = len(render_header(entries, METADATA))
-    name = "model.safetensors" if count == 1 else f"model-{index:05d}-of-{count:05d}.safetensors"
     header = Header({entry.name: entry for entry in entries}, dict(METADATA), start)
     return WeightFile(name, header.file_size, header)
 

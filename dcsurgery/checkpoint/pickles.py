@@ -132,11 +132,15 @@ class _Unpickler(pickle.Unpickler):
         return _Storage(str(dtype) or None, str(key))
 
 
-def _check_opcodes(data: bytes) -> None:
+def _check_opcodes(data: bytes, where: str) -> None:
     """Refuse what no table of tensors needs, and memo slots that would fill the memory."""
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name not in _OPCODES:
-            raise pickle.UnpicklingError(f"the opcode {opcode.name} is not one torch writes")
+            raise UnsafeFormatError(
+                f"{where} holds more than a table of tensors: its pickle makes objects of other "
+                f"kinds ({opcode.name})",
+                hint="save the model's state_dict() alone, as safetensors",
+            )
         slot = int(argument or 0) if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") else 0
         if not 0 <= slot < len(data):
             raise pickle.UnpicklingError("a memo slot is out of range")
@@ -234,7 +238,7 @@ def _read_table(archive: zipfile.ZipFile, where: str) -> tuple[str, dict[str, _T
     if archive.getinfo(names[0]).file_size > MAX_PICKLE:
         raise ValueError("its description is far larger than one of tensors needs to be")
     data = archive.read(names[0])
-    _check_opcodes(data)
+    _check_opcodes(data, where)
     table = _Unpickler(data, where).load()
     if not isinstance(table, dict):
         raise ValueError("it holds no table of tensors")

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -46,6 +46,16 @@ def detach_stdout() -> None:
 def _clean(text: str) -> str:
     """Show control characters instead of obeying them: names come out of other people's files."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def _printable(text: str, stream: TextIO) -> str:
+    """Return the text without control characters, in ASCII lines where the stream needs that."""
+    text = _clean(text)
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = text.translate(ASCII)
+    return text
 
 
 def _write(stream: TextIO, text: str) -> None:
@@ -110,11 +120,7 @@ class Output:
     def _print(self, text: Any, style: str = "", *, stderr: bool = False) -> None:
         stream = sys.stderr if stderr else sys.stdout
         if isinstance(text, str):
-            text = _clean(text)
-            try:
-                text.encode(stream.encoding or "utf-8")
-            except UnicodeEncodeError:
-                text = text.translate(ASCII)
+            text = _printable(text, stream)
         _write(stream, _render(text, stream, style=style or None, soft_wrap=True))
 
     def data(self, values: Mapping[str, Any]) -> None:
@@ -124,6 +130,41 @@ class Output:
     def show(self, text: str = "", style: str = "") -> None:
         """Print a line of the result."""
         self._print(text, style)
+
+    def piece(self, text: str) -> None:
+        """Print a piece of the result as it comes, without a line break."""
+        _write(sys.stdout, _printable(text, sys.stdout))
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether people watch the result."""
+        return sys.stdout.isatty()
+
+    @contextmanager
+    def columns(self, titles: Sequence[str]) -> Iterator[Callable[[int, str], None]]:
+        """Show texts side by side while they grow: `add(index, piece)`. For terminals."""
+        from rich.console import Console
+        from rich.live import Live
+        from rich.table import Table
+        from rich.text import Text
+
+        texts = ["" for _ in titles]
+
+        def table() -> Table:
+            found = Table(box=None, expand=True, padding=(0, 2, 0, 0))
+            for title in titles:
+                found.add_column(Text(_clean(title)), ratio=1, overflow="fold")
+            found.add_row(*(Text(_clean(text)) for text in texts))
+            return found
+
+        console = Console(width=self.width, legacy_windows=False)
+        live = Live(get_renderable=table, console=console, refresh_per_second=8)
+
+        def add(index: int, piece: str) -> None:
+            texts[index] += piece
+
+        with live:
+            yield add
 
     def heading(self, text: str) -> None:
         """Print a bold line, after an empty one."""
@@ -143,6 +184,15 @@ class Output:
         lines = tables.lay_out([columns, *rows], kinds, self.width - 2)
         for index, line in enumerate(lines):
             self._print("  " + line, "" if index else "dim")
+
+    def passage(self, pieces: Iterable[tuple[str, bool]]) -> None:
+        """Print a text of pieces (text, marked): marked ones in [[ ]], green on a terminal."""
+        from rich.text import Text
+
+        text = Text()
+        for piece, marked in pieces:
+            text.append(f"[[{_clean(piece)}]]" if marked else _clean(piece), "green" * marked)
+        self._print(text)
 
     def tell(self, text: str) -> None:
         """Say something on stderr: advice, progress, nothing a script would read."""
@@ -206,3 +256,25 @@ class Output:
         )
         with live:
             yield
+
+    @contextmanager
+    def stepping(self, text: str) -> Iterator[Callable[[int, int, str], None]]:
+        """Show a bar with the time left while the block runs, on stderr, on a terminal only.
+
+        The block calls what it is given with (done, total, words).
+        """
+        if self.quiet or self.as_json or not sys.stderr.isatty():
+            yield lambda done, total, words: None
+            return
+        hide_library_bars()
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Left
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Left())
+        words = TextColumn("{task.fields[words]}")
+        with Progress(*columns, words, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(_clean(text), total=None, words="")
+            yield lambda done, total, words: bar.update(
+                task, completed=done, total=total, words=_clean(words)
+            )

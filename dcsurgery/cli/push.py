@@ -102,7 +102,7 @@ def push(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> int:
-    """Publish a converted model on the Hub with a model card, in one commit.
+    """Publish a model on the Hub with a card, in one commit.
 
     Permission, name and licence are checked before anything large is read, then the model is
     verified. Files that are there already are skipped, unchanged files of a base on the same Hub

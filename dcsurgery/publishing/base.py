@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,9 +30,10 @@ class PublicBase:
 def find_public_base(api: HfApi, plan: SurgeryPlan, named: str | None) -> PublicBase:
     """Return where the base of a plan is on the Hub; `named` says so for a base that was a folder.
 
-    Raises PublishError when `named` is another model, and for a delta whose base others would not
-    find.
+    Raises PublishError when `named` is another model, and for a delta whose base, or its tower,
+    others would not find.
     """
+    _require_public_towers(plan)
     repo_id, commit = _identity(plan)
     if named is not None and repo_id is None:
         repo_id, commit = named, _confirm(plan, named)
@@ -70,26 +70,37 @@ def _identity(plan: SurgeryPlan) -> tuple[str | None, str | None]:
     return None, None
 
 
-def _confirm(plan: SurgeryPlan, named: str) -> str:
+def _confirm(plan: SurgeryPlan, named: str) -> str | None:
     """Return the commit of a Hub model whose config, headers and projector are the base's."""
-    from dcsurgery.checkpoint.contents import open_checkpoint
-    from dcsurgery.plan import describe_base
+    from dcsurgery.adoption import TowerPlaces, open_model
+    from dcsurgery.bases import check_base
+    from dcsurgery.checkpoint.adopted import TowerRecord
 
+    towers = {n: TowerRecord(item.place, item.commit) for n, item in plan.base.towers.items()}
     try:
-        checkpoint = open_checkpoint(named)
+        checkpoint = open_model(named, towers=TowerPlaces({}, towers))
+        if checkpoint.ref.repo_id is None:
+            raise PublishError(
+                f"{named} is a folder, not a Hub model; {NOTHING}", hint="name its Hub id"
+            )
+        check_base(plan, checkpoint)
     except CheckpointError as error:
-        raise PublishError(f"{error.message}; {NOTHING}", hint=error.hint) from None
-    found = describe_base(checkpoint)
-    same = (found.files, found.config_sha256) == (plan.base.files, plan.base.config_sha256)
-    for name, digest in plan.relies_on.items():
-        same = same and hashlib.sha256(checkpoint.read_tensor(name)).hexdigest() == digest
-    if not same or checkpoint.ref.commit is None:
         raise PublishError(
-            f"{named} is not the base this model was made from: config, headers or projector "
-            f"differ; {NOTHING}",
-            hint="name the very model that was converted, or convert that one again",
-        )
+            f"{error.message}; {NOTHING}",
+            hint="name the Hub id of the very model that was converted",
+        ) from None
     return checkpoint.ref.commit
+
+
+def _require_public_towers(plan: SurgeryPlan) -> None:
+    """Raise PublishError for a delta whose base takes its vision tower from a folder."""
+    for tower in plan.base.towers.values():
+        if plan.form == "delta" and Path(tower.place).expanduser().is_dir():
+            raise PublishError(
+                f"the base of this delta takes its vision tower from {Path(tower.place).name}, a "
+                f"folder here, which others do not have; {NOTHING}",
+                hint="convert it again with --tower HUB_ID, or with --form stock",
+            )
 
 
 def _look_up(api: HfApi, repo_id: str, commit: str | None) -> PublicBase | None:

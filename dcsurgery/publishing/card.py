@@ -72,14 +72,14 @@ def _metadata(facts: CardFacts, old: dict[str, Any]) -> dict[str, Any]:
     name = facts.repo_id.split("/")[1]
     url = f"{facts.endpoint}/{facts.repo_id}/blob/{facts.branch}"
     reports = [(report, f"{url}/{path}") for path, report in facts.evaluations]
-    stock = facts.plan.form == "stock"
+    library = {"stock": "transformers", "delta": "dcsurgery"}.get(facts.plan.form, "llava")
     ours: dict[str, Any] = {
         **facts.licence,
-        "library_name": "transformers" if stock else "dcsurgery",
+        "library_name": library,
     }
     if facts.base.repo_id:
         ours["base_model"] = facts.base.repo_id
-        ours["base_model_relation"] = "finetune" if stock else "adapter"
+        ours["base_model_relation"] = "adapter" if facts.plan.form == "delta" else "finetune"
     ours["tags"] = ["dense-connector", "dcsurgery", facts.plan.kind]
     ours["model-index"] = model_index(name, old.get("model-index"), reports)
     return ours
@@ -114,7 +114,7 @@ def _what(facts: CardFacts) -> str:
     plan, base = facts.plan, facts.base
     named = f"[{base.repo_id}]({facts.endpoint}/{base.repo_id})" if base.repo_id else plan.base.id
     at = f" at commit `{base.commit}`" if base.commit else ""
-    what = "A complete checkpoint: " if plan.form == "stock" else "A delta, without base weights: "
+    what = "A delta, without base weights: " if plan.form == "delta" else "A complete checkpoint: "
     return (
         f"{what}{named}{at} with a {PAPER}, `{name_connector(plan)}`, installed by "
         f"`{plan.tool}`. The {plan.architecture} projector now reads further hidden states of its "
@@ -134,6 +134,8 @@ def _loading(facts: CardFacts) -> str:
             f'model = AutoModelForImageTextToText.from_pretrained({where}, dtype="auto")\n'
             f"processor = AutoProcessor.from_pretrained({where})\n```"
         )
+    if plan.form == "reference":
+        return f"Needs {plan.loader}: the weights have its names, the first matrix is widened."
     processor = where if plan.processor_changes else f'"{facts.base.repo_id}"'
     return (
         "Needs `dcsurgery`, which fetches the base and attaches the connector to it. Plain "

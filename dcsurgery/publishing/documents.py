@@ -20,7 +20,7 @@ from dcsurgery.publishing.marks import CARD
 from dcsurgery.publishing.picture import PICTURE_FILE, draw_wiring
 from dcsurgery.publishing.privacy import without_paths
 from dcsurgery.publishing.target import Target, read_text
-from dcsurgery.records import DELTA_FOLDER, PLAN_FILE, SurgeryPlan
+from dcsurgery.records import ADAPTER_CONFIG, ADAPTER_FOLDER, DELTA_FOLDER, PLAN_FILE, SurgeryPlan
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -130,7 +130,8 @@ def make_documents(
     """
     documents = {path: _public_json(path, content, facts) for path, content in files.items()}
     documents.pop(VERIFY_FILE, None)
-    documents[PLAN_FILE] = Content(facts.plan.model_dump_json(indent=2).encode() + b"\n")
+    plan = _with_adapter(facts.plan, documents)
+    documents[PLAN_FILE] = Content(plan.model_dump_json(indent=2).encode() + b"\n")
     documents[PICTURE_FILE] = Content(draw_wiring(facts.plan))
     if facts.report is not None:
         documents[VERIFY_FILE] = _as_json(facts.report)
@@ -154,6 +155,15 @@ def _public_json(path: str, content: Content, facts: CardFacts) -> Content:
     if isinstance(cleaned, dict) and "base_model_name_or_path" in cleaned:  # peft's adapter_config
         cleaned["base_model_name_or_path"] = facts.base.repo_id or facts.plan.base.id
     return content if cleaned == values else _as_json(cleaned)
+
+
+def _with_adapter(plan: SurgeryPlan, documents: dict[str, Content]) -> SurgeryPlan:
+    """Return the plan with the digest of the adapter's config where it was rewritten."""
+    config = documents.get(f"{ADAPTER_FOLDER}/{ADAPTER_CONFIG}")
+    if plan.adapter is None or config is None or isinstance(config.source, Path):
+        return plan
+    files = {**plan.adapter.files, ADAPTER_CONFIG: config.sha256}
+    return plan.model_copy(update={"adapter": plan.adapter.model_copy(update={"files": files})})
 
 
 def _as_json(values: Any) -> Content:

@@ -126,11 +126,7 @@ def push_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
     verify_checkpoint raises.
     """
     started = time.perf_counter()
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        raise CheckpointNotFoundError(
-            f"there is no folder {folder}", hint="name the folder that `dcsurgery convert` wrote"
-        )
+    folder = _converted_folder(model)
     if message is not None and not message.strip():
         raise RequestError("the commit message is empty", hint="leave --message out")
     plan, new = read_plan(folder), read_evaluations(evals)
@@ -162,6 +158,15 @@ def push_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
         notes=(*result.notes, *sent.notes),
         seconds=time.perf_counter() - started,
     )
+
+
+def _converted_folder(model: str | Path) -> Path:
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        raise CheckpointNotFoundError(
+            f"there is no folder {folder}", hint="name the folder that `dcsurgery convert` wrote"
+        )
+    return folder
 
 
 def _prepare(folder: Path, plan: SurgeryPlan, wanted: _Request) -> _Ready:

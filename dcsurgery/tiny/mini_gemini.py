@@ -92,15 +92,13 @@ def mini_gemini_config(
     }
 
 
-def mini_gemini_tensors(
-    config: Mapping[str, Any], *, seed: int = 0, scale: float = 0.25
-) -> dict[str, torch.Tensor]:
+def mini_gemini_tensors(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Return seeded weights under the names of a file."""
     from dcsurgery.modeling.mini_gemini import MiniGeminiConfig, MiniGeminiForConditionalGeneration
 
     built = MiniGeminiConfig(**config)
     stored = rename(model_shapes(MiniGeminiForConditionalGeneration, built), NAMES)
-    return _split_experts(seeded_tensors(stored, seed=seed, scale=scale), list(stored))
+    return _split_experts(seeded_tensors(stored, seed=0, scale=0.25), list(stored))
 
 
 def _split_experts(tensors: dict[str, torch.Tensor], order: list[str]) -> dict[str, torch.Tensor]:
@@ -129,19 +127,30 @@ def write_tiny_mini_gemini(  # noqa: PLR0913
     shards: int = 1,
     dtype: str = "float32",
     processor: bool = True,
-    seed: int = 0,
 ) -> Path:
     """Write a tiny, real MiniGeminiForConditionalGeneration checkpoint; return `folder`.
 
     `processor` adds tokenizer, image processor and chat template.
     """
+    config = mini_gemini_config(language, grid=grid, whole=whole, depth=depth)
+    return write_mini_gemini(folder, config, shards=shards, dtype=dtype, processor=processor)
+
+
+def write_mini_gemini(
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    shards: int = 1,
+    dtype: str = "float32",
+    processor: bool = True,
+) -> Path:
+    """Write config.json, generation_config.json and seeded weights; return `folder`."""
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = mini_gemini_config(language, grid=grid, whole=whole, depth=depth)
-    tensors = mini_gemini_tensors(config, seed=seed)
     kind = getattr(torch, dtype)
-    write_weights(folder, {name: value.to(kind) for name, value in tensors.items()}, shards)
+    tensors = {name: value.to(kind) for name, value in mini_gemini_tensors(config).items()}
+    write_weights(folder, tensors, shards)
     write_json(folder / "config.json", {**config, "torch_dtype": dtype})
     generation = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2}
     write_json(folder / "generation_config.json", {**generation, "pad_token_id": 0})

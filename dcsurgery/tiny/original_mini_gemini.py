@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from dcsurgery.modeling.mini_gemini.original_config import original_config
 from dcsurgery.modeling.mini_gemini.original_names import CHECKPOINT, OPEN_CLIP, renamed, turned
 from dcsurgery.tiny.mini_gemini import Language, mini_gemini_config, mini_gemini_tensors
 from dcsurgery.tiny.tokenizer import write_tokenizer
@@ -15,13 +16,12 @@ from dcsurgery.tiny.weights import write_json, write_weights
 if TYPE_CHECKING:
     import torch
 
-Place = Literal["inside", "outside"]
 TOWERS = ("model.vision_tower.", "model.vision_tower_aux.")
 CLIP_FOLDER = "clip-tiny"
 AUX_FOLDER = "openclip-convnext-tiny"
 
 
-def original_names(
+def original_tensors(
     tensors: Mapping[str, torch.Tensor], *, inside: bool = True
 ) -> dict[str, torch.Tensor]:
     """Return tensors of this package's layout under the reference's names, a file's order kept."""
@@ -30,40 +30,18 @@ def original_names(
     return {n: value for n, value in named.items() if inside or not n.startswith(TOWERS)}
 
 
-def original_config(config: Mapping[str, Any], *, old_name: bool = False) -> dict[str, Any]:
+def stated_config(config: Mapping[str, Any], *, old_name: bool = False) -> dict[str, Any]:
     """Return config.json as the reference saves it, for a config in this package's layout.
 
     Published ones (`old_name`) have the class's older name and no model_type.
     """
-    text = {key: value for key, value in config["text_config"].items() if key != "model_type"}
-    language = config["text_config"]["model_type"]
-    family = "MiniGemini" if old_name else "MGM"
-    width = config["vision_config"]["hidden_size"]
-    stated = {
-        **text,
-        "architectures": [f"{family}{language.capitalize()}ForCausalLM"],
-        "freeze_mm_mlp_adapter": False,
-        "image_aspect_ratio": "pad",
-        "image_global": config["image_global"],
-        "image_grid": config["image_grid"],
-        "image_size_aux": config["vision_config_aux"]["image_size"],
-        "mm_hidden_size": width,
-        "mm_hidden_size_aux": sum(config["vision_config_aux"]["hidden_sizes"]),
-        "mm_projector_type": "mlp2x_gelu",
-        "mm_use_im_start_end": False,
-        "mm_vision_select_feature": "patch",
-        "mm_vision_select_layer": -2,
-        "optimize_vision_tower": False,
-        "optimize_vision_tower_aux": False,
-        "transformers_version": "4.36.2",
-        "tune_mm_mlp_adapter": False,
-        "use_cache": True,
-        "use_mm_proj": True,
-    }
-    if not old_name:
-        stated["model_type"] = "mgm" if language == "llama" else f"mgm_{language}"
-    if language == "gemma":
-        stated.pop("tie_word_embeddings")  # equal to the default of its class: left out
+    stated = original_config(config)
+    if old_name:
+        del stated["model_type"]
+        (name,) = stated["architectures"]
+        stated["architectures"] = [name.replace("MGM", "MiniGemini")]
+    if config["text_config"]["model_type"] == "gemma":
+        del stated["tie_word_embeddings"]  # equal to the default of its class: left out
         stated["hidden_act"] = "gelu"
     return stated
 
@@ -108,13 +86,24 @@ def write_towers(folder: Path, config: Mapping[str, Any], *, pickled: bool = Fal
     return folder
 
 
-def write_original_mini_gemini(  # noqa: PLR0913
+def write_original_mini_gemini(
     folder: Path,
     language: Language = "llama",
     *,
     grid: int = 1,
     whole: bool = False,
     depth: int = 4,
+    **options: Any,
+) -> Path:
+    """Write a tiny original Mini-Gemini; return `folder`. `options` are those of write_original."""
+    config = mini_gemini_config(language, grid=grid, whole=whole, depth=depth)
+    return write_original(folder, config, **options)
+
+
+def write_original(  # noqa: PLR0913
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
     shards: int = 1,
     towers: str | Path = "model_zoo/OpenAI",
     inside: bool = True,
@@ -123,16 +112,15 @@ def write_original_mini_gemini(  # noqa: PLR0913
     stated: Mapping[str, Any] | None = None,
     tensors: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
-    """Write an original Mini-Gemini; return `folder`.
+    """Write an original Mini-Gemini of a config in this package's layout; return `folder`.
 
-    The config names two folders below `towers`; the towers' tensors are `inside` or only there.
-    `stated` replaces keys of config.json, `tensors` (reference's name -> tensor) seeded weights.
+    The original's config names two folders below `towers`; the towers' tensors are `inside` or only
+    there. `stated` replaces keys of it, `tensors` (reference's name -> tensor) seeded weights.
     """
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = mini_gemini_config(language, grid=grid, whole=whole, depth=depth)
-    weights = original_names(mini_gemini_tensors(config), inside=inside)
+    weights = original_tensors(mini_gemini_tensors(config), inside=inside)
     weights |= {name: value for name, value in (tensors or {}).items() if name in weights}
     kind = getattr(torch, dtype)
     write_weights(folder, {name: value.to(kind) for name, value in weights.items()}, shards)
@@ -141,7 +129,7 @@ def write_original_mini_gemini(  # noqa: PLR0913
         "mm_vision_tower_aux": f"{towers}/{AUX_FOLDER}",
         "torch_dtype": dtype,
     }
-    made = {**original_config(config, old_name=old_name), **named, **(stated or {})}
+    made = {**stated_config(config, old_name=old_name), **named, **(stated or {})}
     write_json(folder / "config.json", made)
     write_tokenizer(folder, ())
     generation = {"bos_token_id": 1, "eos_token_id": 2, "transformers_version": "4.36.2"}

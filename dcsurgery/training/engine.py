@@ -16,7 +16,6 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from dcsurgery.errors import TrainingError
 from dcsurgery.records import SurgeryPlan
 from dcsurgery.training.checkpoints import (
-    KEPT,
     Interruption,
     load_trained,
     mark_complete,
@@ -276,7 +275,6 @@ def training_arguments(job: Job, folder: Path, precision: str) -> TrainingArgume
         logging_nan_inf_filter=False,
         save_strategy="steps" if gap else "no",
         save_steps=gap or 500,
-        save_total_limit=KEPT,
         report_to=settings.report_to or "none",
         disable_tqdm=True,
         remove_unused_columns=False,

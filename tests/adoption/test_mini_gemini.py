@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +20,37 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import dcsurgery
-from dcsurgery.adopted_models import small_files
-from dcsurgery.adoption import open_model
-from dcsurgery.errors import AnatomyError, CheckpointNotFoundError, DcSurgeryError, RequestError
+from dcsurgery.checkpoint.headers import lay_out, render_header
+from dcsurgery.errors import (
+    AnatomyError,
+    CheckpointNotFoundError,
+    DcSurgeryError,
+    PlanError,
+    RequestError,
+)
+from dcsurgery.modeling.mini_gemini import MiniGeminiConfig, MiniGeminiForConditionalGeneration
+from dcsurgery.modeling.mini_gemini.original_config import original_config
+from dcsurgery.modeling.mini_gemini.original_names import CHECKPOINT, renamed, turned
 from dcsurgery.tiny.mini_gemini import (
+    NAMES,
     Language,
     mini_gemini_config,
     mini_gemini_tensors,
+    write_mini_gemini,
     write_tiny_mini_gemini,
 )
 from dcsurgery.tiny.original_mini_gemini import (
     AUX_FOLDER,
     CLIP_FOLDER,
-    original_config,
-    original_names,
+    original_tensors,
+    stated_config,
+    write_original,
     write_original_mini_gemini,
     write_towers,
 )
+from dcsurgery.tiny.weights import model_shapes, rename
 from tests.architectures.test_mini_gemini import mini_gemini_inputs
-from tests.surgery import random_matrix, write_delta
+from tests.surgery import digests, random_matrix, write_delta
 
 LAYOUT = Path(__file__).parents[1] / "golden" / "mgm_llama_checkpoint_layout.json"
 FIRST = "model.mm_projector.0.weight"
@@ -51,28 +67,39 @@ def logits(model: Any, **changed: Any) -> Tensor:
     return found
 
 
+@cache
+def published_layout() -> dict[str, Any]:
+    """Names and shapes that the reference's own save_pretrained wrote, and its config."""
+    full: dict[str, Any] = json.loads(LAYOUT.read_text())["layouts"]["full"]
+    return full
+
+
+def published_sizes() -> dict[str, Any]:
+    """The config, in this package's layout, of the model that the layout was taken from."""
+    stated = published_layout()["config_json"]
+    config = mini_gemini_config(depth=24)
+    text = {"model_type", "pad_token_id"}
+    config["text_config"] = {
+        key: value
+        for key, value in stated.items()
+        if key in config["text_config"] or key.startswith(("attention_", "initializer", "rope_"))
+        if key not in text
+    } | {"model_type": "llama", "pretraining_tp": 1, "hidden_act": "silu"}
+    config["vision_config"] |= {"image_size": 28, "patch_size": 7}
+    dims = {"hidden_sizes": [8, 16, 32, 64], "image_size": stated["image_size_aux"]}
+    config["vision_config_aux"] |= dims
+    return config
+
+
 def test_tiny_originals_have_the_published_layout() -> None:
-    layout = json.loads(LAYOUT.read_text())
-    config = mini_gemini_config("llama", depth=24)
-    for part in ("text_config", "vision_config"):
-        known = layout["llm_config" if part == "text_config" else "vision_config"]
-        config[part] |= {key: value for key, value in known.items() if key in config[part]}
-    config["text_config"]["model_type"] = "llama"
-    config["vision_config"]["model_type"] = "clip_vision_model"
-    full = layout["layouts"]["full"]
-    stated = full["config_json"]
-    dims = [8, 16, 32, 64]
-    assert sum(dims) == stated["mm_hidden_size_aux"]
-    config["vision_config_aux"] |= {"hidden_sizes": dims, "image_size": stated["image_size_aux"]}
-    config["text_config"] |= {key: stated[key] for key in config["text_config"] if key in stated}
-    config["text_config"]["model_type"] = "llama"
-    own = original_names(mini_gemini_tensors(config))
+    full, config = published_layout(), published_sizes()
+    own = original_tensors(mini_gemini_tensors(config))
     assert {name: list(value.shape) for name, value in own.items()} == full["state_dict"]
-    made = original_config(config)
-    same = {key: value for key, value in made.items() if stated.get(key) == value}
-    assert set(made) - set(same) <= {
-        "freeze_mm_mlp_adapter", "tune_mm_mlp_adapter", "mm_use_im_start_end", "pad_token_id"
-    }  # fmt: skip
+    stated = {**full["config_json"]}
+    made = {**stated_config(config), "torch_dtype": "float32"}
+    for key in ("mm_vision_tower", "mm_vision_tower_aux"):
+        assert stated.pop(key) and made.pop(key)
+    assert made == stated
 
 
 @dataclass(frozen=True)
@@ -105,6 +132,7 @@ def test_an_original_is_the_same_model_and_zero_keeps_it(tmp_path: Path, made: O
     assert ("model_type" in json.loads((base / "config.json").read_text())) is not made.old_name
     plan = dcsurgery.convert_checkpoint(base, tmp_path / "out").plan
     assert (plan.form, plan.base.original) == ("delta", "original Mini-Gemini")
+    assert any("never defined" in note for note in plan.notes) is (made.grid > 1)
     before = dcsurgery.load_model(base, dtype=torch.float32)
     assert torch.equal(logits(dcsurgery.load_model(tmp_path / "out")), logits(before))
     oracle = AutoModelForImageTextToText.from_pretrained(hub, dtype=torch.float32).eval()
@@ -124,8 +152,7 @@ def test_a_converted_original_answers_and_is_verified(towers: Path, tmp_path: Pa
     dcsurgery.convert_checkpoint(base, tmp_path / "out")
     report = dcsurgery.verify_checkpoint(tmp_path / "out", logits=True)
     assert report.passed, report.checks
-    with small_files(open_model(base)) as folder:
-        processor = AutoProcessor.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
     talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Why?"}]}]
     prompt = processor.apply_chat_template(talk, add_generation_prompt=True)
     picture = torch.randint(0, 255, (3, 20, 30), dtype=torch.uint8)
@@ -206,6 +233,49 @@ def test_a_published_dense_connector_is_the_wide_projector(towers: Path, tmp_pat
     (found,) = model.get_image_features(pixels, large).pooler_output
     assert (found - wanted[0]).abs().max() < 1e-5
     assert torch.equal(logits(dcsurgery.load_model(base)), logits(model))
+
+
+@pytest.mark.parametrize("trained", ["original", "hub"])
+def test_the_reference_form_has_the_published_layout_and_is_read_back(
+    tmp_path: Path, trained: str
+) -> None:
+    """Keys, shapes and config of the reference's own save, three states wide, one file indexed."""
+    config = published_sizes()
+    own = write_towers(tmp_path / "own", config)
+    base = tmp_path / "base"
+    if trained == "original":
+        write_original(base, config, towers=own, inside=False)
+    else:
+        write_mini_gemini(base, config)
+    out = dcsurgery.convert_checkpoint(base, tmp_path / "out", form="reference")
+    assert "mgm_arch.py" in out.plan.loader
+    full = published_layout()
+    shapes = {name: list(shape) for name, shape in read_shapes(tmp_path / "out").items()}
+    assert shapes == {**full["state_dict"], FIRST: [24, 48]}
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(shapes)
+    wide = {"mm_hidden_size": 48, "mm_hidden_size_uni": 16}
+    stated = json.loads((tmp_path / "out" / "config.json").read_text())
+    named = {key: stated[key] for key in ("mm_vision_tower", "mm_vision_tower_aux")}
+    assert stated == {**full["config_json"], **wide, **named}
+    # Both towers are inside; of CLIP the heads are still to be told.
+    places = {"mm_vision_tower": str(own / CLIP_FOLDER)}
+    again = dcsurgery.convert_checkpoint(tmp_path / "out", tmp_path / "again", towers=places)
+    assert again.plan.init == "published"
+    pictures = {"pixel_values": torch.randn(1, 3, 28, 28)}
+    pictures["pixel_values_aux"] = torch.randn(1, 3, 64, 64)
+    models = (dcsurgery.load_model(base, dtype=torch.float32), dcsurgery.load_model(again.output))
+    before, after = (model.get_image_features(**pictures).pooler_output[0] for model in models)
+    assert torch.equal(before, after)
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of a folder, read by safetensors itself."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    return found
 
 
 def without_shard(base: Path) -> None:
@@ -297,3 +367,72 @@ def test_wrong_towers_are_told(towers: Path, tmp_path: Path) -> None:
     (tmp_path / "wrong" / AUX_FOLDER).mkdir()
     with pytest.raises(CheckpointNotFoundError, match="has no open_clip weights"):
         dcsurgery.inspect_checkpoint(base, towers={AUX_FOLDER: str(wrong / AUX_FOLDER)})
+
+
+def test_the_reference_form_keeps_a_trained_connector(tmp_path: Path) -> None:
+    """Written with a random D and read back: the same D, and every other byte as it was."""
+    own = write_towers(tmp_path / "own", mini_gemini_config(depth=24))
+    stated = {"mm_hidden_size": 48, "mm_hidden_size_uni": 16}
+    base = write_original_mini_gemini(tmp_path / "base", depth=24, towers=own, stated=stated)
+    widened(base)
+    dcsurgery.convert_checkpoint(base, tmp_path / "out", form="reference")
+    assert digests(tmp_path / "out") == digests(base)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"connector": "sci"}, "this connector is another (sci"),
+        ({}, "averages hidden states 0..11"),
+    ],
+)
+def test_the_reference_form_refuses_what_was_never_published(
+    towers: Path, tmp_path: Path, options: dict[str, str], message: str
+) -> None:
+    base = write_original_mini_gemini(tmp_path / "base", towers=towers)
+    with pytest.raises(PlanError) as caught:
+        dcsurgery.convert_checkpoint(base, tmp_path / "out", form="reference", **options)
+    assert message in caught.value.message and not (tmp_path / "out").exists()
+
+
+def test_a_true_size_model_is_planned_and_converted_with_flat_memory(tmp_path: Path) -> None:
+    """MGM-7B without weights: 14.5 GB of sparse files, with the parameters its shards hold."""
+    text = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008}
+    text |= {"num_attention_heads": 32, "num_hidden_layers": 32, "vocab_size": 32000}
+    text |= {"tie_word_embeddings": False, "rms_norm_eps": 1e-5}
+    built = MiniGeminiConfig(text_config=text)
+    config = {**built.to_dict(), "text_config": text}
+    ours = rename(model_shapes(MiniGeminiForConditionalGeneration, built), NAMES)
+    shapes = {str(renamed(name, turned(CHECKPOINT))): shape for name, shape in ours.items()}
+    assert sum(math.prod(shape) for shape in shapes.values()) == 7_266_093_504
+    base = tmp_path / "base"
+    base.mkdir()
+    write_sparse(base, shapes)
+    (base / "config.json").write_text(json.dumps({**original_config(config)}))
+    tracemalloc.start()
+    try:
+        plan = dcsurgery.convert_checkpoint(base, tmp_path / "out").plan
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert plan.blocks == [list(range(12)), list(range(12, 24))]
+    assert (plan.new_parameters, plan.image_tokens) == (2048 * 4096, 576)
+    # The largest tensor that is looked at is the projector's second matrix, 34 MB.
+    assert peak < 200e6
+    delta = (tmp_path / "out" / "dense_connector" / "model.safetensors").stat().st_size
+    assert delta < 17e6
+
+
+def write_sparse(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Write headers of three shards, their data a hole."""
+    names, mapping = list(shapes), {}
+    for index in range(3):
+        part = names[index * len(names) // 3 : (index + 1) * len(names) // 3]
+        entries = lay_out([(name, "F16", shapes[name]) for name in part])
+        header = render_header(entries, {"format": "pt"})
+        path = folder / f"model-{index + 1:05d}-of-00003.safetensors"
+        path.write_bytes(header)
+        os.truncate(path, len(header) + entries[-1].end)
+        mapping.update(dict.fromkeys(part, path.name))
+    table = {"metadata": {"total_size": 0}, "weight_map": mapping}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(table))

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from tests.evaluation.clips import write_clip
+from tests.training.data import write_data
+
 from .conftest import Run
 
-COMMANDS = ("inspect", "convert", "verify", "eval", "demo", "architectures")
+COMMANDS = (
+    "inspect",
+    "convert",
+    "verify",
+    "finetune",
+    "eval",
+    "ask",
+    "export",
+    "push",
+    "demo",
+    "architectures",
+)
 
 
 def examples(text: str) -> list[str]:
@@ -32,11 +48,21 @@ def workplace(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("my-llava", "llava-hf/llava-1.5-7b-hf"):
         shutil.copytree(model, place / name)
     Image.new("RGB", (40, 30), (200, 90, 20)).save(place / "photo.jpg")
+    write_clip(place / "clip.mp4")
     shutil.copytree(place, place / "pictures", ignore=lambda _, names: set(names) - {"photo.jpg"})
     row = json.dumps({"image": "photo.jpg", "question": "Which colour?", "answer": "orange"})
     (place / "test.json").write_text(f"[{row}]")
     (place / "test.jsonl").write_text(row)
+    write_data(place / "data")
     return place
+
+
+def pretend_to_push(model: Path, repo_id: str, **options: Any) -> Any:
+    """Take what push_checkpoint takes, and nothing else."""
+    from dcsurgery.publishing.push import PushResult, push_checkpoint
+
+    inspect.signature(push_checkpoint).bind(model, repo_id, **options)
+    return PushResult(repo_id, "main", "url", (), True, (), options["dry_run"])
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -44,13 +70,17 @@ def test_every_example_of_the_help_runs(
     run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.chdir(workplace)
-    if command in ("verify", "eval"):
+    if command in ("verify", "finetune", "eval", "ask"):
         run("convert", "my-llava", "-o", "llava-dci")
+    if command == "export":
+        shutil.rmtree(workplace / "my-llava-delta", ignore_errors=True)
+        run("convert", "my-llava", "-o", "my-llava-delta", "--form", "delta")
     if command == "":
         shutil.rmtree(workplace / "llava-dci", ignore_errors=True)
     told: list[Path] = []
-    # The whole demo has a test of its own.
+    # The whole demo has a test of its own, and so has publishing.
     monkeypatch.setattr("dcsurgery.demo.run_demo", lambda work_dir, say: told.append(work_dir))
+    monkeypatch.setattr("dcsurgery.publishing.push.push_checkpoint", pretend_to_push)
     for line in examples(run(*command.split(), "--help").stdout):
         result = run(*shlex.split(line)[1:])
         assert result.exit_code == 0, (line, result.stderr)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from huggingface_hub import ModelCard
@@ -15,12 +16,13 @@ from dcsurgery.errors import PublishError
 from dcsurgery.evaluation.report import Comparison, EvalReport, ModelResult, Score
 from dcsurgery.publishing.base import PublicBase
 from dcsurgery.publishing.card import CardFacts, write_card
-from dcsurgery.publishing.documents import all_evaluations
+from dcsurgery.publishing.changes import local_files
+from dcsurgery.publishing.documents import all_evaluations, make_documents
 from dcsurgery.publishing.formula import write_formula
 from dcsurgery.publishing.marks import BEGIN, END
 from dcsurgery.publishing.picture import draw_wiring
 from dcsurgery.publishing.privacy import without_paths
-from dcsurgery.records import TrainingRecord
+from dcsurgery.records import PLAN_FILE, AdapterRecord, TrainingRecord
 from dcsurgery.verification.report import Check, Report
 from tests.publishing.numbers import unheld
 
@@ -203,3 +205,25 @@ def test_evaluations_of_the_same_weights_stay_until_measured_anew() -> None:
 )
 def test_folders_of_this_machine_are_cut_from_what_is_published(given: str, kept: str) -> None:
     assert without_paths({"a": [given], given: 1}) == {"a": [kept], kept: 1}
+
+
+def test_an_adapter_s_config_names_the_base_by_its_id_and_keeps_its_digest(
+    facts: CardFacts, tmp_path: Path
+) -> None:
+    config = tmp_path / "dense_connector/lora/adapter_config.json"
+    config.parent.mkdir(parents=True)
+    config.write_text(json.dumps({"r": 8, "base_model_name_or_path": str(tmp_path / "base")}))
+    weights = config.with_name("adapter_model.safetensors")
+    weights.write_bytes(b"weights")
+    stated = {path.name: sha256(path.read_bytes()).hexdigest() for path in (config, weights)}
+    stated[weights.name] = "another"
+    adapter = AdapterRecord(files=stated, targets={})
+    plan = facts.plan.model_copy(update={"adapter": adapter})
+    documents = make_documents(local_files(tmp_path), replace(facts, plan=plan), None)
+    published = documents["dense_connector/lora/adapter_config.json"].source
+    assert isinstance(published, bytes)
+    assert json.loads(published) == {"r": 8, "base_model_name_or_path": "org/base"}
+    files = json.loads(cast(bytes, documents[PLAN_FILE].source))["adapter"]["files"]
+    assert files[config.name] == sha256(published).hexdigest()
+    # What was not rewritten is not blessed: verify has to find it.
+    assert files[weights.name] == "another"

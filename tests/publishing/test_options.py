@@ -95,12 +95,9 @@ def test_a_stranger_may_offer_a_pull_request(hub: Hub, push: Push) -> None:
     repository = hub.repositories["me/model"]
     main = repository.commit
     refused(push("delta", token="hf_stranger"), "may not write to me/model (403)")
-    done = push(
-        "free", "--create-pr", "--json", "--license", "mit", "--overwrite-card", token="hf_stranger"
-    )
-    # The small files alone: large ones need the right to store them.
-    assert repository.commit == main
+    done = push("stock", "--create-pr", "--json", "--overwrite-card", token="hf_stranger")
     assert done.code == 0, done.err
+    assert repository.commit == main
     assert done.json["pull_request"] == f"{hub.url}/me/model/discussions/1"
     assert repository.commits[repository.refs["refs/pr/1"]].parent == main
 
@@ -147,7 +144,9 @@ def test_a_delta_whose_base_others_cannot_find_is_refused(
     refused(push("local"), "needs its base, base (local)", "--base-model", "--form stock")
     refused(push("local", "--base-model", "org/none"), "org/none")
     hub.add("org/twin", llava(shards=2, filler=33))
-    refused(push("local", "--base-model", "org/twin"), "is not the base this model was made from")
+    refused(
+        push("local", "--base-model", "org/twin"), "is not the base this connector was made for"
+    )
     refused(push("delta", "--base-model", FREE), f"the base of this model is {BASE}")
     assert "me/model" not in hub.repositories
     assert push("local", "--base-model", BASE).code == 0
