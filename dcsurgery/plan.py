@@ -104,12 +104,13 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
         new_parameters=new,
         extra_flops_per_image=flops,
         image_tokens=layout.count_tokens(anatomy.image_tokens),
-        loader=_loader(architecture, form),
+        loader=loader_of(architecture, form),
         notes=[*_adoption_notes(checkpoint), *_notes(anatomy, layout, spec), *notes],
     )
 
 
-def _loader(architecture: Architecture, form: Form) -> str:
+def loader_of(architecture: Architecture, form: Form) -> str:
+    """Return what loads a family's checkpoints in a form, in words."""
     if form == "reference" and architecture.name == "mini_gemini":
         return MINI_GEMINI_LOADER
     return LOADERS.get(form, architecture.stock_loader)

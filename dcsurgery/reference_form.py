@@ -18,6 +18,7 @@ from dcsurgery.checkpoint.copying import Transfer
 from dcsurgery.checkpoint.rewrite import write_checkpoint
 from dcsurgery.errors import PlanError
 from dcsurgery.features import describe_layers
+from dcsurgery.lora import Adapter
 from dcsurgery.records import SurgeryPlan
 from dcsurgery.reference_config import (
     CLASSES,
@@ -29,8 +30,16 @@ from dcsurgery.reference_config import (
 )
 from dcsurgery.reference_mini_gemini import mini_gemini_checkpoint
 from dcsurgery.reference_tensors import Delta, cut_rows, widened
+from dcsurgery.stock import as_stock
+from dcsurgery.tensors import stock_tensors
 
-__all__ = ["TOWER_KEY", "reference_checkpoint", "reference_name", "write_reference"]
+__all__ = [
+    "TOWER_KEY",
+    "reference_checkpoint",
+    "reference_name",
+    "trained_reference",
+    "write_reference",
+]
 
 _PROCESSOR = re.compile(r"(?:pre|video_pre)?processor_config\.json|chat_template.*")
 
@@ -80,6 +89,25 @@ def reference_checkpoint(
     adoption = Adoption(source, "reference", checkpoint.config["architectures"][0])
     side = [name for name in source.side_files if not _PROCESSOR.fullmatch(name)]
     return present(adoption, groups, config, {}, side)
+
+
+def trained_reference(
+    checkpoint: Checkpoint,
+    plan: SurgeryPlan,
+    delta: Delta,
+    adapter: Adapter | None = None,
+    tower: str | None = None,
+) -> Adopted:
+    """Return the reference's checkpoint of a trained plan, an adapter merged into its matrices.
+
+    `delta` are the tensors of the trained folder. Raises what reference_checkpoint raises.
+    """
+    if adapter is None:
+        return reference_checkpoint(checkpoint, plan, delta, tower)
+    sites = {site.weight for site in plan.anatomy.projector.sites}
+    merged = stock_tensors(checkpoint, as_stock(checkpoint, plan, merge=True), delta, adapter)
+    own = {name: tensor for name, tensor in merged.items() if name not in sites}
+    return reference_checkpoint(checkpoint, plan, {**delta, **own}, tower)
 
 
 def _require_known(checkpoint: Checkpoint, plan: SurgeryPlan, *, siglip: bool) -> None:

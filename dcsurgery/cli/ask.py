@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -17,6 +17,7 @@ from dcsurgery.errors import RequestError
 
 if TYPE_CHECKING:
     from dcsurgery.evaluation.ask import Answer, Listener, Question
+    from dcsurgery.training.templates import Version
 
 EXAMPLES = (
     'dcsurgery ask llava-dci photo.jpg "How many people are there?"',
@@ -57,6 +58,20 @@ class AskOptions:
         str | None,
         typer.Option(metavar="FOLDER", help="Where the base of a delta is now."),
     ] = None
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSION",
+            help="plain or v1: LLaVA's own prompts. Default: the model's chat template, v1 where "
+            "it has none.",
+        ),
+    ] = None
+    dtype: Annotated[
+        str, typer.Option(metavar="DTYPE", help="auto (the checkpoint's), float32, bfloat16, ...")
+    ] = "auto"
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="cpu, cuda, ... Default: a GPU if any.")
+    ] = None
     as_json: AsJson = False
     quiet: Quiet = False
 
@@ -94,38 +109,47 @@ def ask(
         )
     if asked.clip is not None:
         out.tell(f"{len(asked.clip.frames)} of {asked.clip.total} frames")
-    models = [Place(model, options.revision, options.base)]
-    models += [] if options.against is None else [Place(options.against)]
-    with _shown([item.name for item in models], out) as shows:
+    names = [model] if options.against is None else [model, options.against]
+    with _shown(names, out) as shows:
         answers = [
-            _ask_one(item, asked, options.max_new_tokens, show, out)
-            for item, show in zip(models, shows, strict=True)
+            _ask_one(name, asked, own, show, out)
+            for name, own, show in zip(names, (options, _of_base(options)), shows, strict=False)
         ]
     if options.as_json:
         out.data(_values(asked, images or [], options, answers))
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a model is."""
-
-    name: str
-    revision: str | None = None
-    base: str | None = None
+def _of_base(options: AskOptions) -> AskOptions:
+    """Return the options without what belongs to MODEL alone."""
+    return replace(options, revision=None, base=None)
 
 
-def _ask_one(place: Place, asked: Question, limit: int, show: Show, out: Output) -> Answer:
+def _ask_one(name: str, asked: Question, options: AskOptions, show: Show, out: Output) -> Answer:
     """Load one model, let it answer, and give its memory back."""
-    with out.working(f"loading {place.name}") if show.waits else nullcontext():
-        from dcsurgery.evaluation.ask import load_respondent
+    with out.working(f"loading {name}") if show.waits else nullcontext():
+        from dcsurgery.evaluation.ask import Loading, load_respondent
         from dcsurgery.verification.models import free_memory
 
-        respondent = load_respondent(place.name, revision=place.revision, base=place.base)
+        where = Loading(
+            name,
+            revision=options.revision,
+            base=options.base,
+            dtype=options.dtype,
+            device=options.device,
+            version=_version(options.prompt),
+        )
+        respondent = load_respondent(where)
     with show.words() as listen:
-        answer = respondent.answer(asked, max_new_tokens=limit, listen=listen)
+        answer = respondent.answer(asked, max_new_tokens=options.max_new_tokens, listen=listen)
     del respondent
     free_memory()
     return answer
+
+
+def _version(name: str | None) -> Version | None:
+    if name in (None, "plain", "v1"):
+        return cast("Version | None", name)
+    raise RequestError(f"--prompt {name} is unknown", hint="choose plain or v1, or leave it out")
 
 
 @dataclass(frozen=True)

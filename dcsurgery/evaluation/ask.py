@@ -13,24 +13,17 @@ from torch import Tensor
 from transformers import TextStreamer
 
 from dcsurgery.errors import RequestError
+from dcsurgery.evaluation.generation import GREEDY, model_inputs
 from dcsurgery.evaluation.video import Clip, image_runs, pooled_features, read_clip, shorten
 from dcsurgery.loading import load_model, quiet_transformers
 from dcsurgery.training.conversations import ask
 from dcsurgery.training.pictures import RowError
 from dcsurgery.training.processing import FOREIGN_ERRORS, load_processor
 from dcsurgery.training.prompts import Prompter
+from dcsurgery.training.templates import Version
 from dcsurgery.verification.images import open_images
-from dcsurgery.verification.models import cast_inputs
 
 Listener = Callable[[str], None]
-# Sampling settings of a checkpoint's own generation config: greedy search warns about them.
-GREEDY: dict[str, Any] = {
-    "do_sample": False,
-    "num_beams": 1,
-    "temperature": None,
-    "top_p": None,
-    "top_k": None,
-}
 
 
 @dataclass(frozen=True)
@@ -87,12 +80,12 @@ def make_question(
 
 
 class Respondent:
-    """A loaded model with its own processor. `name` is what people see."""
+    """A loaded model and what writes its prompts. `name` is what people see."""
 
-    def __init__(self, name: str, model: Any, processor: Any) -> None:
+    def __init__(self, name: str, model: Any, prompter: Prompter) -> None:
         self.name = name
         self.model = model
-        self.prompter = Prompter(processor)
+        self.prompter = prompter
 
     def answer(
         self, question: Question, *, max_new_tokens: int = 256, listen: Listener | None = None
@@ -104,7 +97,7 @@ class Respondent:
         inputs, runs = self._inputs(question)
         width = inputs["input_ids"].shape[1]
         self._check_length(width)
-        streamer = None if listen is None else _Stream(self.prompter.tokenizer, listen)
+        streamer = None if listen is None else _stream(self.prompter.tokenizer, listen)
         settings = {**GREEDY, "max_new_tokens": max_new_tokens, "streamer": streamer}
         with (
             torch.inference_mode(),
@@ -148,11 +141,10 @@ class Respondent:
         runs: tuple[int, ...] = ()
         if question.clip is not None:
             blanks = self._blanks(inputs["input_ids"][0])
-            found = shorten(inputs, self._token, question.frame_pool, blanks)
+            count = len(question.clip.frames)
+            found = shorten(inputs, self._token, count, question.frame_pool, blanks)
             inputs, runs = found.inputs, found.runs
-        device = self.model.device
-        cast = cast_inputs(self.model, inputs)
-        return {name: value.to(device) for name, value in cast.items()}, runs
+        return model_inputs(self.model, inputs), runs
 
     def _blanks(self, ids: Tensor) -> list[int]:
         """Return the tokens between runs of image tokens that are line breaks or blanks."""
@@ -173,35 +165,53 @@ class Respondent:
             )
 
 
-class _Stream(TextStreamer):
-    """Hands text on as soon as its words are whole."""
+def _stream(tokenizer: Any, listen: Listener) -> Any:
+    """Return a streamer for generate that hands text on as soon as its words are whole."""
 
-    def __init__(self, tokenizer: Any, listen: Listener) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._listen = listen
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Pass a piece on."""
+    def pass_on(text: str, stream_end: bool = False) -> None:
         if text:
-            self._listen(text)
+            listen(text)
+
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer.on_finalized_text = pass_on
+    return streamer
 
 
-def load_respondent(
-    path: str | Path,
-    *,
-    revision: str | None = None,
-    base: str | Path | None = None,
-    **loading: Any,
-) -> Respondent:
+@dataclass(frozen=True)
+class Loading:
+    """Where a model is and how it is loaded.
+
+    `base`: where the base of a delta is now. `dtype` is a torch name or "auto", the checkpoint's
+    own; `device` None takes a GPU if there is one. `version` as in Prompter.
+    """
+
+    path: str | Path
+    revision: str | None = None
+    base: str | Path | None = None
+    dtype: str = "auto"
+    device: str | None = None
+    version: Version | None = None
+
+
+def load_respondent(where: Loading) -> Respondent:
     """Load a converted folder, a plain one or a Hub id, with its processor, to be asked.
 
-    On a machine with a GPU it goes there. Keywords go to load_model. Raises DcSurgeryError.
+    Raises DcSurgeryError.
     """
-    if torch.cuda.is_available():
-        loading.setdefault("device_map", "auto")
-    processor = load_processor(path, revision=revision, base=base)
-    model = load_model(path, revision=revision, base=base, **loading)
-    return Respondent(str(path), model, processor)
+    dtype = where.dtype if where.dtype == "auto" else getattr(torch, where.dtype, None)
+    if dtype != "auto" and not isinstance(dtype, torch.dtype):
+        raise RequestError(f"--dtype {where.dtype} is unknown", hint="float32, bfloat16, auto, ...")
+    device = where.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    processor = load_processor(where.path, revision=where.revision, base=where.base)
+    model = load_model(where.path, revision=where.revision, base=where.base, dtype=dtype)
+    try:
+        model = model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch knows no such device, or it is full
+        raise RequestError(
+            f"{where.path} cannot be put on {device}: {' '.join(str(error).split())[:120]}",
+            hint="choose another --device, or a smaller --dtype",
+        ) from None
+    return Respondent(str(where.path), model, Prompter(processor, version=where.version))
 
 
 def ask_model(
@@ -215,7 +225,7 @@ def ask_model(
 ) -> Answer:
     """Ask a model (folder or Hub id) about pictures, or 8 frames of a video, and return its answer.
 
-    Keywords go to load_respondent. Raises DcSurgeryError.
+    Keywords are those of Loading. Raises DcSurgeryError.
     """
     asked = make_question(question, images, video=video)
-    return load_respondent(path, **loading).answer(asked, max_new_tokens=max_new_tokens)
+    return load_respondent(Loading(path, **loading)).answer(asked, max_new_tokens=max_new_tokens)

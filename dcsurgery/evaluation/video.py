@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -58,25 +59,29 @@ def read_clip(path: Path, count: int = 8) -> Clip:
         with av.open(str(path)) as container:
             total = _packets(container)
         clip = _pick(av, path, total, count)
-        if len(clip.frames) < len(clip.numbers):
+        if clip is None:
             # Packets that give no picture of their own: what comes out is what counts.
             with av.open(str(path)) as container:
                 total = sum(1 for _ in _decoded(container))
             clip = _pick(av, path, total, count)
+            if clip is None:
+                raise _unreadable(path, "its frames come in another number each time")
     except (av.FFmpegError, OSError, ValueError) as error:
         raise _unreadable(path, str(error)) from None
     return clip
 
 
-def _pick(av: Any, path: Path, total: int, count: int) -> Clip:
-    """Decode as far as the last wanted frame; frames that never come are left out."""
+def _pick(av: Any, path: Path, total: int, count: int) -> Clip | None:
+    """Decode as far as the last wanted frame; None when fewer frames come."""
     if total == 0:
         raise _unreadable(path, "it has no frames")
     numbers = frame_numbers(total, count)
     with av.open(str(path)) as container:
         frames = zip(range(numbers[-1] + 1), _decoded(container), strict=False)
-        found = [_upright(frame) for number, frame in frames if number in numbers]
-    return Clip(tuple(found), tuple(numbers), total)
+        found = {number: _upright(frame) for number, frame in frames if number in numbers}
+    if not found.keys() >= set(numbers):
+        return None
+    return Clip(tuple(found[number] for number in numbers), tuple(numbers), total)
 
 
 def _pyav() -> Any:
@@ -142,15 +147,15 @@ class Shortened:
 
 
 def shorten(
-    inputs: Mapping[str, Tensor], token: int, pool: int, blanks: Sequence[int] = ()
+    inputs: Mapping[str, Tensor], token: int, frames: int, pool: int, blanks: Sequence[int] = ()
 ) -> Shortened:
-    """Return a prompt [1, T] with every run of image tokens divided by `pool`.
+    """Return a prompt [1, T] about `frames` with every run of image tokens divided by `pool`.
 
     Tokens of `blanks` alone between two runs are dropped too: frames stand side by side, as in the
     reference. Raises RequestError where the model's image tokens cannot be pooled.
     """
     ids = inputs["input_ids"][0]
-    found = image_runs(ids, token)
+    found = _by_frame(image_runs(ids, token), frames)
     lengths = tuple(end - start for start, end in found)
     if pool > 1 and (any(name in inputs for name in UNPOOLED) or min(lengths, default=0) < pool):
         raise RequestError(
@@ -170,6 +175,15 @@ def shorten(
     return Shortened(kept, lengths)
 
 
+def _by_frame(runs: list[tuple[int, int]], frames: int) -> list[tuple[int, int]]:
+    """Return the runs, a single one of several frames that nothing divides cut into equal parts."""
+    if len(runs) != 1 or (runs[0][1] - runs[0][0]) % frames:
+        return runs
+    start, end = runs[0]
+    size = (end - start) // frames
+    return [(at, at + size) for at in range(start, end, size)]
+
+
 @contextmanager
 def pooled_features(model: nn.Module, runs: Sequence[int], pool: int) -> Iterator[None]:
     """Make the model's image features those that `shorten` has left room for.
@@ -185,6 +199,8 @@ def pooled_features(model: nn.Module, runs: Sequence[int], pool: int) -> Iterato
     if encode is None:
         raise _no_features(model)
 
+    # generate() reads the signature to see which of its keywords are the encoder's.
+    @wraps(encode)
     def pooled(*args: Any, **kwargs: Any) -> Any:
         found = encode(*args, **kwargs)
         features = getattr(found, "pooler_output", found)
@@ -212,8 +228,11 @@ def _pool_runs(features: Any, sizes: Iterator[int], pool: int) -> Any:
         parts = [_pool_runs(item, sizes, pool) for item in features]
         return None if any(part is None for part in parts) else type(features)(parts)
     if features.dim() > 2:
-        parts = [_pool_runs(item, sizes, pool) for item in features]
-        return None if any(part is None for part in parts) else torch.stack(parts)
+        # Tiles of a frame may share a run.
+        joined = _pool_runs(features.flatten(0, -2), sizes, pool)
+        rows = features.shape[:-2].numel()
+        fits = joined is not None and len(joined) % rows == 0
+        return joined.unflatten(0, (*features.shape[:-2], -1)) if fits else None
     pieces, start = [], 0
     while start < len(features):
         size = next(sizes, None)

@@ -23,6 +23,7 @@ from dcsurgery.records import (
     DELTA_FOLDER,
     PLAN_FILE,
     SurgeryPlan,
+    TensorRecord,
     read_plan,
 )
 from dcsurgery.stock import merged_tensors
@@ -203,31 +204,37 @@ def _compare_tensors(
 def _fold_check(pair: Pair, stock: Checkpoint) -> Check:
     """Make the changed tensors again, from delta and base, and compare with what is on disk."""
     plan = pair.plan
+    name, limit = "changed tensors are as planned", "the fold of base + delta"
+    try:
+        wanted = _made_again(pair)
+    except DcSurgeryError as error:
+        return _result(name, [error.message], "cannot be made again", limit)
     problems = []
-    wanted: dict[str, NewTensor] | None = None
     for record in plan.changed:
-        found = stock.tensors.get(record.name)
-        if found is None or [found.dtype, list(found.shape)] != [record.dtype, record.shape]:
-            problems.append(f"{record.name} is not {record.dtype} {record.shape}")
-            continue
-        file = stock.file_of(record.name)
-        path = stock.path(file.name)
-        if digest(tensor_bytes(path, file.header, record.name)) != record.sha256:
-            problems.append(f"{record.name} has other values than planned")
-            continue
-        if wanted is None:
-            wanted = _made_again(pair)
-        again = wanted[record.name]
-        if list(again.shape) != record.shape or again.dtype != record.dtype:
-            problems.append(f"{record.name} should be {again.dtype} {list(again.shape)}")
-        elif not _same(again, path, file.header, merged=record.name in merged_tensors(plan)):
-            problems.append(f"{record.name} is not the fold of its delta")
+        problem = _unlike(stock, record, wanted[record.name], record.name in merged_tensors(plan))
+        problems += [] if problem is None else [f"{record.name} {problem}"]
     shapes = ", ".join(
         f"{record.base_shape} to {record.shape}"
         for record in plan.changed
         if record.base_shape != record.shape
     )
-    return _result("changed tensors are as planned", problems, shapes, "the fold of base + delta")
+    return _result(name, problems, f"{len(plan.changed)} tensor(s), {shapes}", limit)
+
+
+def _unlike(stock: Checkpoint, record: TensorRecord, again: NewTensor, merged: bool) -> str | None:
+    """Say how a changed tensor on disk is not what it should be; None when it is."""
+    found = stock.tensors.get(record.name)
+    if found is None or [found.dtype, list(found.shape)] != [record.dtype, record.shape]:
+        return f"is not {record.dtype} {record.shape}"
+    file = stock.file_of(record.name)
+    path = stock.path(file.name)
+    if digest(tensor_bytes(path, file.header, record.name)) != record.sha256:
+        return "has other values than planned"
+    if [again.dtype, list(again.shape)] != [record.dtype, record.shape]:
+        return f"should be {again.dtype} {list(again.shape)}"
+    if not _same(again, path, file.header, merged=merged):
+        return "is not the fold of its delta"
+    return None
 
 
 def _made_again(pair: Pair) -> dict[str, NewTensor]:

@@ -13,11 +13,23 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.evaluation.clips import write_clip
 from tests.training.data import write_data
 
 from .conftest import Run
 
-COMMANDS = ("inspect", "convert", "verify", "finetune", "eval", "push", "demo", "architectures")
+COMMANDS = (
+    "inspect",
+    "convert",
+    "verify",
+    "finetune",
+    "eval",
+    "ask",
+    "export",
+    "push",
+    "demo",
+    "architectures",
+)
 
 
 def examples(text: str) -> list[str]:
@@ -36,6 +48,7 @@ def workplace(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("my-llava", "llava-hf/llava-1.5-7b-hf"):
         shutil.copytree(model, place / name)
     Image.new("RGB", (40, 30), (200, 90, 20)).save(place / "photo.jpg")
+    write_clip(place / "clip.mp4")
     shutil.copytree(place, place / "pictures", ignore=lambda _, names: set(names) - {"photo.jpg"})
     row = json.dumps({"image": "photo.jpg", "question": "Which colour?", "answer": "orange"})
     (place / "test.json").write_text(f"[{row}]")
@@ -57,8 +70,11 @@ def test_every_example_of_the_help_runs(
     run: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.chdir(workplace)
-    if command in ("verify", "finetune", "eval"):
+    if command in ("verify", "finetune", "eval", "ask"):
         run("convert", "my-llava", "-o", "llava-dci")
+    if command == "export":
+        shutil.rmtree(workplace / "my-llava-delta", ignore_errors=True)
+        run("convert", "my-llava", "-o", "my-llava-delta", "--form", "delta")
     if command == "":
         shutil.rmtree(workplace / "llava-dci", ignore_errors=True)
     told: list[Path] = []

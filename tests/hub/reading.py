@@ -105,7 +105,10 @@ def resolve(call: Call, repo_id: str, revision: str, path: str) -> Reply:
     etag = found.get("lfs", found)["oid"]
     headers = {"X-Repo-Commit": sha, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
     if "lfs" in found:
-        headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(entry.data))}
+        headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(entry.size)}
+    if entry.xet and call.hub.store:
+        place = f"{call.hub.url}/api/models/{repo_id}/xet-read-token/{sha}"
+        headers |= {"X-Xet-Hash": entry.xet, "Link": f'<{place}>; rel="xet-auth"'}
     wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", call.range or "")
     if wanted is None or call.hub.ignore_ranges:
         return 200, headers, entry.data
