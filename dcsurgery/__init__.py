@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from dcsurgery.evaluation.ask import Answer, ask_model
     from dcsurgery.evaluation.report import EvalReport
     from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
+    from dcsurgery.export import export_checkpoint
     from dcsurgery.inspection import Inspection, inspect_checkpoint
     from dcsurgery.loading import load_model
     from dcsurgery.plan import make_plan
     from dcsurgery.publishing.push import PushResult, push_checkpoint
+    from dcsurgery.recipes import Recipe, RecipeRun, load_recipe, run_recipe
     from dcsurgery.records import SurgeryPlan, read_plan
     from dcsurgery.training.finetune import (
         Finetuned,
@@ -39,6 +41,8 @@ __all__ = [
     "Finetuned",
     "Inspection",
     "PushResult",
+    "Recipe",
+    "RecipeRun",
     "Report",
     "SurgeryPlan",
     "TrainingPreview",
@@ -47,13 +51,16 @@ __all__ = [
     "ask_model",
     "convert_checkpoint",
     "evaluate_checkpoints",
+    "export_checkpoint",
     "finetune_connector",
     "inspect_checkpoint",
     "load_model",
+    "load_recipe",
     "make_plan",
     "preview_finetune",
     "push_checkpoint",
     "read_plan",
+    "run_recipe",
     "verify_checkpoint",
 ]
 
@@ -66,20 +73,25 @@ _HOMES = {
     "Finetuned": "training.finetune",
     "Inspection": "inspection",
     "PushResult": "publishing.push",
+    "Recipe": "recipes",
+    "RecipeRun": "recipes",
     "Report": "verification",
     "SurgeryPlan": "records",
     "TrainingPreview": "training.finetune",
     "TrainingSettings": "training.settings",
     "ask_model": "evaluation.ask",
     "convert_checkpoint": "convert",
+    "export_checkpoint": "export",
     "evaluate_checkpoints": "evaluation.runner",
     "finetune_connector": "training.finetune",
     "inspect_checkpoint": "inspection",
     "load_model": "loading",
+    "load_recipe": "recipes",
     "make_plan": "plan",
     "preview_finetune": "training.finetune",
     "push_checkpoint": "publishing.push",
     "read_plan": "records",
+    "run_recipe": "recipes",
     "verify_checkpoint": "verification",
 }
 

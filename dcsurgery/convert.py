@@ -258,7 +258,8 @@ def write_folder(
         }
     )
     transfers.append(_write_text(folder, PLAN_FILE, plan.model_dump_json(indent=2) + "\n"))
-    if plan.processor_changes:
+    # The files of an adopted base are no files of its folder: who loads the delta needs them.
+    if plan.processor_changes or (plan.form == "delta" and isinstance(checkpoint, Adopted)):
         transfers += _write_processor(checkpoint, plan, folder)
     if plan.form == "delta":
         transfers.append(_write_text(folder, "README.md", delta_readme(plan)))

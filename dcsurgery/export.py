@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from dcsurgery.bases import open_base
@@ -16,10 +17,11 @@ from dcsurgery.convert import Conversion, can_link, write_folder
 from dcsurgery.errors import CheckpointNotFoundError, PlanError, RequestError
 from dcsurgery.lora import Adapter, copy_adapter, merge_problem, open_adapter
 from dcsurgery.records import ADAPTER_FOLDER, ADAPTER_WEIGHTS, DELTA_FILE, SurgeryPlan, read_plan
-from dcsurgery.stock import as_stock
-from dcsurgery.tensors import stock_tensors, stored_delta
+from dcsurgery.reference_form import TOWER_KEY, reference_checkpoint, write_reference
+from dcsurgery.stock import as_reference, as_stock
+from dcsurgery.tensors import adapted_tensors, stock_tensors, stored_delta
 
-FORMS = ("stock",)
+FORMS = ("stock", "reference")
 
 
 def export_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
@@ -32,34 +34,58 @@ def export_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
     revision: str | None = None,
     overwrite: bool = False,
     link: bool = False,
+    towers: Mapping[str, str] | None = None,
 ) -> Conversion:
     """Fold a trained connector, and what was trained with it, into a complete checkpoint.
 
     `model` is a folder (or Hub id) that convert or finetune wrote, in either form; `base` says
-    where its base is now. A LoRA adapter is merged into the matrices it adapts, or kept beside
-    them in peft's own files (`keep_lora`). No model is loaded; `output` appears whole, by one
-    rename. Raises PlanError where the family has no such form, DcSurgeryError otherwise.
+    where its base is now. `form` is "stock" (plain transformers loads it) or "reference" (the
+    reference's own code does; `towers` as convert_checkpoint takes it). A LoRA adapter is merged
+    into the matrices it adapts, or kept beside a stock form in peft's own files (`keep_lora`). No
+    model is loaded; `output` appears whole, by one rename. Raises PlanError where the family has no
+    such form, DcSurgeryError otherwise.
     """
     started = time.perf_counter()
     if form not in FORMS:
         raise RequestError(f"form {form!r} does not exist", hint=f"choose {' or '.join(FORMS)}")
+    if form == "reference" and keep_lora:
+        raise RequestError(
+            "the reference form has no place for an adapter", hint="leave out --keep-lora"
+        )
     folder = local_folder(model, revision)
     plan = read_plan(folder)
-    adapter = None if plan.adapter is None else open_adapter(folder / ADAPTER_FOLDER)
-    if adapter is not None and plan.adapter is not None and not keep_lora:
-        problem = merge_problem(adapter, plan.adapter.targets)
-        if problem is not None:
-            raise PlanError(f"the LoRA adapter cannot be merged: {problem}", hint="use --keep-lora")
+    adapter = _open_adapter(plan, folder, keep_lora)
     checkpoint = open_base(plan, base)
     delta = stored_delta(folder, plan)
-    plan = as_stock(checkpoint, plan, merge=not keep_lora)
     target = Path(output)
-    sources = [*checkpoint.folders, folder]
-    needed = bytes_to_write(checkpoint, plan, delta, adapter, output=target, link=link)
-    staging = staged_output(target, overwrite=overwrite, sources=sources, needed=needed)
-    with staging as new:
-        plan, transfers = write_output(checkpoint, plan, new, delta, adapter, link=link)
+    place = partial(
+        staged_output, target, overwrite=overwrite, sources=[*checkpoint.folders, folder]
+    )
+    if form == "reference":
+        if adapter is not None and plan.adapter is not None:
+            delta |= adapted_tensors(checkpoint, plan.adapter, delta, adapter)
+        tower = (towers or {}).get(TOWER_KEY)
+        shown = reference_checkpoint(checkpoint, plan, delta, tower)
+        with place(needed=estimate_bytes(shown, {})) as new:
+            transfers = write_reference(checkpoint, plan, delta, new, tower)
+        plan = as_reference(plan)
+    else:
+        plan = as_stock(checkpoint, plan, merge=not keep_lora)
+        needed = bytes_to_write(checkpoint, plan, delta, adapter, output=target, link=link)
+        with place(needed=needed) as new:
+            plan, transfers = write_output(checkpoint, plan, new, delta, adapter, link=link)
     return Conversion(plan, target, transfers, time.perf_counter() - started)
+
+
+def _open_adapter(plan: SurgeryPlan, folder: Path, keep: bool) -> Adapter | None:
+    """Open a folder's adapter. Raises PlanError when it is to be merged and cannot be."""
+    if plan.adapter is None:
+        return None
+    adapter = open_adapter(folder / ADAPTER_FOLDER)
+    problem = None if keep else merge_problem(adapter, plan.adapter.targets)
+    if problem is not None:
+        raise PlanError(f"the LoRA adapter cannot be merged: {problem}", hint="use --keep-lora")
+    return adapter
 
 
 def local_folder(model: str | Path, revision: str | None) -> Path:

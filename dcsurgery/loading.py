@@ -184,7 +184,13 @@ def load_adapter(model: Any, plan: SurgeryPlan, folder: Path) -> None:
                 f"{ADAPTER_FOLDER}/{name} is not the file {PLAN_FILE} describes", hint=AGAIN
             )
     with quiet_transformers():
-        model.load_adapter(str(place))
+        info = model.load_adapter(str(place))
+    lost = sorted(map(str, [*info.missing_keys, *info.unexpected_keys, *info.mismatched_keys]))
+    if lost:
+        raise MalformedCheckpointError(
+            f"transformers cannot load all of {ADAPTER_FOLDER}: {', '.join(lost[:3])}",
+            hint="load it with peft: PeftModel.from_pretrained(model, FOLDER)",
+        )
     model.eval()
 
 

@@ -13,13 +13,14 @@ from typing import Any
 
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import Architecture, Form, find_architecture
-from dcsurgery.checkpoint.adopted import Adopted, InstalledConnector
+from dcsurgery.checkpoint.adopted import Adopted
 from dcsurgery.checkpoint.contents import Checkpoint, WeightFile
 from dcsurgery.checkpoint.headers import TensorEntry
-from dcsurgery.connectors import connector_shapes, make_layout, sti
+from dcsurgery.connectors import connector_shapes, make_layout
+from dcsurgery.connectors.installed import installed_layout
 from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.errors import PlanError
-from dcsurgery.features import FeatureBlock, FeatureLayout, stock_layers
+from dcsurgery.features import FeatureLayout, stock_layers
 from dcsurgery.processors import plan_processor
 from dcsurgery.records import (
     CONNECTOR_PREFIX,
@@ -71,7 +72,7 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
     architecture = find_architecture(checkpoint.config)
     anatomy = architecture.dissect(checkpoint.config, checkpoint.tensors)
     installed = checkpoint.connector if isinstance(checkpoint, Adopted) else None
-    layout = _installed_layout(installed, spec) if installed else make_layout(anatomy, spec)
+    layout = installed_layout(installed, spec) if installed else make_layout(anatomy, spec)
     spec = dataclasses.replace(spec, kind=layout.kind)
     form = _choose_form(architecture, anatomy, layout, spec)
     layers = stock_layers(layout, anatomy.feature_layers) if form == "stock" else None
@@ -104,29 +105,16 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
         new_parameters=new,
         extra_flops_per_image=flops,
         image_tokens=layout.count_tokens(anatomy.image_tokens),
-        loader=_loader(architecture, form),
+        loader=loader_of(architecture, form),
         notes=[*_adoption_notes(checkpoint), *_notes(anatomy, layout, spec), *notes],
     )
 
 
-def _loader(architecture: Architecture, form: Form) -> str:
+def loader_of(architecture: Architecture, form: Form) -> str:
+    """Return what loads a family's checkpoints in a form, in words."""
     if form == "reference" and architecture.name == "mini_gemini":
         return MINI_GEMINI_LOADER
     return LOADERS.get(form, architecture.stock_loader)
-
-
-def _installed_layout(installed: InstalledConnector, spec: ConnectorSpec) -> FeatureLayout:
-    """Return the layout a checkpoint was trained with. Raises PlanError for a wish for another."""
-    plain = ConnectorSpec(kind=spec.kind, seed=spec.seed, form=spec.form)
-    if spec != plain or spec.kind not in (installed.kind, ConnectorSpec().kind):
-        raise PlanError(
-            f"this checkpoint was trained with a {installed.kind} connector: the surgery is done",
-            hint="leave the connector's options out; its own connector is written",
-        )
-    blocks = tuple(FeatureBlock(layers) for layers in installed.blocks)
-    if installed.kind == "sti":
-        return FeatureLayout("sti", blocks, "token", stride=sti.STRIDE)
-    return FeatureLayout(installed.kind, blocks)
 
 
 def _adoption_notes(checkpoint: Checkpoint) -> list[str]:

@@ -30,7 +30,12 @@ from dcsurgery.reference_config import (
 from dcsurgery.reference_mini_gemini import mini_gemini_checkpoint
 from dcsurgery.reference_tensors import Delta, cut_rows, widened
 
-__all__ = ["TOWER_KEY", "reference_checkpoint", "reference_name", "write_reference"]
+__all__ = [
+    "TOWER_KEY",
+    "reference_checkpoint",
+    "reference_name",
+    "write_reference",
+]
 
 _PROCESSOR = re.compile(r"(?:pre|video_pre)?processor_config\.json|chat_template.*")
 

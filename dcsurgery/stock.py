@@ -9,7 +9,7 @@ from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.checkpoint.digests import digest
 from dcsurgery.errors import PlanError
 from dcsurgery.features import stock_layers
-from dcsurgery.plan import config_changes, cost, rewritten, stock_problem
+from dcsurgery.plan import config_changes, cost, loader_of, rewritten, stock_problem
 from dcsurgery.records import CONNECTOR_PREFIX, DELTA_FILE, SurgeryPlan, TensorRecord
 
 
@@ -40,7 +40,7 @@ def as_stock(checkpoint: Checkpoint, plan: SurgeryPlan, *, merge: bool) -> Surge
             "adapter": adapter,
             "new_parameters": new,
             "extra_flops_per_image": flops,
-            "loader": architecture.stock_loader,
+            "loader": loader_of(architecture, "stock"),
         }
     )
     return after.model_copy(
@@ -49,6 +49,12 @@ def as_stock(checkpoint: Checkpoint, plan: SurgeryPlan, *, merge: bool) -> Surge
             "delta": [_placed(checkpoint, after, record) for record in plan.delta],
         }
     )
+
+
+def as_reference(plan: SurgeryPlan) -> SurgeryPlan:
+    """Return the plan of the reference form: what is loaded by which code, as convert says it."""
+    loader = loader_of(named(plan.architecture), "reference")
+    return plan.model_copy(update={"form": "reference", "stock_layers": None, "loader": loader})
 
 
 def merged_tensors(plan: SurgeryPlan) -> set[str]:

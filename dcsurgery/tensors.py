@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from dcsurgery.architectures import named
@@ -28,6 +29,7 @@ from dcsurgery.records import (
     CONNECTOR_PREFIX,
     CONNECTOR_TENSOR,
     PLAN_FILE,
+    AdapterRecord,
     SurgeryPlan,
     TensorRecord,
 )
@@ -137,36 +139,46 @@ def stock_tensors(
 
     `adapter` is merged where the plan says so.
     """
-
-    def rows_of(name: str) -> Rows:
-        if name in delta:
-            return tensor_rows(delta[name])
-        entry = checkpoint.tensors[name]
-        return streamed_rows(lambda: checkpoint.tensor_chunks(name), entry.dtype, entry.shape)
-
     matrix = tensor_rows(delta[CONNECTOR_TENSOR])
+    rows_of = partial(_rows_of, checkpoint, delta)
     made = fold_sites(plan, rows_of, matrix, _shares(plan, delta))
-    made |= _merged(plan, rows_of, adapter)
+    merged: dict[str, NewTensor] = {}
+    if adapter is not None and plan.adapter is not None and plan.adapter.merged:
+        merged = adapted_tensors(checkpoint, plan.adapter, delta, adapter)
     return {
         record.name: _new_tensor(record, made[record.name])
         if record.name in made
-        else delta[record.name]
+        else merged.get(record.name) or delta[record.name]
         for record in plan.changed
     }
 
 
-def _merged(
-    plan: SurgeryPlan, rows_of: Callable[[str], Rows], adapter: Adapter | None
-) -> dict[str, Rows]:
-    if adapter is None or plan.adapter is None or not plan.adapter.merged:
-        return {}
-    shapes = {record.name: record.shape for record in plan.changed}
+def adapted_tensors(
+    checkpoint: Checkpoint,
+    record: AdapterRecord,
+    delta: Mapping[str, NewTensor],
+    adapter: Adapter,
+) -> dict[str, NewTensor]:
+    """Return every matrix that an adapter adapts with the adapter merged into it.
+
+    Raises MalformedCheckpointError for an adapter of other shapes.
+    """
     merged = {}
     for module in adapter.modules:
-        name = plan.adapter.targets[module]
-        adapter.check(module, shapes[name])
-        merged[name] = adapter.merged(module, rows_of(name))
+        name = record.targets[module]
+        entry = checkpoint.tensors[name]
+        adapter.check(module, entry.shape)
+        rows = adapter.merged(module, _rows_of(checkpoint, delta, name))
+        merged[name] = NewTensor(name, entry.dtype, entry.shape, encoded(rows, entry.dtype))
     return merged
+
+
+def _rows_of(checkpoint: Checkpoint, delta: Mapping[str, NewTensor], name: str) -> Rows:
+    """Return the rows of a base matrix, or of what a training made of it."""
+    if name in delta:
+        return tensor_rows(delta[name])
+    entry = checkpoint.tensors[name]
+    return streamed_rows(lambda: checkpoint.tensor_chunks(name), entry.dtype, entry.shape)
 
 
 def _shares(plan: SurgeryPlan, delta: Mapping[str, NewTensor]) -> list[list[float]] | None:

@@ -59,6 +59,16 @@ def tiny_siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaVA in its original format, pickled, its tower in a folder of its own."""
+    from dcsurgery.tiny.original_llava import OriginalSizes, write_original_llava, write_tower
+
+    folder, sizes = tmp_path_factory.mktemp("tiny"), OriginalSizes(depth=4)
+    tower = write_tower(folder / "clip", sizes, pickled=True)
+    return write_original_llava(folder / "llava", sizes, str(tower), inside=False, pickled=True)
+
+
+@pytest.fixture(scope="session")
 def tiny_pixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny LLaVA with a Pixtral tower, one weight file. Do not write into it."""
     from dcsurgery.tiny import write_tiny_llava

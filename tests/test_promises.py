@@ -127,10 +127,17 @@ def imported_by(*arguments: object) -> set[str]:
         "convert MODEL -o OUT --form delta",
         "convert MODEL -o OUT --form delta --init paper --json",
         "convert MODEL -o OUT --form stock",
+        "convert ORIGINAL -o OUT --form stock",
+        "export DELTA -o OUT",
     ],
 )
-def test_the_main_job_never_imports_torch(tiny_siglip: Path, tmp_path: Path, command: str) -> None:
-    places = {"MODEL": tiny_siglip, "OUT": tmp_path / "out"}
+def test_the_main_job_never_imports_torch(
+    tiny_siglip: Path, tiny_original: Path, tmp_path: Path, command: str
+) -> None:
+    places = {"MODEL": tiny_siglip, "ORIGINAL": tiny_original, "OUT": tmp_path / "out"}
+    places["DELTA"] = tmp_path / "delta"
+    if "DELTA" in command:
+        dcsurgery.convert_checkpoint(tiny_siglip, tmp_path / "delta", form="delta")
     found = imported_by(*(places.get(word, word) for word in command.split()))
     assert found & HEAVY == set()
 

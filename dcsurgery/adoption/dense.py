@@ -76,8 +76,7 @@ def split(
     if kind == "sti":
         return first, InstalledConnector(kind, blocks, None)
     narrow = replace(first, shape=(first.shape[0], width), made=lambda: columns(first, 0, width))
-    rows = lambda: columns(first, width, count * width)  # noqa: E731 - one line beside its twin
-    return narrow, InstalledConnector(kind, blocks, rows)
+    return narrow, InstalledConnector(kind, blocks, lambda: columns(first, width, count * width))
 
 
 def columns(item: Presented, start: int, stop: int) -> Iterator[bytes]:

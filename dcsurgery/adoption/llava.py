@@ -71,7 +71,7 @@ def adopt(source: Checkpoint, towers: Towers) -> Adopted:
         format="original LLaVA" if connector is None else "published Dense Connector",
         class_name=config["architectures"][0],
         towers=dict(towers.found),
-        notes=tuple(_notes(tower, tokens, source.tensors[WORDS].shape[0])),
+        notes=tuple(_notes(source, tower, tokens)),
     )
     files = _files(source, tower, tokens, pinpoints, made)
     kept = [name for name in source.side_files if name not in files]
@@ -266,7 +266,8 @@ def generation_config(source: Checkpoint, text: Config, tokens: Tokens) -> Confi
     return {**kept, "pad_token_id": tokens.pad}
 
 
-def _notes(tower: vision.Tower, tokens: Tokens, rows: int) -> list[str]:
+def _notes(source: Checkpoint, tower: vision.Tower, tokens: Tokens) -> list[str]:
+    rows = source.tensors[WORDS].shape[0]
     where = "inside the checkpoint" if tower.inside else "from a repository of its own"
     notes = [f"adopted from the original LLaVA format; the vision tower comes {where}"]
     if tokens.rows > rows:
@@ -276,6 +277,10 @@ def _notes(tower: vision.Tower, tokens: Tokens, rows: int) -> list[str]:
         )
     if tower.config["num_hidden_layers"] < tower.full_depth:
         notes.append("the tower's last block is left out: the reference never runs it")
+    if not any(name.startswith("tokenizer") for name in source.side_files):
+        notes.append("the original has no tokenizer files: add those of its language model")
+    if source.config.get("image_aspect_ratio") == "pad":
+        notes.append("images are cropped to a square as llava-hf does; the original pads them")
     return notes
 
 

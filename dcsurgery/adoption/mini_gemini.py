@@ -252,6 +252,11 @@ def _notes(config: Config, parts: _Parts, connector: InstalledConnector | None) 
         notes.append(
             "hidden_act 'gelu' of this Gemma is read as its tanh form, as transformers reads it"
         )
+    if config.get("image_grid", 1) != 1:
+        notes.append(
+            "the reference never defined a connector with tiles: its states follow their own "
+            "tokens, the whole picture first, then tile by tile"
+        )
     if connector is not None:
         notes.append(
             "its code is not published: that the projector reads [feature + mined, group 1, "

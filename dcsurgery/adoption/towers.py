@@ -103,11 +103,12 @@ class Towers:
         """
         place = self.place(stated, key)
         with _naming(stated, place):
-            read = _reader(place, self._commit(stated))
-            config = checks.parse_object(read("config.json"), "config.json")
-        self._note(stated, place, None)
+            find = _finder(place, self._commit(stated))
+            path = find("config.json")
+            config = checks.parse_object(checks.read_text(path), "config.json")
+        self._note(stated, place, None if Path(place).expanduser().is_dir() else path.parent.name)
         try:
-            return config, checks.parse_object(read(PREPROCESSOR), PREPROCESSOR)
+            return config, checks.parse_object(checks.read_text(find(PREPROCESSOR)), PREPROCESSOR)
         except CheckpointNotFoundError:
             return config, None
 
@@ -138,11 +139,12 @@ def _any(_: dict[str, Any]) -> bool:
     return True
 
 
-def _reader(place: str, commit: str | None) -> Callable[[str], str]:
+def _finder(place: str, commit: str | None) -> Callable[[str], Path]:
+    """Return what gives the local path of a small file of a folder or a Hub model."""
     folder = Path(place).expanduser()
     if folder.is_dir():
-        return lambda name: checks.read_text(_existing(folder, name))
-    return lambda name: checks.read_text(fetch_file(place, commit, name))
+        return lambda name: _existing(folder, name)
+    return lambda name: fetch_file(place, commit, name)
 
 
 def _existing(folder: Path, name: str) -> Path:

@@ -20,6 +20,8 @@ ARCHITECTURE = Architecture(
         "llava-hf/llava-1.5-13b-hf",
         "llava-hf/llava-interleave-qwen-0.5b-hf",
         "mistral-community/pixtral-12b",
+        "liuhaotian/llava-v1.5-7b",
+        "HuanjinYao/DenseConnector-v1.5-7B",
     ),
     towers="CLIP, SigLIP, Pixtral",
     stock_config=_llava.stock_config,

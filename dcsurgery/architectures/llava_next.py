@@ -24,6 +24,8 @@ ARCHITECTURE = Architecture(
         "llava-hf/llava-v1.6-vicuna-7b-hf",
         "llava-hf/llava-v1.6-34b-hf",
         "ibm-granite/granite-vision-3.3-2b",
+        "liuhaotian/llava-v1.6-mistral-7b",
+        "HuanjinYao/DenseConnector-v1.5-SigLIP-7B-AnyRes",
     ),
     towers="CLIP, SigLIP",
     stock_config=_llava.stock_config,

@@ -18,7 +18,7 @@ from dcsurgery.checkpoint.headers import (
     read_header,
 )
 from dcsurgery.checkpoint.hub import HubUnreachableError, list_repository, read_range
-from dcsurgery.checkpoint.layout import CONFIG, INDEX, PICKLE_INDEX, Layout, find_layout
+from dcsurgery.checkpoint.layout import CONFIG, INDEX, PICKLE_INDEX, Layout, find_layout, never
 from dcsurgery.checkpoint.pickles import open_reader, read_pickle
 from dcsurgery.checkpoint.reference import ModelRef, fetch, parse_reference
 from dcsurgery.errors import AnatomyError, CheckpointNotFoundError, MalformedCheckpointError
@@ -181,11 +181,6 @@ def _stamp(path: Path, name: str) -> Stamp:
     except OSError:
         raise checks.changed(name) from None
     return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def never(_: dict[str, Any]) -> bool:
-    """Return False: no pickles."""
-    return False
 
 
 def open_checkpoint(

@@ -15,6 +15,8 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
+# What a training of LLaVA leaves beside or instead of a model.
+PARTS = ("mm_projector.", "adapter_model.", "non_lora_trainables.")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class Layout:
         return self.index_name == PICKLE_INDEX
 
 
+def never(_: dict[str, Any]) -> bool:
+    """Return False: no pickles."""
+    return False
+
+
 def find_layout(
     ref: ModelRef, files: list[str], read_json: Callable[[str], str], *, pickles: bool
 ) -> Layout:
@@ -42,6 +49,12 @@ def find_layout(
     has_pickles = PICKLE in files or PICKLE_INDEX in files
     stored = SINGLE in files or INDEX in files
     pickled = pickles and has_pickles and not stored
+    parts = [name for name in files if name.startswith(PARTS) and "/" not in name]
+    if pickles and parts and not (has_pickles or stored):
+        raise CheckpointNotFoundError(
+            f"{ref.name} is no whole model: {', '.join(parts[:3])} belong to one",
+            hint="merge them into their base with the code that trained them, and name the result",
+        )
     if not pickled:
         checks.require_weights(ref, files)
     single, index_name = (PICKLE, PICKLE_INDEX) if pickled else (SINGLE, INDEX)

@@ -216,11 +216,11 @@ def _show_done(done: Conversion, out: Output) -> None:
     out.show(f"{done.output}: {_title(done.plan)}", "bold")
     written = f"{units.size(done.bytes_written)} in {units.seconds(done.seconds)}"
     rows = [("written", written)]
-    rows += [("weight files", "\n".join(_moves(done.transfers)))]
+    rows += [("weight files", "\n".join(list_moves(done.transfers)))]
     out.facts(rows + _merged(_cost(done.plan)))
 
 
-def _moves(transfers: tuple[Transfer, ...]) -> list[str]:
+def list_moves(transfers: tuple[Transfer, ...]) -> list[str]:
     """Say how each weight file came to be; of many only the count of each kind."""
     weights = [item for item in transfers if item.file.endswith(".safetensors")]
     others = len(transfers) - len(weights)

@@ -153,13 +153,13 @@ def show_report(report: EvalReport, out: Output) -> None:
     out.show(f"{report.metric} on {report.rows} rows of {report.data}", "bold")
     kinds: list[str | None] = [None, *report.models[0].by_type]
     rows = [_row(result, kind) for kind in kinds for result in report.models]
-    columns = ("rows of", "model", "score", "95 %", "minus the first", "95 %", "p")
+    columns = ("rows of", "model", "score", "95 %", "minus first", "95 %", "p")
     out.table(columns, rows, "wwlllll")
     if report.skipped_rows:
         named = "; ".join(f"{name}: {why}" for name, why in list(report.skipped.items())[:3])
         out.show(f"{report.skipped_rows} rows could not be used: {named}")
     if len(report.models) > 1:
-        out.show(report.test)
+        out.facts([("p", report.test)])
 
 
 def _row(result: ModelResult, kind: str | None) -> tuple[str, ...]:

@@ -16,7 +16,19 @@ from typing import Annotated, Any
 import typer
 
 from dcsurgery import __version__
-from dcsurgery.cli import architectures, ask, convert, demo, eval, finetune, inspect, push, verify
+from dcsurgery.cli import (
+    architectures,
+    ask,
+    convert,
+    demo,
+    eval,
+    export,
+    finetune,
+    inspect,
+    push,
+    recipe,
+    verify,
+)
 from dcsurgery.cli.options import spread
 from dcsurgery.cli.output import Output, detach_stdout, prepare_streams
 from dcsurgery.errors import DcSurgeryError
@@ -24,7 +36,7 @@ from dcsurgery.errors import DcSurgeryError
 # In the order of the help: a command is the function of its module's name.
 COMMANDS: tuple[ModuleType, ...] = (
     *(inspect, convert, verify, finetune, eval, ask),
-    *(push, demo, architectures),
+    *(export, push, demo, architectures),
 )
 INTERRUPTED = 128 + signal.SIGINT
 PIPE_CLOSED = 128 + 13
@@ -113,12 +125,18 @@ def dcsurgery(
         typer.echo(context.get_help())
 
 
+def _register(place: typer.Typer, name: str, function: Callable[..., Any], lines: Any) -> None:
+    epilog = "Examples:\n\n\b\n" + "\n".join(f"  {line}" for line in lines)
+    place.command(name, epilog=epilog)(guarded(spread(function)))
+
+
 for _module in COMMANDS:
     _name = _module.__name__.rpartition(".")[2]
-    app.command(
-        _name,
-        epilog="Examples:\n\n\b\n" + "\n".join(f"  {line}" for line in _module.EXAMPLES),
-    )(guarded(spread(getattr(_module, _name))))
+    _register(app, _name, getattr(_module, _name), _module.EXAMPLES)
+_recipes = typer.Typer(help=recipe.HELP, no_args_is_help=True, rich_markup_mode=None)
+for _name, _function in recipe.COMMANDS.items():
+    _register(_recipes, _name, _function, recipe.EXAMPLES[_name])
+app.add_typer(_recipes, name="recipe")
 
 
 def _terminate(number: int, frame: object) -> None:

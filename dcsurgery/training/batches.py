@@ -85,7 +85,7 @@ class TrainingDataset(Dataset[Values]):
         return encoded
 
     def _look(self, index: int, row: Row | BadRow) -> int | None:
-        """Return about how many text tokens a row has; None, noted, for a bad one."""
+        """Return a row's estimated length; None, noted, for a bad one."""
         if isinstance(row, BadRow):
             self.bad.add(index, row)
             return None
@@ -155,8 +155,12 @@ class StreamedDataset(IterableDataset[Values]):
 
 
 def estimated_length(row: Row) -> int:
-    """Return about how many text tokens a row has: four letters each. For grouping by length."""
-    return sum(len(turn.text) for turn in row.turns) // LETTERS_PER_TOKEN + 1
+    """Return about how many text tokens a row has, four letters each; negative without a picture.
+
+    For grouping by length, where rows of text alone keep to themselves.
+    """
+    length = sum(len(turn.text) for turn in row.turns) // LETTERS_PER_TOKEN + 1
+    return length if row.images else -length
 
 
 class Collator:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 from collections.abc import Iterable, Mapping
@@ -24,7 +25,7 @@ from dcsurgery.errors import RequestError, TrainingError
 TRAINED_FILE = "trained.safetensors"
 COMPLETE_FILE = "complete.json"
 KEPT = 2
-_FOLDER = re.compile(r"checkpoint-(\d+)")
+_FOLDER = re.compile(r"checkpoint-\d+")
 
 
 def save_trained(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -60,21 +61,25 @@ def load_trained(folder: Path, model: nn.Module, names: Iterable[str]) -> None:
 
 
 def mark_complete(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Say that a checkpoint is whole, and of which training it is."""
+    """Say that a checkpoint is whole, and of which training it is; older ones go, but for one."""
     with open(folder / COMPLETE_FILE, "w", encoding="utf-8") as file:
         json.dump(facts, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
+    for old in _checkpoints(folder.parent)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """Return the newest whole checkpoint in a folder, None when there is none."""
-    found = {
-        int(match[1]): path
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if (match := _FOLDER.fullmatch(path.name)) and (path / COMPLETE_FILE).is_file()
-    }
-    return found[max(found)] if found else None
+    whole = [path for path in _checkpoints(folder) if (path / COMPLETE_FILE).is_file()]
+    return whole[-1] if whole else None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Return all checkpoints in a folder, oldest first."""
+    paths = list(folder.iterdir()) if folder.is_dir() else []
+    return sorted((path for path in paths if _FOLDER.fullmatch(path.name)), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:

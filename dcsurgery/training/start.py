@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from dcsurgery.adoption import open_model
 from dcsurgery.bases import find_base
-from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
+from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.checkpoint.reference import fetch, parse_reference
 from dcsurgery.convert import convert_checkpoint, make_spec
 from dcsurgery.errors import CheckpointNotFoundError, RequestError
@@ -84,7 +85,7 @@ def start(origin: Origin, settings: TrainingSettings) -> Start:
     folder = check_origin(origin)
     if origin.connector is None:
         return _load(folder, folder, origin, settings)
-    checkpoint = open_checkpoint(origin.model, origin.revision)
+    checkpoint = open_model(origin.model, origin.revision)
     form = make_plan(checkpoint, make_spec(**origin.connector)).form
     with tempfile.TemporaryDirectory(prefix="dcsurgery-") as place:
         delta = Path(place) / "delta"

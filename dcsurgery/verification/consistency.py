@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import find_architecture
+from dcsurgery.checkpoint.adopted import Adopted
 from dcsurgery.checkpoint.contents import Checkpoint
+from dcsurgery.checkpoint.digests import digest
 from dcsurgery.connectors import connector_shapes
 from dcsurgery.features import stock_layers
 from dcsurgery.folding import ITEM_BYTES
-from dcsurgery.records import CONNECTOR_PREFIX, PLAN_FILE, SurgeryPlan
+from dcsurgery.records import CONNECTOR_PREFIX, CONNECTOR_TENSOR, PLAN_FILE, SurgeryPlan
 from dcsurgery.stock import merged_tensors
 
 
@@ -25,12 +27,32 @@ def contradictions(plan: SurgeryPlan, base: Checkpoint) -> list[str]:
         return [f"{PLAN_FILE} says the base is a {plan.architecture!r}, it is {architecture.name}"]
     if anatomy != plan.anatomy:
         return [f"{PLAN_FILE} describes another anatomy than the base has"]
+    foreign = _foreign_connector(plan, base)
+    if foreign is not None:
+        return [foreign]
     if plan.feature_layers != list(anatomy.feature_layers):
         return [f"{PLAN_FILE} says the base reads hidden states {plan.feature_layers}"]
     layers = list(stock_layers(plan.layout, plan.feature_layers)) if plan.form == "stock" else None
     if plan.stock_layers != layers:
         return [f"{PLAN_FILE} says the output reads {plan.stock_layers}, its blocks need {layers}"]
     return list(_impossible_tensors(plan, base, anatomy))
+
+
+def _foreign_connector(plan: SurgeryPlan, base: Checkpoint) -> str | None:
+    """Say why a plan's connector is not the one its base was trained with; None when it is."""
+    installed = base.connector if isinstance(base, Adopted) else None
+    if (installed is None) != (plan.init != "published"):
+        has = "has no connector" if installed is None else f"has a {installed.kind} connector"
+        return f"{PLAN_FILE} says its init is {plan.init}, the base {has} of its own"
+    if installed is None:
+        return None
+    if (plan.kind, plan.blocks) != (installed.kind, [list(block) for block in installed.blocks]):
+        return f"{PLAN_FILE} describes another connector than the base's own {installed.kind}"
+    trained = any(CONNECTOR_TENSOR in record.trained for record in plan.training)
+    own = {record.name: record.sha256 for record in plan.delta}.get(CONNECTOR_TENSOR)
+    if installed.rows is not None and not trained and digest(installed.rows()) != own:
+        return f"{CONNECTOR_TENSOR} is not the base's own connector"
+    return None
 
 
 def _impossible_tensors(plan: SurgeryPlan, base: Checkpoint, anatomy: Anatomy) -> Iterator[str]:

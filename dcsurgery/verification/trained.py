@@ -31,7 +31,7 @@ def trained_check(plan: SurgeryPlan, base: Checkpoint) -> Check:
     return Check(
         TRAINED_CHECK,
         not problems,
-        f"{count} of the base's {len(base.tensors)} tensors trained ({told})",
+        f"{told}: {count} of {len(base.tensors)} tensors",
         "what the training names",
         "; ".join(problems[:5]),
     )

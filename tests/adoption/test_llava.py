@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import dcsurgery
+from dcsurgery.records import CONNECTOR_TENSOR, DELTA_FILE, PLAN_FILE
 from tests.adoption.originals import (
     golden_features,
     golden_original,
@@ -123,6 +124,22 @@ def test_the_results_verify(
     for folder in (stock[1], tmp_path / "out"):
         report = dcsurgery.verify_checkpoint(folder)
         assert report.passed, [check for check in report.checks if not check.passed]
+
+
+def test_verify_sees_a_connector_that_is_not_the_published_one(
+    tower: Tower, named: Path, tmp_path: Path
+) -> None:
+    base = golden_original(tmp_path / "base", tower, "dci", named, wide=True)
+    dcsurgery.convert_checkpoint(base, tmp_path / "out", form="delta")
+    path = tmp_path / "out" / DELTA_FILE
+    old = digests(path.parent)[CONNECTOR_TENSOR]
+    save_file({CONNECTOR_TENSOR: 2 * load_file(path)[CONNECTOR_TENSOR]}, path)
+    plan = tmp_path / "out" / PLAN_FILE
+    plan.write_text(plan.read_text().replace(old, digests(path.parent)[CONNECTOR_TENSOR]))
+    report = dcsurgery.verify_checkpoint(tmp_path / "out")
+    assert [check.detail for check in report.checks if not check.passed] == [
+        "dense_connector.weight is not the base's own connector"
+    ]
 
 
 def test_verify_sees_a_tower_that_is_not_the_named_one(

@@ -20,8 +20,6 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import dcsurgery
-from dcsurgery.adopted_models import small_files
-from dcsurgery.adoption import open_model
 from dcsurgery.checkpoint.headers import lay_out, render_header
 from dcsurgery.errors import (
     AnatomyError,
@@ -134,6 +132,7 @@ def test_an_original_is_the_same_model_and_zero_keeps_it(tmp_path: Path, made: O
     assert ("model_type" in json.loads((base / "config.json").read_text())) is not made.old_name
     plan = dcsurgery.convert_checkpoint(base, tmp_path / "out").plan
     assert (plan.form, plan.base.original) == ("delta", "original Mini-Gemini")
+    assert any("never defined" in note for note in plan.notes) is (made.grid > 1)
     before = dcsurgery.load_model(base, dtype=torch.float32)
     assert torch.equal(logits(dcsurgery.load_model(tmp_path / "out")), logits(before))
     oracle = AutoModelForImageTextToText.from_pretrained(hub, dtype=torch.float32).eval()
@@ -153,8 +152,7 @@ def test_a_converted_original_answers_and_is_verified(towers: Path, tmp_path: Pa
     dcsurgery.convert_checkpoint(base, tmp_path / "out")
     report = dcsurgery.verify_checkpoint(tmp_path / "out", logits=True)
     assert report.passed, report.checks
-    with small_files(open_model(base)) as folder:
-        processor = AutoProcessor.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
     talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Why?"}]}]
     prompt = processor.apply_chat_template(talk, add_generation_prompt=True)
     picture = torch.randint(0, 255, (3, 20, 30), dtype=torch.uint8)
@@ -365,6 +363,10 @@ def test_wrong_towers_are_told(towers: Path, tmp_path: Path) -> None:
         dcsurgery.inspect_checkpoint(inside, towers={AUX_FOLDER: str(towers / AUX_FOLDER)})
     with pytest.raises(RequestError, match="does not need"):
         dcsurgery.inspect_checkpoint(inside, towers={"elsewhere": str(towers)})
+    other["vision_config_aux"] |= {"hidden_sizes": [384, 8, 12, 16]}
+    largest = write_towers(tmp_path / "largest", other)
+    with pytest.raises(AnatomyError, match="norms add 1e-5"):
+        dcsurgery.inspect_checkpoint(base, towers={AUX_FOLDER: str(largest / AUX_FOLDER)})
     shutil.rmtree(tmp_path / "wrong" / AUX_FOLDER)
     (tmp_path / "wrong" / AUX_FOLDER).mkdir()
     with pytest.raises(CheckpointNotFoundError, match="has no open_clip weights"):

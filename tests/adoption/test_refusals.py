@@ -167,6 +167,13 @@ def test_an_index_without_its_shards(pickled: bool, tower: Path, tmp_path: Path)
     assert name.name in error.message and "index.json names" in error.message
 
 
+@pytest.mark.parametrize("part", ["mm_projector.bin", "non_lora_trainables.bin"])
+def test_a_part_of_a_model_is_none(part: str, tower: Path, tmp_path: Path) -> None:
+    model = write_original_llava(tmp_path / "m", SIZES, str(tower))
+    (model / "model.safetensors").rename(model / part)
+    assert part in refused(model, CheckpointNotFoundError).message
+
+
 def test_towers_that_are_not_there(tmp_path: Path) -> None:
     gone = str(tmp_path / "ckpt" / "my-tower")
     model = write_original_llava(tmp_path / "m", SIZES, gone, inside=False)

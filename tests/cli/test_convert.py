@@ -9,7 +9,7 @@ import pytest
 
 from dcsurgery import read_plan
 from dcsurgery.checkpoint.copying import Transfer
-from dcsurgery.cli.convert import _compact, _moves
+from dcsurgery.cli.convert import _compact, list_moves
 
 from .conftest import Run
 
@@ -178,7 +178,7 @@ def test_an_output_around_the_model_or_the_user_is_refused_in_words(
 def test_many_weight_files_are_counted_not_listed() -> None:
     moved = tuple(Transfer(f"model-{i:05}.safetensors", "reflink", 0) for i in range(29))
     done = (*moved, Transfer("model-00029.safetensors", "rewrite", 5), Transfer("a", "copy", 1))
-    assert _moves(done) == ["reflink: 29", "rewrite: 1", "and 1 other file"]
+    assert list_moves(done) == ["reflink: 29", "rewrite: 1", "and 1 other file"]
 
 
 def test_long_lists_of_states_are_shortened() -> None:

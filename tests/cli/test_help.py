@@ -25,6 +25,7 @@ COMMANDS = (
     "finetune",
     "eval",
     "ask",
+    "export",
     "push",
     "demo",
     "architectures",
@@ -71,6 +72,9 @@ def test_every_example_of_the_help_runs(
     monkeypatch.chdir(workplace)
     if command in ("verify", "finetune", "eval", "ask"):
         run("convert", "my-llava", "-o", "llava-dci")
+    if command == "export":
+        shutil.rmtree(workplace / "my-llava-delta", ignore_errors=True)
+        run("convert", "my-llava", "-o", "my-llava-delta", "--form", "delta")
     if command == "":
         shutil.rmtree(workplace / "llava-dci", ignore_errors=True)
     told: list[Path] = []

@@ -6,6 +6,8 @@ import re
 from typing import Any
 from urllib.parse import parse_qs
 
+import yaml
+
 from tests.hub.routes import Call, Reply, Routes, as_json
 from tests.hub.state import Answer, Commit
 
@@ -43,6 +45,12 @@ def model_info(call: Call, repo_id: str, revision: str | None) -> Reply:
         "private": repository.private or repository.token is not None, "disabled": False,
         "gated": "manual" if repository.gated else False,
     }  # fmt: skip
+    card = commit.entries.get("README.md")
+    block = card.data.decode().split("---\n")[1:2] if card else []
+    try:
+        about["cardData"] = yaml.safe_load(block[0]) if block else None
+    except yaml.YAMLError:
+        about["cardData"] = None
     return as_json(about)
 
 
@@ -105,7 +113,10 @@ def resolve(call: Call, repo_id: str, revision: str, path: str) -> Reply:
     etag = found.get("lfs", found)["oid"]
     headers = {"X-Repo-Commit": sha, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
     if "lfs" in found:
-        headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(entry.data))}
+        headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(entry.size)}
+    if entry.xet and call.hub.store:
+        place = f"{call.hub.url}/api/models/{repo_id}/xet-read-token/{sha}"
+        headers |= {"X-Xet-Hash": entry.xet, "Link": f'<{place}>; rel="xet-auth"'}
     wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", call.range or "")
     if wanted is None or call.hub.ignore_ranges:
         return 200, headers, entry.data

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tests.hub.faults import Fault
+from tests.hub.xet import XetStore
 
 LARGE = (".safetensors", ".bin", ".png")
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize {}\n"
@@ -29,20 +30,29 @@ def blob_id(data: bytes) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """A file at a commit; `sha256` is None for regular files, `xet` for what Xet does not hold."""
+    """A file at a commit; `xet` is None for what Xet does not hold.
+
+    `held` (SHA-256, bytes) stands for a content that only the Xet store has.
+    """
 
     data: bytes
     large: bool
     xet: str | None = None
+    held: tuple[str, int] | None = None
 
     @property
     def sha256(self) -> str:
         """The digest large files are named by."""
-        return hashlib.sha256(self.data).hexdigest()
+        return self.held[0] if self.held else hashlib.sha256(self.data).hexdigest()
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return self.held[1] if self.held else len(self.data)
 
     def describe(self, path: str) -> dict[str, Any]:
         """The listing entry."""
-        size = len(self.data)
+        size = self.size
         if not self.large:
             return {"type": "file", "path": path, "size": size, "oid": blob_id(self.data)}
         pointer = POINTER.format(self.sha256, size).encode()
@@ -64,7 +74,7 @@ class Commit:
         """40 hex digits."""
         digest = hashlib.sha1(f"{self.parent}\0{self.title}".encode())
         for path, entry in sorted(self.entries.items()):
-            digest.update(path.encode() + b"\0" + hashlib.sha256(entry.data).digest())
+            digest.update(path.encode() + b"\0" + entry.sha256.encode())
         return digest.hexdigest()
 
 
@@ -156,6 +166,7 @@ class Hub:
     failure: int | None = None
     part_bytes: int | None = None
     url: str = ""
+    store: XetStore | None = None
     parts: dict[tuple[str, int], bytes] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -163,10 +174,12 @@ class Hub:
         """Store a repository with one commit."""
         found = self.repositories[repo_id] = Repository(**options)
         entries = {}
+        known = self.store.files() if self.store else {}
         for path, data in files.items():
             large = path.endswith(LARGE)
             digest = hashlib.sha256(data).hexdigest()
-            entries[path] = Entry(data, large, digest if large and found.xet else None)
+            xet = known[digest][0] if digest in known else digest
+            entries[path] = Entry(data, large, xet if large and found.xet else None)
         found.add(Commit(entries))
         return found
 

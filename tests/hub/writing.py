@@ -171,8 +171,23 @@ def duplicate(call: Call, repo_id: str) -> Reply:
     return as_json({"success": done, "failed": failed})
 
 
-def change(repository: Repository, entries: dict[str, Entry], key: str, value: Any) -> None:
+@ROUTES.on("GET", "/api/models/{id}/xet-(read|write)-token/{rev}")
+def xet_token(call: Call, repo_id: str, kind: str, revision: str) -> Reply:
+    """Where the Xet store is; Rust reads the body, Python the headers."""
+    _ = call.writable(repo_id) if kind == "write" else call.open(repo_id)
+    if call.hub.store is None:
+        raise Answer(404, "NotFound")
+    url, expires = call.hub.store.url, 4_000_000_000
+    status, headers, body = as_json({"casUrl": url, "exp": expires, "accessToken": "xet"})
+    headers |= {"X-Xet-Cas-Url": url, "X-Xet-Access-Token": "xet"}
+    return status, headers | {"X-Xet-Token-Expiration": str(expires)}, body
+
+
+def change(
+    call: Call, repository: Repository, entries: dict[str, Entry], line: dict[str, Any]
+) -> None:
     """Apply one line of a commit."""
+    key, value = line["key"], line["value"]
     path = value["path"]
     if ".." in path.split("/") or path.startswith("/"):
         raise Answer(400, message=f"invalid path {path}")
@@ -182,9 +197,13 @@ def change(repository: Repository, entries: dict[str, Entry], key: str, value: A
             raise Answer(400, message=f"{path} is too large for a regular file")
         entries[path] = Entry(data, False)
     elif key == "lfsFile":
-        if value["oid"] not in repository.stored:
+        oid = value["oid"]
+        if oid not in repository.stored and call.hub.store and oid in call.hub.store.files():
+            xet, size = call.hub.store.files()[oid]
+            repository.stored[oid] = Entry(b"", True, xet, (oid, size))
+        if oid not in repository.stored:
             raise Answer(400, message=f"the content of {path} was never uploaded")
-        entries[path] = repository.stored[value["oid"]]
+        entries[path] = repository.stored[oid]
     elif key == "deletedFile":
         if entries.pop(path, None) is None:
             raise Answer(404, "EntryNotFound", "A file with this name doesn't exist")
@@ -207,7 +226,7 @@ def commit(call: Call, repo_id: str, revision: str) -> Reply:
         raise Answer(412, message="A commit has happened since. Please refresh and try again.")
     entries = dict(repository.commits[head].entries)
     for line in lines[1:]:
-        change(repository, entries, line["key"], line["value"])
+        change(call, repository, entries, line)
     number = 1 + sum(name.startswith("refs/pr/") for name in repository.refs)
     ref = f"refs/pr/{number}" if pull else revision
     oid = repository.add(Commit(entries, header["summary"], head), ref)

@@ -18,7 +18,11 @@ from dcsurgery.errors import DcSurgeryError, OutputExistsError, RequestError, Tr
 from dcsurgery.loading import load_model
 from dcsurgery.records import DELTA_FILE, read_plan
 from dcsurgery.training import finetune
+from dcsurgery.training.batches import TrainingDataset
 from dcsurgery.training.finetune import Finetuned, finetune_connector, preview_finetune
+from dcsurgery.training.processing import load_processor
+from dcsurgery.training.prompts import Prompter
+from dcsurgery.training.rows import read_rows
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.training.start import Origin, start
 from tests.surgery import digests
@@ -185,6 +189,13 @@ def test_a_preview_measures_and_writes_nothing(delta: Path, data: Path, place: P
     first = preview.samples[0]
     assert len(preview.samples) == 3 and first.id == "row-0"
     assert [text for text, marked in first.pieces if marked] == [" red</s>"]
+
+
+def test_rows_of_text_alone_keep_to_themselves_when_rows_are_grouped(
+    delta: Path, data: Path
+) -> None:
+    dataset = TrainingDataset(read_rows(data), Prompter(load_processor(delta)))
+    assert [length < 0 for length in dataset.lengths] == [False] * 7 + [True]
 
 
 def test_bad_rows_are_named_and_left_out(delta: Path, data: Path, place: Path) -> None:

@@ -17,8 +17,10 @@ from dcsurgery.tiny.llava_next import write_tiny_llava_next
 from dcsurgery.tiny.mistral3 import write_tiny_mistral3
 from dcsurgery.tiny.mllama import write_tiny_mllama
 from dcsurgery.tiny.molmo2 import write_tiny_molmo2
+from dcsurgery.tiny.original_llava import OriginalSizes, write_original_llava, write_tower
 from dcsurgery.tiny.paligemma import write_tiny_paligemma
 from dcsurgery.tiny.qwen2_vl import write_tiny_qwen2_vl
+from dcsurgery.tiny.tokenizer import write_tokenizer
 from dcsurgery.training.conversations import Row, Turn, ask
 from dcsurgery.training.pictures import RowError
 from dcsurgery.training.processing import load_processor
@@ -143,6 +145,22 @@ def test_answers_that_nothing_ends_get_the_end_token_as_llava_trains_it(llava: P
     text = prompts.tokenizer.decode(encoded.values["input_ids"]).replace("<image>" * 16, "<image>")
     assert text == (
         "USER: <image>\nwhat is it? ASSISTANT: a red ball</s>USER: why? ASSISTANT: because</s>"
+    )
+
+
+@pytest.mark.parametrize("template", [LLAMA3, VICUNA], ids=["written", "added"])
+def test_the_text_begins_once(template: str, llava: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    prompts = prompter(llava, template)
+    begin = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    prompts.tokenizer.backend_tokenizer.post_processor = begin
+    encoded = prompts.encode(ONE)
+    for ids in (encoded.values["input_ids"], prompts.prompt([ask("hi")])["input_ids"][0]):
+        assert ids[0] == 1 and int((ids == 1).sum()) == 1
+    assert [text.strip() for text in supervised(encoded, prompts)] in (
+        ["a red ball<|eot|>", "because<|eot|>"],
+        ["a red ball</s>", "because</s>"],
     )
 
 
@@ -282,6 +300,20 @@ def test_a_deltas_processor_is_its_bases_or_its_own(llava: Path, tmp_path: Path)
     assert lengths[0] == lengths[1]
     added = dcsurgery.read_plan(tmp_path / "sti").image_tokens - 16
     assert added > 0 and len(prompter(tmp_path / "sti").encode(ONE)) == lengths[0] + added
+
+
+def test_an_original_and_its_delta_have_the_processor_they_mean(tmp_path: Path) -> None:
+    sizes = OriginalSizes(depth=3)
+    tower = write_tower(tmp_path / "clip-tower", sizes)
+    original = write_original_llava(tmp_path / "llava", sizes, str(tower))
+    write_tokenizer(original, ())
+    dcsurgery.convert_checkpoint(original, tmp_path / "delta", form="delta", groups=1)
+    for folder in (original, tmp_path / "delta"):
+        prompts = prompter(folder)
+        encoded = prompts.encode(ONE)
+        assert supervised(encoded, prompts) == [" a red ball</s>", " because</s>"]
+        images = encoded.values["input_ids"] == prompts.processor.image_token_id
+        assert int(images.sum()) == (sizes.image // sizes.patch) ** 2
 
 
 def test_repositories_with_code_of_their_own_are_not_asked_about(

@@ -160,11 +160,12 @@ def test_another_training_is_not_resumed(case: Case, rows: Rows, tmp_path: Path)
 
 
 def test_an_unfinished_checkpoint_does_not_count(case: Case, rows: Rows, tmp_path: Path) -> None:
-    run(case, case.attached(), rows, tmp_path, save_steps=2)
+    run(case, case.attached(), rows, tmp_path, save_steps=1)
+    assert sorted(path.name for path in tmp_path.glob("*-*")) == ["checkpoint-3", "checkpoint-4"]
     (tmp_path / "checkpoint-4" / "complete.json").unlink()
     checkpoint = latest_checkpoint(tmp_path)
-    assert checkpoint is not None and checkpoint.name == "checkpoint-2"
-    assert run(case, case.attached(), rows, tmp_path, resume=True).resumed_at == 2
+    assert checkpoint is not None and checkpoint.name == "checkpoint-3"
+    assert run(case, case.attached(), rows, tmp_path, resume=True).resumed_at == 3
 
 
 def test_a_loss_that_is_no_number_stops_and_names_the_rows(

@@ -83,7 +83,7 @@ def with_lora(model: Any, folder: Path, **options: Any) -> Any:
         for name, value in wrapped.named_parameters():
             if "lora_" in name:
                 value.copy_(0.2 * torch.randn(value.shape, generator=draw))
-    wrapped.save_pretrained(folder)
+    wrapped.save_pretrained(folder, save_embedding_layers=False)
     return wrapped
 
 

@@ -1,0 +1,107 @@
+"""What a recipe starts from, pinned: the base's commit and headers, the digests of the data."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from dcsurgery import __version__
+from dcsurgery.adoption import TowerPlaces, open_model
+from dcsurgery.errors import CheckpointNotFoundError, RequestError
+from dcsurgery.plan import describe_base
+from dcsurgery.recipes.schema import Recipe
+from dcsurgery.recipes.steps import Step
+
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors", "huggingface_hub")
+
+
+def pin_base(recipe: Recipe, data: Path) -> dict[str, Any]:
+    """Return the record of a recipe's base: id, commit, digests of config and headers.
+
+    Raises CheckpointNotFoundError when it is neither a folder nor reachable on the Hub.
+    """
+    towers = TowerPlaces(tower_places(recipe, data))
+    checkpoint = open_model(base_place(recipe, data), recipe.base.revision, towers=towers)
+    record = describe_base(checkpoint).model_dump(mode="json", exclude={"folder", "revision"})
+    # Not where folders are today: the same files elsewhere are the same base.
+    commits = {name: tower["commit"] for name, tower in record["towers"].items()}
+    return {**record, "id": recipe.base.model, "towers": commits}
+
+
+def base_place(recipe: Recipe, data: Path) -> str:
+    """Return the base's folder when there is one below the data folder, else its Hub id."""
+    folder = data / recipe.base.model
+    return str(folder) if folder.is_dir() else recipe.base.model
+
+
+def tower_places(recipe: Recipe, data: Path) -> dict[str, str]:
+    """Return where the towers of the base are: folders below the data folder, else as stated."""
+    return {
+        name: str(data / place) if (data / place).is_dir() else place
+        for name, place in recipe.base.tower.items()
+    }
+
+
+def pin_data(steps: tuple[Step, ...], data: Path) -> dict[str, str]:
+    """Return the digest of every data file the steps read, by its path in the recipe.
+
+    Raises CheckpointNotFoundError that names the first one that is missing.
+    """
+    from dcsurgery.training.rows import data_digest
+
+    found = {}
+    for step in steps:
+        for name in step.reads.values():
+            if name not in found:
+                found[name] = data_digest(data / name)
+    return found
+
+
+def missing(recipe: Recipe, steps: tuple[Step, ...], data: Path) -> list[str]:
+    """Say what is not there yet: data files and image folders, with where they come from."""
+    places = [name for step in steps for name in step.reads.values()]
+    places += [stage.images for stage in recipe.finetune if stage.images]
+    places += [item.images for item in recipe.eval if item.images]
+    return [
+        f"{name} is not in {data}" + (f": {recipe.needs[name]}" if name in recipe.needs else "")
+        for name in dict.fromkeys(places)
+        if not (data / name).exists()
+    ]
+
+
+def require_data(recipe: Recipe, steps: tuple[Step, ...], data: Path) -> None:
+    """Raise CheckpointNotFoundError when something the recipe reads is missing."""
+    absent = missing(recipe, steps, data)
+    if absent:
+        raise CheckpointNotFoundError(
+            "; ".join(absent[:3]), hint="fetch it, or name its folder with --data-dir"
+        )
+
+
+def installed() -> dict[str, str]:
+    """Return the versions a run depends on."""
+    found = {"dcsurgery": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def require_same(lock: dict[str, Any], base: dict[str, Any], data: dict[str, str]) -> None:
+    """Compare with a lock. Raises RequestError that names what is another one today."""
+    for key in ("commit", "config_sha256", "files"):
+        if lock["base"].get(key) != base.get(key):
+            raise RequestError(
+                f"the base {base['id']} is not the locked one: {key} differs",
+                hint="fetch the locked commit, or run the recipe instead of its lock",
+            )
+    for name, digest in lock["data"].items():
+        if data.get(name) != digest:
+            raise RequestError(
+                f"{name} is not the locked file: its SHA-256 differs",
+                hint="fetch the same data, or run the recipe instead of its lock",
+            )

@@ -1,0 +1,233 @@
+"""Run a recipe: steps with stamps, resumed after the last finished one; a report and a lock."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from dcsurgery.errors import RequestError, VerificationError
+from dcsurgery.recipes import lockfile, resolve, smoke
+from dcsurgery.recipes.catalog import change_fields, find_recipe, read_yaml
+from dcsurgery.recipes.report import write_report
+from dcsurgery.recipes.schema import Recipe, parse_recipe
+from dcsurgery.recipes.stamps import (
+    Stamp,
+    begin,
+    describe_output,
+    hash_inputs,
+    is_done,
+    write_stamp,
+)
+from dcsurgery.recipes.steps import Place, Say, Step, build_steps
+
+State = Literal["done", "resumed", "to do"]
+
+
+@dataclass(frozen=True)
+class StepState:
+    """A step and what became of it: run now, done before, or still to do."""
+
+    name: str
+    state: State
+    stamp: Stamp | None
+
+
+@dataclass(frozen=True)
+class RecipeRun:
+    """A run: its recipe as it was carried out, its folder, its steps."""
+
+    recipe: Recipe
+    work: Path
+    steps: tuple[StepState, ...]
+    smoke: bool
+    missing: tuple[str, ...] = ()
+
+    @property
+    def finished(self) -> bool:
+        """True when no step is left."""
+        return all(step.state != "to do" for step in self.steps)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A recipe and, when it came out of a lock, that lock."""
+
+    recipe: Recipe
+    lock: dict[str, Any] | None
+    smoke: bool
+
+
+def read_source(name_or_file: str, changes: tuple[str, ...] = (), smoke: bool = False) -> Source:
+    """Read a recipe or a lock. Raises RequestError; a lock takes no changes."""
+    values = read_yaml(find_recipe(name_or_file))
+    if not lockfile.is_lock(values):
+        recipe = parse_recipe(change_fields(values, changes), name_or_file)
+        return Source(recipe, None, smoke or recipe.smoke.always)
+    if changes:
+        raise RequestError("a lock replays exactly: --set cannot change it", hint="run the recipe")
+    locked = lockfile.check_lock(values, name_or_file)
+    return Source(parse_recipe(locked["recipe"], name_or_file), locked, locked["smoke"] or smoke)
+
+
+def run_recipe(  # noqa: PLR0913 - one keyword per CLI option, by design
+    name_or_file: str,
+    *,
+    changes: tuple[str, ...] = (),
+    work_dir: str | Path | None = None,
+    data_dir: str | Path = ".",
+    until: str | None = None,
+    smoke: bool = False,
+    dry_run: bool = False,
+    say: Say = lambda line: None,
+) -> RecipeRun:
+    """Run a shipped recipe, a recipe file or a lock, and write report.md, report.json and the lock.
+
+    Steps whose inputs have not changed since they finished are not run again. Paths of data are
+    looked for in `data_dir`; everything is written below `work_dir` (NAME.run when None). Raises
+    DcSurgeryError of the step that failed; a second call goes on there.
+    """
+    source = read_source(name_or_file, changes, smoke)
+    if source.recipe.sweep:
+        raise RequestError(
+            f"{source.recipe.name} is a sweep of several runs", hint="use run_sweep, or the CLI"
+        )
+    work = Path(work_dir or f"{source.recipe.name}.run")
+    return run_one(source, work, Path(data_dir), until=until, dry_run=dry_run, say=say)
+
+
+def run_one(
+    source: Source, work: Path, data: Path, *, until: str | None, dry_run: bool, say: Say
+) -> RecipeRun:
+    """Run one recipe without a sweep in its own folder; see run_recipe."""
+    recipe = source.recipe
+    if source.smoke:
+        recipe, data = smoke.shrink(recipe), work / smoke.WORLD
+    steps = chosen(build_steps(recipe), until)
+    if dry_run:
+        return _look(recipe, steps, work, data, source)
+    work.mkdir(parents=True, exist_ok=True)
+    if source.smoke:
+        smoke.build_world(recipe, data)
+    resolve.require_data(recipe, steps, data)
+    base, digests = resolve.pin_base(recipe, data), resolve.pin_data(steps, data)
+    if source.lock is not None:
+        resolve.require_same(source.lock, base, digests)
+    place = Place(
+        work=work,
+        base=resolve.base_place(recipe, data),
+        revision=base["commit"],
+        towers=resolve.tower_places(recipe, data),
+        data=data,
+        offline=source.smoke,
+        say=say,
+    )
+    done = _carry_out(steps, place, base, digests)
+    run = RecipeRun(recipe, work, done, source.smoke)
+    _conclude(run, source, base, digests, complete=until is None)
+    return run
+
+
+def chosen(steps: tuple[Step, ...], until: str | None) -> tuple[Step, ...]:
+    """Return the steps up to `until`: a step's name, or a kind (its last step). RequestError."""
+    if until is None:
+        return steps
+    names = [step.name for step in steps]
+    found = [i for i, name in enumerate(names) if name == until or name.split("-")[0] == until]
+    if not found:
+        raise RequestError(f"there is no step {until!r}", hint=f"steps: {', '.join(names)}")
+    return steps[: found[-1] + 1]
+
+
+def _hashes(
+    step: Step, done: dict[str, Stamp], base: dict[str, Any], digests: dict[str, str]
+) -> str:
+    inputs = {**step.inputs, "data": {key: digests[name] for key, name in step.reads.items()}}
+    if not step.after:
+        inputs["base"] = base
+    parents = [
+        f"{done[name].inputs_sha256}{sorted(done[name].outputs.items())}" for name in step.after
+    ]
+    return hash_inputs(step.name, inputs, parents)
+
+
+def _carry_out(
+    steps: tuple[Step, ...], place: Place, base: dict[str, Any], digests: dict[str, str]
+) -> tuple[StepState, ...]:
+    stamps: dict[str, Stamp] = {}
+    states = []
+    for number, step in enumerate(steps, start=1):
+        label = f"[{number}/{len(steps)}] {step.name}"
+        wanted = _hashes(step, stamps, base, digests)
+        stamp = is_done(place.work, step.name, wanted, step.output)
+        if stamp is not None:
+            place.say(f"{label}: done before")
+            states.append(StepState(step.name, "resumed", stamp))
+        else:
+            place.say(f"{label} ...")
+            stamp = _run_step(step, place, wanted)
+            place.say(f"{label}: {stamp.seconds:.1f} s")
+            states.append(StepState(step.name, "done", stamp))
+        stamps[step.name] = stamp
+    return tuple(states)
+
+
+def _run_step(step: Step, place: Place, wanted: str) -> Stamp:
+    started = time.perf_counter()
+    result = step.run(replace(place, goes_on=begin(place.work, step.name, wanted)))
+    stamp = Stamp(
+        step.name,
+        wanted,
+        result,
+        describe_output(place.work, step.output),
+        round(time.perf_counter() - started, 2),
+        resolve.installed(),
+    )
+    write_stamp(place.work, stamp)
+    return stamp
+
+
+def _look(
+    recipe: Recipe, steps: tuple[Step, ...], work: Path, data: Path, source: Source
+) -> RecipeRun:
+    """Say what a run would do, without network, without writing."""
+    absent = () if source.smoke else tuple(resolve.missing(recipe, steps, data))
+    states = [StepState(step.name, "to do", None) for step in steps]
+    return RecipeRun(recipe, work, tuple(states), source.smoke, absent)
+
+
+def _conclude(
+    run: RecipeRun,
+    source: Source,
+    base: dict[str, Any],
+    digests: dict[str, str],
+    *,
+    complete: bool,
+) -> None:
+    write_report(run.recipe, run.work, {s.name: s.stamp for s in run.steps if s.stamp}, run.smoke)
+    if not complete:
+        return
+    outputs = {s.name: s.stamp.outputs for s in run.steps if s.stamp is not None}
+    if source.lock is None:
+        recipe = source.recipe.model_dump(mode="json")
+        lockfile.write_lock(run.work, recipe, run.smoke, base, digests, outputs)
+        return
+    different = lockfile.differences(source.lock, outputs)
+    if different:
+        raise VerificationError(
+            f"the replay made other weights than the lock: {', '.join(different)}",
+            hint="compare the versions in the lock with report.json; GPUs do not repeat exactly",
+        )
+
+
+def plan_of(run: RecipeRun) -> dict[str, Any]:
+    """Return a run as JSON values."""
+    return {
+        "schema_version": 1,
+        "recipe": run.recipe.model_dump(mode="json"),
+        "work_dir": str(run.work),
+        "smoke": run.smoke,
+        "missing": list(run.missing),
+        "steps": [{"name": step.name, "state": step.state} for step in run.steps],
+    }

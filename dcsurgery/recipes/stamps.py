@@ -1,0 +1,95 @@
+"""Stamps: which steps are done, with which inputs, and what came of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dcsurgery.records import DELTA_FILE, DELTA_FOLDER
+
+FOLDER = "stamps"
+WEIGHTS = f"{DELTA_FOLDER}/**/*.safetensors"
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """A finished step: the hash of its inputs, what it found, SHA-256 of what it left behind."""
+
+    step: str
+    inputs_sha256: str
+    result: dict[str, Any]
+    outputs: dict[str, str]
+    seconds: float
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def hash_inputs(step: str, inputs: dict[str, Any], parents: list[str]) -> str:
+    """SHA-256 of a step's name, its inputs and the hashes of the steps it builds on."""
+    text = json.dumps([step, inputs, parents], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def describe_output(work: Path, output: str | None) -> dict[str, str]:
+    """Return the SHA-256 of the files that stand for an output: a report, or a delta's weights.
+
+    A model is told by the weights of its delta (`verify` compares a stock form with them); plans
+    and reports hold times and paths, which no second run repeats.
+    """
+    if output is None:
+        return {}
+    place = work / output
+    names = [output] if place.is_file() else [f"{output}/{name}" for name in _telling(place)]
+    return {name: file_sha256(work / name) for name in names if (work / name).is_file()}
+
+
+def _telling(folder: Path) -> list[str]:
+    if (folder / DELTA_FILE).is_file():
+        return [path.relative_to(folder).as_posix() for path in sorted(folder.glob(WEIGHTS))]
+    return [path.name for path in sorted(folder.glob("*.json"))]
+
+
+def write_stamp(work: Path, stamp: Stamp) -> None:
+    """Write a stamp whole: a killed run leaves the old one or none."""
+    folder = work / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{stamp.step}.json"
+    staged = path.with_suffix(".partial")
+    staged.write_text(json.dumps(asdict(stamp), indent=2) + "\n")
+    os.replace(staged, path)
+    (folder / f"{stamp.step}.begun").unlink(missing_ok=True)
+
+
+def begin(work: Path, step: str, inputs_sha256: str) -> bool:
+    """Note that a step begins; return whether it was begun before with the same inputs."""
+    folder = work / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = folder / f"{step}.begun"
+    before = mark.read_text() if mark.is_file() else ""
+    mark.write_text(inputs_sha256)
+    return before == inputs_sha256
+
+
+def read_stamp(work: Path, step: str) -> Stamp | None:
+    """Return the stamp of a step, None when there is no readable one."""
+    try:
+        return Stamp(**json.loads((work / FOLDER / f"{step}.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def is_done(work: Path, step: str, inputs_sha256: str, output: str | None) -> Stamp | None:
+    """Return the stamp of a step that need not run again: same inputs, outputs still there."""
+    stamp = read_stamp(work, step)
+    if stamp is None or stamp.inputs_sha256 != inputs_sha256:
+        return None
+    return stamp if describe_output(work, output) == stamp.outputs else None

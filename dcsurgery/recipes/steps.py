@@ -1,0 +1,236 @@
+"""The row of a recipe as steps: what each reads, where it writes, what it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dcsurgery.errors import VerificationError
+from dcsurgery.recipes.schema import Eval, Finetune, Recipe
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run happens: its folder, the model it starts from and where data paths begin.
+
+    `goes_on` when the step at hand was begun before with the same inputs, and did not end.
+    """
+
+    work: Path
+    base: str
+    revision: str | None
+    towers: dict[str, str]
+    data: Path
+    offline: bool
+    say: Say
+    goes_on: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: `inputs` are hashed, `after` are the steps it builds on, `output` is in the work
+    folder. `run(place)` returns what it found, as JSON values."""
+
+    name: str
+    inputs: dict[str, Any]
+    after: tuple[str, ...]
+    output: str | None
+    run: Callable[[Place], dict[str, Any]]
+    reads: dict[str, str] = field(default_factory=dict)
+
+
+def build_steps(recipe: Recipe) -> tuple[Step, ...]:
+    """Return the steps of a recipe in order. Nothing is read or run."""
+    steps = [_convert(recipe)]
+    _verify(recipe, steps)
+    for number, stage in enumerate(recipe.finetune, start=1):
+        steps.append(_finetune(stage, number, _last_model(steps)))
+        _verify(recipe, steps)
+    first, last = steps[0], _last_model(steps)
+    steps += [_eval(item, first, last) for item in recipe.eval]
+    if recipe.export is not None:
+        steps.append(_export(recipe, last))
+        if recipe.export.form == "stock":
+            _verify(recipe, steps)
+    if recipe.publish is not None and recipe.publish.repo is not None:
+        reports = tuple(step for step in steps if step.name.startswith("eval-"))
+        # The reference's form has no plan, and so nothing to write a card from.
+        reference = recipe.export is not None and recipe.export.form == "reference"
+        model = last if reference else _last_model(steps)
+        steps.append(_publish(recipe, model, reports))
+    return tuple(steps)
+
+
+def _last_model(steps: list[Step]) -> Step:
+    kinds = ("convert", "finetune", "export")
+    return next(step for step in reversed(steps) if step.name.split("-")[0] in kinds)
+
+
+def _folder(place: Place, step: Step) -> Path:
+    return place.work / str(step.output)
+
+
+def _convert(recipe: Recipe) -> Step:
+    options = recipe.connector.model_dump()
+    kind = options.pop("kind")
+
+    def run(place: Place) -> dict[str, Any]:
+        from dcsurgery.convert import convert_checkpoint
+
+        done = convert_checkpoint(
+            place.base,
+            place.work / "convert",
+            connector=kind,
+            revision=place.revision,
+            towers=place.towers,
+            overwrite=True,
+            **options,
+        )
+        plan = done.plan
+        return {
+            "form": plan.form,
+            "new_parameters": plan.new_parameters,
+            "image_tokens": plan.image_tokens,
+            "loader": plan.loader,
+        }
+
+    return Step("convert", {"connector": recipe.connector.model_dump()}, (), "convert", run)
+
+
+def _verify(recipe: Recipe, steps: list[Step]) -> None:
+    """Append the verification of the last model, if the recipe wants it."""
+    options = recipe.verify
+    if options is None:
+        return
+    model = _last_model(steps)
+    report = f"verify-{model.name}.json"
+
+    def run(place: Place) -> dict[str, Any]:
+        import json
+
+        from dcsurgery.verification import verify_checkpoint
+
+        found = verify_checkpoint(
+            _folder(place, model),
+            images=[place.data / image for image in options.images],
+            deep=options.deep,
+            logits=options.logits,
+        )
+        (place.work / report).write_text(json.dumps(found.to_dict(), indent=2) + "\n")
+        if not found.passed:
+            failed = next(check for check in found.checks if not check.passed)
+            raise VerificationError(
+                f"{model.name} did not verify: {failed.name}: {failed.measured} {failed.detail}",
+                hint=f"dcsurgery verify {_folder(place, model)}",
+            )
+        return {"checks": len(found.checks), "passed": True}
+
+    name = f"verify-{model.name}"
+    steps.append(Step(name, options.model_dump(), (model.name,), report, run))
+
+
+def _finetune(stage: Finetune, number: int, model: Step) -> Step:
+    name = f"finetune-{number}"
+    settings = stage.settings()
+
+    def run(place: Place) -> dict[str, Any]:
+        from dcsurgery.training.finetune import finetune_connector
+
+        output = place.work / name
+        resume = place.goes_on and not output.exists()
+        done = finetune_connector(
+            _folder(place, model),
+            place.data / stage.data,
+            output,
+            images=None if stage.images is None else place.data / stage.images,
+            settings=settings,
+            split=stage.split,
+            resume=resume,
+            overwrite=not resume,
+        )
+        return {"training": done.record.model_dump(mode="json")}
+
+    inputs = {"settings": settings.model_dump(), "split": stage.split}
+    return Step(name, inputs, (model.name,), name, run, {"data": stage.data})
+
+
+def _eval(item: Eval, first: Step, last: Step) -> Step:
+    name = f"eval-{item.name}"
+    models = [first] if first is last else [first, last]
+    settings = item.model_dump(include={"metric", "limit", "batch_size", "max_new_tokens"})
+
+    def run(place: Place) -> dict[str, Any]:
+        from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
+
+        report = evaluate_checkpoints(
+            [_folder(place, step) for step in models],
+            place.data / item.data,
+            place.work / name,
+            images=None if item.images is None else place.data / item.images,
+            settings=EvalSettings(**settings),
+            split=item.split,
+            overwrite=not place.goes_on,
+        )
+        return {"eval": report.model_dump(mode="json")}
+
+    after = tuple(step.name for step in models)
+    return Step(name, item.model_dump(), after, f"{name}/report.json", run, {"data": item.data})
+
+
+def _export(recipe: Recipe, model: Step) -> Step:
+    options = recipe.export
+    assert options is not None
+
+    def run(place: Place) -> dict[str, Any]:
+        from dcsurgery.export import export_checkpoint
+
+        done = export_checkpoint(
+            _folder(place, model),
+            place.work / "export",
+            form=options.form,
+            keep_lora=options.keep_lora,
+            overwrite=True,
+        )
+        return {"bytes_written": done.bytes_written}
+
+    return Step("export", options.model_dump(), (model.name,), "export", run)
+
+
+def _publish(recipe: Recipe, model: Step, reports: tuple[Step, ...]) -> Step:
+    options = recipe.publish
+    assert options is not None and options.repo is not None
+
+    def run(place: Place) -> dict[str, Any]:
+        evals = [place.work / str(step.output) for step in reports]
+        if place.offline:
+            return _card_only(place, model, str(options.repo), evals)
+        from dcsurgery.publishing.push import push_checkpoint
+
+        done = push_checkpoint(
+            _folder(place, model),
+            str(options.repo),
+            private=options.private,
+            revision=options.revision,
+            create_pr=options.create_pr,
+            evals=evals,
+        )
+        return {"url": done.url, "commit": done.commit}
+
+    after = (model.name, *(step.name for step in reports))
+    return Step("publish", options.model_dump(), after, None, run)
+
+
+def _card_only(place: Place, model: Step, repo: str, evals: list[Path]) -> dict[str, Any]:
+    """Write the card that would be published; nothing leaves this machine."""
+    from dcsurgery.publishing.draft import draft_card
+
+    report = place.work / f"verify-{model.name}.json"
+    card = draft_card(
+        _folder(place, model), repo, report=report if report.is_file() else None, evals=evals
+    )
+    (place.work / "card.md").write_text(card, encoding="utf-8")
+    return {"card": "card.md", "sent": False}

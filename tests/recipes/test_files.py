@@ -1,0 +1,131 @@
+"""Recipe files: keys are checked, mistakes are named, --set reaches every place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dcsurgery.errors import DcSurgeryError, RequestError
+from dcsurgery.recipes.catalog import change_fields, find_recipe, load_recipe, read_yaml, shipped
+from dcsurgery.recipes.schema import parse_recipe
+from dcsurgery.recipes.steps import build_steps
+from dcsurgery.recipes.sweep import expand
+
+PROMISED = [
+    *(
+        f"llava-1.5-{size}-{kind}"
+        for size in ("7b", "13b")
+        for kind in ("dci", "sci", "sti", "efficient")
+    ),
+    "llava-siglip-7b-dci",
+    "llava-next-7b-dci",
+    "mini-gemini-7b-dci",
+    "mini-gemini-13b-dci",
+    "llava-next-34b-dci-lora",
+    "llava-next-72b-dci-lora",
+    "published-v1.5-7b",
+    "published-with-mgm-7b",
+    "table-1-ablation",
+    "tiny",
+]
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_shipped_recipe_is_valid_and_opens_with_its_story(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    opening = find_recipe(name).read_text().splitlines()[:5]
+    for word, line in zip(
+        ("# ", "# From:", "# Cost:", "# Command:", "# Source:"), opening, strict=True
+    ):
+        assert line.startswith(word)
+    assert f"dcsurgery recipe run {name}" in opening[3]
+    for point in expand(recipe):
+        assert build_steps(point.recipe)[0].name == "convert"
+
+
+def test_the_promised_recipes_are_shipped() -> None:
+    assert set(PROMISED) <= set(shipped())
+
+
+def tiny() -> dict[str, object]:
+    values = read_yaml(find_recipe("tiny"))
+    assert isinstance(values, dict)
+    return values
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "hint"),
+    [
+        ("connecter={}", "connecter: there is no such key", "did you mean connector?"),
+        ("connector.gruops=3", "connector.gruops: there is no such key", "did you mean groups?"),
+        ("finetune.1r=1e-4", "finetune.0.1r: there is no such key", "did you mean lr?"),
+        ("eval.metric=fuzzy", "eval.0.metric: input should be", "recipe show"),
+        ("cost.hours=-1", "cost.hours: input should be greater than 0", "recipe show"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(change: str, message: str, hint: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_recipe(change_fields(tiny(), (change,)), "mine")
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_set_reaches_one_stage_or_all_and_reads_numbers() -> None:
+    values = {"finetune": [{"lr": 1}, {"lr": 2}], "base": {"revision": None}}
+    changed = change_fields(values, ("finetune.lr=1e-4", "finetune.1.lr=3", "base.revision=main"))
+    assert changed == {"finetune": [{"lr": 1e-4}, {"lr": 3}], "base": {"revision": "main"}}
+    assert values["finetune"] == [{"lr": 1}, {"lr": 2}], "the file's own values stay"
+
+
+@pytest.mark.parametrize("change", ["finetune.lr", "finetune.7.lr=1", "name.x=1", "=3"])
+def test_a_set_that_leads_nowhere_is_refused(change: str) -> None:
+    with pytest.raises(RequestError):
+        change_fields(tiny(), (change,))
+
+
+def test_unknown_names_and_broken_files_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"llava-1\.5-7b-dcy") as caught:
+        find_recipe("llava-1.5-7b-dcy")
+    assert "llava-1.5-7b-dci" in caught.value.hint
+    with pytest.raises(DcSurgeryError, match=r"no file .*absent\.yaml"):
+        find_recipe(str(tmp_path / "absent.yaml"))
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("name: x\n  base: [\n")
+    with pytest.raises(RequestError, match="line 2"):
+        load_recipe(str(broken))
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(RequestError, match="mapping"):
+        load_recipe(str(tmp_path / "list.yaml"))
+
+
+def test_expected_numbers_name_an_eval_that_exists() -> None:
+    wrong = {"benchmark": "GQA", "value": 1, "tolerance": 1, "source": "x", "eval": "gqa"}
+    with pytest.raises(RequestError, match="'gqa', which is no eval"):
+        parse_recipe({**tiny(), "expected": [wrong]}, "mine")
+
+
+def test_a_sweep_is_every_combination_with_folder_names() -> None:
+    sweep = {
+        "connector": [{"kind": "sci", "layers": "7,15"}, {"kind": "dci"}],
+        "connector.seed": [0, 1],
+    }
+    points = expand(parse_recipe({**tiny(), "sweep": sweep}, "mine"))
+    assert [point.name for point in points] == [
+        "connector-sci-7,15,seed-0",
+        "connector-sci-7,15,seed-1",
+        "connector-dci,seed-0",
+        "connector-dci,seed-1",
+    ]
+    assert points[1].recipe.connector.layers == "7,15"
+    assert points[3].recipe.connector.seed == 1
+    assert not points[0].recipe.sweep
+
+
+def test_yaml_files_hold_no_key_twice() -> None:
+    for path in shipped().values():
+        loaded = yaml.safe_load(path.read_text())
+        top = [line.split(":")[0] for line in path.read_text().splitlines() if line[:1].isalpha()]
+        assert len(top) == len(set(top)) == len(loaded), path.name

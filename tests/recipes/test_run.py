@@ -1,0 +1,170 @@
+"""A recipe that runs: stamps, resume, what a change re-runs, report, lock and sweep."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dcsurgery.errors import DcSurgeryError, RequestError
+from dcsurgery.recipes.catalog import load_recipe
+from dcsurgery.recipes.lockfile import LOCK_FILE
+from dcsurgery.recipes.report import compare
+from dcsurgery.recipes.runner import RecipeRun, read_source, run_recipe
+from dcsurgery.recipes.schema import Expected
+from dcsurgery.recipes.stamps import Stamp
+from dcsurgery.recipes.sweep import run_sweep
+from dcsurgery.records import DELTA_FILE
+
+SMALL = ("smoke.options={tower: clip, depth: 4}", "verify.logits=false")
+QUICK = (*SMALL, "verify=null")
+STEPS = ["convert", "finetune-1", "eval-colours", "export", "publish"]
+
+
+def states(run: RecipeRun) -> dict[str, str]:
+    return {step.name: step.state for step in run.steps}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RecipeRun:
+    """The tiny recipe without its verifications, run once. Do not write into its folder."""
+    return run_recipe("tiny", changes=QUICK, work_dir=tmp_path_factory.mktemp("recipe") / "run")
+
+
+def test_a_run_ends_with_a_model_a_report_and_a_card(finished: RecipeRun) -> None:
+    assert states(finished) == dict.fromkeys(STEPS, "done")
+    work = finished.work
+    report = json.loads((work / "report.json").read_text())
+    assert list(report["steps"]) == STEPS
+    assert report["smoke"] is True
+    training = report["steps"]["finetune-1"]["result"]["training"]
+    text = (work / "report.md").read_text()
+    assert f"{training['trained_parameters']:,} parameters, 2 steps" in text
+    assert "Smoke run" in text
+    assert (work / "export/config.json").is_file()
+    assert "arXiv" in (work / "card.md").read_text()
+
+
+def test_a_finished_run_does_nothing_twice_and_a_change_reruns_what_depends_on_it(
+    finished: RecipeRun, tmp_path: Path
+) -> None:
+    again = run_recipe("tiny", changes=QUICK, work_dir=finished.work)
+    assert states(again) == dict.fromkeys(STEPS, "resumed")
+    work = tmp_path / "copy"
+    subprocess.run(["cp", "-r", finished.work, work], check=True)
+    changed = (*QUICK, "eval.batch_size=2")
+    found = states(run_recipe("tiny", changes=changed, work_dir=work, until="eval"))
+    assert found == {"convert": "resumed", "finetune-1": "resumed", "eval-colours": "done"}
+    data = work / "smoke/train.json"
+    data.write_text(data.read_text().replace("red", "pink"))
+    found = states(run_recipe("tiny", changes=changed, work_dir=work, until="finetune"))
+    assert found == {"convert": "resumed", "finetune-1": "done"}
+    (work / "convert" / DELTA_FILE).unlink()
+    found = states(run_recipe("tiny", changes=changed, work_dir=work, until="convert"))
+    assert found == {"convert": "done"}, "an output that is gone is made again"
+
+
+def test_a_lock_replays_to_the_same_weights(finished: RecipeRun, tmp_path: Path) -> None:
+    lock = finished.work / LOCK_FILE
+    work = tmp_path / "replay"
+    replayed = run_recipe(str(lock), work_dir=work, until=None)
+    assert states(replayed) == dict.fromkeys(STEPS, "done")
+    for step in ("convert", "finetune-1", "export"):
+        first, second = (folder / step / DELTA_FILE for folder in (finished.work, work))
+        assert first.read_bytes() == second.read_bytes(), step
+
+
+def test_a_lock_is_exact(finished: RecipeRun, tmp_path: Path) -> None:
+    values = yaml.safe_load((finished.work / LOCK_FILE).read_text())
+    assert {"torch", "transformers", "dcsurgery"} <= set(values["versions"])
+    with pytest.raises(RequestError, match="--set cannot change it"):
+        run_recipe(str(finished.work / LOCK_FILE), changes=("name=x",), work_dir=tmp_path / "a")
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump({**values, "data": {**values["data"], "train.json": "0" * 64}}))
+    with pytest.raises(RequestError, match=r"train\.json is not the locked file"):
+        run_recipe(str(other), work_dir=tmp_path / "b")
+    outputs = {**values["outputs"], "convert": {f"convert/{DELTA_FILE}": "0" * 64}}
+    other.write_text(yaml.safe_dump({**values, "outputs": outputs}))
+    with pytest.raises(DcSurgeryError, match="other weights than the lock: convert"):
+        run_recipe(str(other), work_dir=finished.work)
+
+
+def test_killed_at_each_step_a_run_still_completes(tmp_path: Path, finished: RecipeRun) -> None:
+    work = tmp_path / "killed"
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.recipes.killed", "tiny", str(work), *QUICK],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found["codes"] == dict.fromkeys(STEPS, -signal.SIGKILL)
+    assert found["last"] == 0
+    # Every killed run left the stamps of the steps before; only the last step was still to do.
+    assert found["states"] == {**dict.fromkeys(STEPS[:-1], "resumed"), STEPS[-1]: "done"}
+    first, second = (folder / "finetune-1" / DELTA_FILE for folder in (finished.work, work))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_sweep_runs_every_point_once_and_compares_them(tmp_path: Path) -> None:
+    sweep = "sweep={connector.groups: [1, 2]}"
+    cheap = ("connector.form=delta", "eval=[]", "export=null", "publish=null", "finetune=[]", sweep)
+    source = read_source("tiny", (*QUICK, *cheap))
+
+    def run() -> list[dict[str, str]]:
+        pairs = run_sweep(
+            source, tmp_path, Path("."), until=None, dry_run=False, say=lambda line: None
+        )
+        return [states(found) for _, found in pairs]
+
+    assert run() == [{"convert": "done"}] * 2
+    assert run() == [{"convert": "resumed"}] * 2
+    rows = json.loads((tmp_path / "sweep.json").read_text())
+    assert [row["point"] for row in rows] == ["groups-1", "groups-2"]
+    assert rows[0]["new_parameters"] < rows[1]["new_parameters"]
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(RequestError, match="sweep of several runs"):
+        run_recipe("table-1-ablation", work_dir=tmp_path / "x")
+
+
+def test_a_dry_run_writes_nothing_and_names_what_is_missing(tmp_path: Path) -> None:
+    run = run_recipe(
+        "llava-1.5-7b-dci", work_dir=tmp_path / "work", data_dir=tmp_path, dry_run=True
+    )
+    assert not (tmp_path / "work").exists()
+    assert set(states(run).values()) == {"to do"}
+    assert any("blip_laion_cc_sbu_558k.json" in text for text in run.missing)
+    with pytest.raises(DcSurgeryError, match="blip_laion") as caught:
+        run_recipe("llava-1.5-7b-dci", work_dir=tmp_path / "work", data_dir=tmp_path)
+    assert "--data-dir" in caught.value.hint
+    with pytest.raises(RequestError, match="no step 'trian'"):
+        run_recipe("tiny", work_dir=tmp_path / "work", until="trian")
+
+
+def test_expected_numbers_stand_beside_what_was_measured() -> None:
+    row = Expected(benchmark="GQA", value=63.8, tolerance=1.0, source="table 1", eval="gqa")
+    models = [{"score": {"mean": 0.2}}, {"score": {"mean": 0.6301}}]
+    stamp = Stamp("eval-gqa", "", {"eval": {"models": models}}, {}, 1.0)
+    assert compare(row, {"eval-gqa": stamp}, smoke=False)["verdict"] == "within tolerance"
+    assert compare(row, {"eval-gqa": stamp}, smoke=False)["measured"] == 63.01
+    strict = row.model_copy(update={"tolerance": 0.5})
+    assert compare(strict, {"eval-gqa": stamp}, smoke=False)["verdict"] == "outside tolerance"
+    assert compare(row, {"eval-gqa": stamp}, smoke=True)["measured"] is None
+    assert compare(row, {}, smoke=False)["verdict"] == "not measured here"
+
+
+def test_every_stage_of_a_real_recipe_has_what_training_needs() -> None:
+    first, second = load_recipe("llava-1.5-7b-dci").finetune
+    one, two = first.settings().resolved(), second.settings().resolved()
+    assert (one.batch_size, one.lr) == (256, 1e-3)
+    assert (two.batch_size, two.lr, two.train) == (128, 2e-5, "full")

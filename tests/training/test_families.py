@@ -1,0 +1,57 @@
+"""Every family of the support table trains: its loss falls, and only what is announced changes."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dcsurgery.architectures import available
+from tests.architectures import cases
+from tests.architectures.contract import Wiring
+from tests.training.tasks import changed, make_rows, run, snapshot
+
+FOLDER = Path(cases.__file__).parent
+
+
+def contracts() -> Iterator[type[Wiring]]:
+    """The contract tests of all families: each knows how to write a tiny model of its own."""
+    for path in sorted(FOLDER.glob("test_*.py")):
+        module = importlib.import_module(f"tests.architectures.{path.stem}")
+        for found in vars(module).values():
+            if isinstance(found, type) and issubclass(found, Wiring):
+                if found.__name__.startswith("Test") and found.__module__ == module.__name__:
+                    yield found
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, cases.Case]:
+    """One tiny model of each family, by name."""
+    place, found = tmp_path_factory.mktemp("families"), {}
+    for number, contract in enumerate(contracts()):
+        case = cases.make_case(contract.tiny(place / str(number), 1), contract.specs[0])
+        found.setdefault(case.architecture.name, case)
+    return found
+
+
+def test_every_family_is_tried(families: dict[str, cases.Case]) -> None:
+    assert set(families) == {architecture.name for architecture in available()}
+
+
+@pytest.mark.parametrize("name", [architecture.name for architecture in available()])
+def test_its_loss_falls_and_only_what_is_announced_changes(
+    families: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    case = families[name]
+    model = case.attached()
+    before = snapshot(model)
+    rows = make_rows(case.tiny, model, 2)
+    values = {"batch_size": 2, "warmup": 0.0, "projector_lr": 1e-3, "max_steps": 4}
+    result = run(case, model, rows, tmp_path, **values)
+    losses = [row["loss"] for row in result.history]
+    assert losses[-1] < losses[0]
+    assert changed(before, model) == set(result.trained.names)
+    assert set(result.trained.groups) == {"connector", "projector"}
