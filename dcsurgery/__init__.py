@@ -11,6 +11,7 @@ from dcsurgery import modeling as modeling
 if TYPE_CHECKING:
     from dcsurgery.connectors.spec import ConnectorSpec
     from dcsurgery.convert import Conversion, convert_checkpoint
+    from dcsurgery.evaluation.ask import Answer, ask_model
     from dcsurgery.evaluation.report import EvalReport
     from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
     from dcsurgery.export import export_checkpoint
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
     "ConnectorSpec",
     "Conversion",
     "EvalReport",
@@ -46,6 +48,7 @@ __all__ = [
     "TrainingPreview",
     "TrainingSettings",
     "__version__",
+    "ask_model",
     "convert_checkpoint",
     "evaluate_checkpoints",
     "export_checkpoint",
@@ -62,6 +65,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Answer": "evaluation.ask",
     "ConnectorSpec": "connectors.spec",
     "Conversion": "convert",
     "EvalReport": "evaluation.report",
@@ -75,6 +79,7 @@ _HOMES = {
     "SurgeryPlan": "records",
     "TrainingPreview": "training.finetune",
     "TrainingSettings": "training.settings",
+    "ask_model": "evaluation.ask",
     "convert_checkpoint": "convert",
     "export_checkpoint": "export",
     "evaluate_checkpoints": "evaluation.runner",

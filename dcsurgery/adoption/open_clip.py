@@ -18,6 +18,8 @@ from dcsurgery.modeling.mini_gemini.original_names import AUX_TOWER, OPEN_CLIP, 
 
 KEY = "mm_vision_tower_aux"
 TARGET = "model.vision_tower_aux."
+# First width of the one ConvNeXt of open_clip that is built with another epsilon.
+_XXLARGE = 384
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,12 @@ def _describe(shapes: Mapping[str, TensorEntry], stated: str) -> dict[str, Any]:
         raise AnatomyError(
             f"the auxiliary tower {stated!r} is no whole ConvNeXt: stem or blocks are missing",
             hint=f"name the tower it was trained with: --tower {PurePosixPath(stated).name}=PATH",
+        )
+    if widths[0] == _XXLARGE:
+        raise AnatomyError(
+            f"the auxiliary tower {stated!r} is open_clip's convnext_xxlarge, whose norms add 1e-5 "
+            "where transformers' ConvNext adds 1e-6",
+            hint="the large and base ConvNeXt of open_clip can be read",
         )
     expected = 2 + sum(9 * depth for _, depth in stages) + 4 * (len(stages) - 1) + 2
     if len(shapes) != expected:

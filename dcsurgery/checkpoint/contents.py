@@ -202,13 +202,24 @@ def open_checkpoint(
         try:
             remote = _open_remote(ref, pickles)
         except HubUnreachableError:
-            ref = fetch(ref, cached_only=not weights, pickles=pickles is not never)
+            ref = _fetch_cached(ref, weights, pickles is not never)
         else:
             if not weights:
                 return remote
             # Not by commit: huggingface_hub would not note the branch, and not find it offline.
             ref = fetch(ref, pickles=remote.index_name == PICKLE_INDEX)
     return _open_folder(ref, Path(ref.folder or ""), pickles)
+
+
+def _fetch_cached(ref: ModelRef, weights: bool, pickles: bool) -> ModelRef:
+    """Return a snapshot of the cache, with pickles only where there are no other weights.
+
+    A download that left them on the Hub would count as one that is not whole.
+    """
+    found = fetch(ref, cached_only=not weights)
+    if pickles and not any(Path(found.folder or "").glob("*.safetensors")):
+        return fetch(ref, cached_only=not weights, pickles=True)
+    return found
 
 
 def _open_folder(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     'dcsurgery ask llava-dci photo.jpg "How many people are there?"',
     'dcsurgery ask llava-dci photo.jpg "What is this?" --against ./my-llava',
-    'dcsurgery ask llava-dci --video clip.mp4 --frames 4 --frame-pool 2 "What happens?"',
+    'dcsurgery ask llava-dci --video clip.mp4 --frame-pool 2 "What happens?"',
 )
 
 
@@ -109,19 +109,17 @@ def ask(
         )
     if asked.clip is not None:
         out.tell(f"{len(asked.clip.frames)} of {asked.clip.total} frames")
-    names = [model] if options.against is None else [model, options.against]
-    with _shown(names, out) as shows:
+    models = [(model, options)]
+    if options.against is not None:
+        # These belong to MODEL alone.
+        models.append((options.against, replace(options, revision=None, base=None)))
+    with _shown([name for name, _ in models], out) as shows:
         answers = [
             _ask_one(name, asked, own, show, out)
-            for name, own, show in zip(names, (options, _of_base(options)), shows, strict=False)
+            for (name, own), show in zip(models, shows, strict=True)
         ]
     if options.as_json:
         out.data(_values(asked, images or [], options, answers))
-
-
-def _of_base(options: AskOptions) -> AskOptions:
-    """Return the options without what belongs to MODEL alone."""
-    return replace(options, revision=None, base=None)
 
 
 def _ask_one(name: str, asked: Question, options: AskOptions, show: Show, out: Output) -> Answer:

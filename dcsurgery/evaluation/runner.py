@@ -264,8 +264,9 @@ def batches(rows: Batch, size: int) -> Iterator[Batch]:
 def _loaded(name: str, settings: EvalSettings) -> Any:
     dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(name, dtype=dtype)
     try:
-        return load_model(name, dtype=dtype).to(device)
+        return model.to(device)
     except (RuntimeError, AssertionError) as error:  # torch knows no such device, or it is full
         raise RequestError(
             f"{name} cannot be put on {device}: {' '.join(str(error).split())[:120]}",

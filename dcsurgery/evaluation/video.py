@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def _pick(av: Any, path: Path, total: int, count: int) -> Clip | None:
         raise _unreadable(path, "it has no frames")
     numbers = frame_numbers(total, count)
     with av.open(str(path)) as container:
-        frames = zip(range(numbers[-1] + 1), _decoded(container), strict=False)
+        frames = islice(enumerate(_decoded(container)), numbers[-1] + 1)
         found = {number: _upright(frame) for number, frame in frames if number in numbers}
     if not found.keys() >= set(numbers):
         return None

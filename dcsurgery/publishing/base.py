@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dcsurgery.errors import CheckpointError, PublishError
-from dcsurgery.publishing.failures import NOTHING, hub_calls
+from dcsurgery.checkpoint.hub import HubUnreachableError, hub_errors
+from dcsurgery.errors import CheckpointError, CheckpointNotFoundError, PublishError
+from dcsurgery.publishing.failures import NOTHING
 from dcsurgery.publishing.marks import CARD
 from dcsurgery.publishing.target import RemoteFile, list_files, read_text
 from dcsurgery.records import SurgeryPlan
@@ -104,22 +105,33 @@ def _require_public_towers(plan: SurgeryPlan) -> None:
 
 
 def _look_up(api: HfApi, repo_id: str, commit: str | None) -> PublicBase | None:
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-    with hub_calls(repo_id):
-        try:
-            info = api.model_info(repo_id, revision=commit)
-        except (RepositoryNotFoundError, RevisionNotFoundError):
+    try:
+        with hub_errors(repo_id, commit):
+            return _read(api, repo_id, commit)
+    except CheckpointError as error:
+        missing = isinstance(error, CheckpointNotFoundError)
+        if missing and not isinstance(error, HubUnreachableError):
             return None
-        sha = str(info.sha)
-        files = list_files(api, repo_id, sha)
-        notes = []
-        if info.private:
-            notes.append(f"{repo_id} is private: only who may read it can load what is pushed")
-        if info.gated:
-            notes.append(f"{repo_id} is gated: its terms go on holding for what is pushed")
-        card = read_text(api, repo_id, sha, CARD) if CARD in files else ""
-        return PublicBase(repo_id, sha, files, card, tuple(notes))
+        raise PublishError(f"{error.message}; {NOTHING}", hint=error.hint) from error
+
+
+def _read(api: HfApi, repo_id: str, commit: str | None) -> PublicBase:
+    from huggingface_hub.errors import GatedRepoError
+
+    info = api.model_info(repo_id, revision=commit)
+    sha, notes = str(info.sha), []
+    if info.private:
+        notes.append(f"{repo_id} is private: only who may read it can load what is pushed")
+    if info.gated:
+        notes.append(f"{repo_id} is gated: its terms go on holding for what is pushed")
+    files = list_files(api, repo_id, sha)
+    card = f"---\n{info.card_data.to_yaml()}\n---\n" if info.card_data else ""
+    if CARD in files:
+        try:
+            card = read_text(api, repo_id, sha, CARD)
+        except GatedRepoError:
+            notes.append(f"this account may not read {repo_id}: its card's metadata had to do")
+    return PublicBase(repo_id, sha, files, card, tuple(notes))
 
 
 def _local_card(plan: SurgeryPlan) -> str:

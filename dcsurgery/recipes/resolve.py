@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dcsurgery import __version__
-from dcsurgery.checkpoint.contents import open_checkpoint
+from dcsurgery.adoption import TowerPlaces, open_model
 from dcsurgery.errors import CheckpointNotFoundError, RequestError
 from dcsurgery.plan import describe_base
 from dcsurgery.recipes.schema import Recipe
@@ -22,17 +22,26 @@ def pin_base(recipe: Recipe, data: Path) -> dict[str, Any]:
 
     Raises CheckpointNotFoundError when it is neither a folder nor reachable on the Hub.
     """
-    checkpoint = open_checkpoint(base_place(recipe, data), recipe.base.revision, weights=False)
+    towers = TowerPlaces(tower_places(recipe, data))
+    checkpoint = open_model(base_place(recipe, data), recipe.base.revision, towers=towers)
     record = describe_base(checkpoint).model_dump(mode="json", exclude={"folder", "revision"})
     # Not where folders are today: the same files elsewhere are the same base.
-    towers = {name: tower["commit"] for name, tower in record["towers"].items()}
-    return {**record, "id": recipe.base.model, "towers": towers}
+    commits = {name: tower["commit"] for name, tower in record["towers"].items()}
+    return {**record, "id": recipe.base.model, "towers": commits}
 
 
 def base_place(recipe: Recipe, data: Path) -> str:
     """Return the base's folder when there is one below the data folder, else its Hub id."""
     folder = data / recipe.base.model
     return str(folder) if folder.is_dir() else recipe.base.model
+
+
+def tower_places(recipe: Recipe, data: Path) -> dict[str, str]:
+    """Return where the towers of the base are: folders below the data folder, else as stated."""
+    return {
+        name: str(data / place) if (data / place).is_dir() else place
+        for name, place in recipe.base.tower.items()
+    }
 
 
 def pin_data(steps: tuple[Step, ...], data: Path) -> dict[str, str]:

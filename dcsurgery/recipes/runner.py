@@ -118,6 +118,7 @@ def run_one(
         work=work,
         base=resolve.base_place(recipe, data),
         revision=base["commit"],
+        towers=resolve.tower_places(recipe, data),
         data=data,
         offline=source.smoke,
         say=say,

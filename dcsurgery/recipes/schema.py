@@ -115,11 +115,13 @@ class Cost(_Section):
 class Smoke(_Section):
     """The tiny model that stands in for the base with --smoke: a writer of dcsurgery.tiny.
 
-    `always` is for recipes that have no other base.
+    `reference` is a connector it gets first, in the reference's own form. `always` is for recipes
+    that have no other base.
     """
 
     model: str
     options: dict[str, Any] = {}
+    reference: str | None = None
     always: bool = False
 
 

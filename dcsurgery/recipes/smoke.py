@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,6 @@ def build_world(recipe: Recipe, folder: Path) -> None:
 
 
 def _write_model(recipe: Recipe, folder: Path) -> None:
-    import shutil
-
     shutil.rmtree(folder, ignore_errors=True)
     name = recipe.smoke.model
     try:
@@ -74,7 +73,16 @@ def _write_model(recipe: Recipe, folder: Path) -> None:
         raise RequestError(
             f"smoke.model {name!r} is no tiny model", hint="see the modules of dcsurgery.tiny"
         ) from None
-    write(folder, **recipe.smoke.options)
+    connector = recipe.smoke.reference
+    if connector is None:
+        write(folder, **recipe.smoke.options)
+        return
+    from dcsurgery.convert import convert_checkpoint
+
+    plain = folder.with_name("plain")
+    shutil.rmtree(plain, ignore_errors=True)
+    write(plain, **recipe.smoke.options)
+    convert_checkpoint(plain, folder, connector=connector, form="reference")
 
 
 def _write_data(folder: Path) -> None:

@@ -23,6 +23,7 @@ class Place:
     work: Path
     base: str
     revision: str | None
+    towers: dict[str, str]
     data: Path
     offline: bool
     say: Say
@@ -57,7 +58,10 @@ def build_steps(recipe: Recipe) -> tuple[Step, ...]:
             _verify(recipe, steps)
     if recipe.publish is not None and recipe.publish.repo is not None:
         reports = tuple(step for step in steps if step.name.startswith("eval-"))
-        steps.append(_publish(recipe, _last_model(steps), reports))
+        # The reference's form has no plan, and so nothing to write a card from.
+        reference = recipe.export is not None and recipe.export.form == "reference"
+        model = last if reference else _last_model(steps)
+        steps.append(_publish(recipe, model, reports))
     return tuple(steps)
 
 
@@ -73,7 +77,6 @@ def _folder(place: Place, step: Step) -> Path:
 def _convert(recipe: Recipe) -> Step:
     options = recipe.connector.model_dump()
     kind = options.pop("kind")
-    towers = dict(recipe.base.tower)
 
     def run(place: Place) -> dict[str, Any]:
         from dcsurgery.convert import convert_checkpoint
@@ -83,7 +86,7 @@ def _convert(recipe: Recipe) -> Step:
             place.work / "convert",
             connector=kind,
             revision=place.revision,
-            towers=towers,
+            towers=place.towers,
             overwrite=True,
             **options,
         )

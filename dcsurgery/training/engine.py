@@ -213,9 +213,14 @@ class Engine(Trainer):
             names = self.job.trained.names
             save_trained(Path(output_dir or self.args.output_dir), {n: state[n] for n in names})
 
+    @property
+    def sharded(self) -> bool:
+        """True where no process holds whole parameters: FSDP and DeepSpeed."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
     def _gathered(self) -> dict[str, Tensor]:
-        """Return whole parameters by name, also where FSDP or DeepSpeed has split them."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        """Return whole parameters by name, put together where they are split."""
+        if self.sharded:
             whole: dict[str, Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
             return whole
         return dict(self.model.named_parameters())

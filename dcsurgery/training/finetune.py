@@ -15,6 +15,7 @@ import torch
 from dcsurgery import __version__
 from dcsurgery.checkpoint.output import check_output
 from dcsurgery.convert import Conversion
+from dcsurgery.errors import TrainingError
 from dcsurgery.records import DELTA_FOLDER, TrainingRecord
 from dcsurgery.training.batches import (
     Collator,
@@ -23,13 +24,14 @@ from dcsurgery.training.batches import (
     TrainingDataset,
     dry_run_samples,
 )
+from dcsurgery.training.checkpoints import latest_checkpoint, load_trained
 from dcsurgery.training.conversations import BadRow
 from dcsurgery.training.engine import Job
 from dcsurgery.training.estimate import Estimate, estimate
 from dcsurgery.training.feeding import Feed, micro_batches, processes, rank
 from dcsurgery.training.freeze import Trained
 from dcsurgery.training.logs import PLOT_FILE, Watch, draw
-from dcsurgery.training.lora import describe_adapters, save_adapters
+from dcsurgery.training.lora import add_adapters, describe_adapters, save_adapters
 from dcsurgery.training.output import checkpoint_names, write_trained
 from dcsurgery.training.prompts import Prompter
 from dcsurgery.training.rows import data_digest, read_rows
@@ -115,6 +117,8 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
     record = _record(begun.model, job, result, source, identity)
     conversion = None
     if rank() == 0:
+        if result.sharded:
+            begun = _reloaded(origin, job, workspace)
         conversion = _write(target, job, begun, workspace, record, overwrite)
         _leave_logs(target, job, result, workspace)
         workspace.clear()
@@ -226,6 +230,24 @@ def _record(
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         versions={"dcsurgery": __version__, **{name: version(name) for name in PACKAGES}},
     )
+
+
+def _reloaded(origin: Origin, job: Job, workspace: Workspace) -> Start:
+    """Return the trained model whole, where processes hold a part each: from the last checkpoint.
+
+    Raises TrainingError where there is none.
+    """
+    checkpoint = latest_checkpoint(workspace.folder)
+    if checkpoint is None:
+        raise TrainingError(
+            "FSDP and DeepSpeed need a checkpoint to put the model together from",
+            hint="leave out --save-steps 0",
+        )
+    begun = start(origin, job.settings)
+    if job.settings.train == "lora":
+        add_adapters(begun.model, job.settings)
+    load_trained(checkpoint, begun.model, job.trained.names)
+    return begun
 
 
 def _write(

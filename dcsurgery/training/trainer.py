@@ -49,7 +49,10 @@ class Run:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training did. `history` has one entry per step, as in `log`."""
+    """What a training did. `history` has one entry per step, as in `log`.
+
+    `sharded`: FSDP or DeepSpeed has split the model, whose whole values are in the last checkpoint.
+    """
 
     trained: Trained
     settings: TrainingSettings
@@ -61,6 +64,7 @@ class TrainingResult:
     resumed_at: int
     history: tuple[dict[str, Any], ...]
     log: Path
+    sharded: bool = False
 
 
 def train(  # noqa: PLR0913 - the parts of a training, each its own thing
@@ -111,6 +115,7 @@ def carry_out(model: Any, job: Job, run: Run) -> TrainingResult:
     resumed_at = step_of(checkpoint) if checkpoint else 0
     folder.mkdir(parents=True, exist_ok=True)
     recorder = Recorder(folder, run.watch, resumed_at)
+    sharded = False
     with _ready(model, job.settings), Interruption() as interruption:
         if checkpoint is not None and resumed_at >= job.steps:
             load_trained(checkpoint, model, job.trained.names)
@@ -118,6 +123,7 @@ def carry_out(model: Any, job: Job, run: Run) -> TrainingResult:
             arguments = training_arguments(job, folder, arithmetic(job.settings, model))
             callbacks = [StopInOrder(interruption), recorder, *run.callbacks]
             engine = Engine(model, job, arguments, facts, callbacks)
+            sharded = engine.sharded
             engine.run(checkpoint)
         history = tuple(recorder.history)
         interruption.leave()
@@ -132,6 +138,7 @@ def carry_out(model: Any, job: Job, run: Run) -> TrainingResult:
         resumed_at=resumed_at,
         history=history,
         log=folder / LOG_FILE,
+        sharded=sharded,
     )
 
 

@@ -34,3 +34,9 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; keys only ever get added."""
         return {"schema_version": 1, "passed": self.passed, **asdict(self)}
+
+
+def judge(name: str, problems: list[str], measured: str, limit: str) -> Check:
+    """Return a check that passed when there are no problems; its detail names the first five."""
+    detail = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if problems[5:] else "")
+    return Check(name, not problems, measured, limit, detail)

@@ -12,29 +12,22 @@ from dcsurgery.bases import check_base, find_base
 from dcsurgery.checkpoint.contents import CONFIG, INDEX, Checkpoint, WeightFile, open_checkpoint
 from dcsurgery.checkpoint.digests import digest, file_bytes, tensor_bytes
 from dcsurgery.checkpoint.headers import Header, read_header
-from dcsurgery.checkpoint.rewrite import NewTensor
 from dcsurgery.convert import edit_config
 from dcsurgery.errors import CheckpointNotFoundError, DcSurgeryError
-from dcsurgery.lora import open_adapter
 from dcsurgery.publishing.marks import BEGIN, CARD
 from dcsurgery.records import (
-    ADAPTER_FOLDER,
     DELTA_FILE,
     DELTA_FOLDER,
     PLAN_FILE,
     SurgeryPlan,
-    TensorRecord,
     read_plan,
 )
-from dcsurgery.stock import merged_tensors
-from dcsurgery.tensors import stock_tensors, stored_delta, tensor_rows
 from dcsurgery.verification.consistency import contradictions
-from dcsurgery.verification.report import Check
+from dcsurgery.verification.folded import fold_check
+from dcsurgery.verification.report import Check, judge
 from dcsurgery.verification.trained import ADAPTER_CHECK, adapter_check, trained_check
 
 DELTA_CHECK = "connector is as planned"
-# Relative to the largest value: two units in the last place, in fp32 those of a long sum.
-MERGE_LIMITS = {"F64": 2**-18, "F32": 2**-18, "F16": 2**-9, "BF16": 2**-6}
 
 
 @dataclass(frozen=True)
@@ -93,13 +86,8 @@ def structure_checks(pair: Pair, *, deep: bool) -> list[Check]:
         # The fold is made from the delta again: without a sound one there is nothing to compare.
         sound = (DELTA_CHECK, ADAPTER_CHECK)
         if all(check.passed for check in checks if check.name in sound):
-            checks.append(_fold_check(pair, pair.stock))
+            checks.append(fold_check(pair.plan, pair.folder, pair.base, pair.stock))
     return checks
-
-
-def _result(name: str, problems: list[str], measured: str, limit: str) -> Check:
-    detail = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if problems[5:] else "")
-    return Check(name, not problems, measured, limit, detail)
 
 
 def _base_check(pair: Pair) -> Check:
@@ -109,7 +97,7 @@ def _base_check(pair: Pair) -> Check:
     except DcSurgeryError as error:
         problems = [error.message]
     measured = f"config, {len(pair.plan.base.files)} headers, {len(pair.plan.relies_on)} tensors"
-    return _result("base is the plan's base", problems, measured, "equal")
+    return judge("base is the plan's base", problems, measured, "equal")
 
 
 def _hub_check(base: Checkpoint) -> Check:
@@ -123,18 +111,18 @@ def _hub_check(base: Checkpoint) -> Check:
             if digest(file_bytes(path)) != published:
                 problems.append(f"{file.name} is not the file the Hub published")
     measured = f"{compared} of {len(base.weights)} weight files carry a digest"
-    return _result("base files match the Hub", problems, measured, "equal where known")
+    return judge("base files match the Hub", problems, measured, "equal where known")
 
 
 def _delta_check(pair: Pair) -> Check:
     path = pair.folder / DELTA_FILE
     problems = []
-    # What else a training changed is in the weight files of a stock form, see _fold_check.
+    # What else a training changed is in the weight files of a stock form, see fold_check.
     stated = {record.name: record for record in pair.plan.delta if record.file == DELTA_FILE}
     try:
         header = read_header(path)
     except DcSurgeryError as error:
-        return _result(DELTA_CHECK, [error.message], "unreadable", "equal")
+        return judge(DELTA_CHECK, [error.message], "unreadable", "equal")
     if set(header.tensors) != set(stated):
         problems.append(f"{DELTA_FILE} does not hold the tensors {PLAN_FILE} names")
     else:
@@ -146,7 +134,7 @@ def _delta_check(pair: Pair) -> Check:
                 problems.append(f"{name} has other values than planned")
     zero = not problems and all(_is_zero(path, header, name) for name in stated)
     state = "all zero" if zero else "not zero: the model differs from its base"
-    return _result(DELTA_CHECK, problems, f"{len(stated)} tensor(s) hashed, {state}", "equal")
+    return judge(DELTA_CHECK, problems, f"{len(stated)} tensor(s) hashed, {state}", "equal")
 
 
 def _is_zero(path: Path, header: Header, name: str) -> bool:
@@ -167,7 +155,7 @@ def _tensors_check(pair: Pair, stock: Checkpoint, deep: bool) -> Check:
             problems += _compare_metadata(stock, file)
             problems += _compare_tensors(pair.base, stock, file, names)
     measured = f"{compared} tensors byte-identical" if not problems else f"{len(problems)} differ"
-    return _result("every other tensor", problems, measured, "all but the planned ones")
+    return judge("every other tensor", problems, measured, "all but the planned ones")
 
 
 def _same_inode(pair: Pair, stock: Checkpoint, name: str) -> bool:
@@ -201,63 +189,6 @@ def _compare_tensors(
     return problems
 
 
-def _fold_check(pair: Pair, stock: Checkpoint) -> Check:
-    """Make the changed tensors again, from delta and base, and compare with what is on disk."""
-    plan = pair.plan
-    name, limit = "changed tensors are as planned", "the fold of base + delta"
-    try:
-        wanted = _made_again(pair)
-    except DcSurgeryError as error:
-        return _result(name, [error.message], "cannot be made again", limit)
-    problems = []
-    for record in plan.changed:
-        problem = _unlike(stock, record, wanted[record.name], record.name in merged_tensors(plan))
-        problems += [] if problem is None else [f"{record.name} {problem}"]
-    shapes = ", ".join(
-        f"{record.base_shape} to {record.shape}"
-        for record in plan.changed
-        if record.base_shape != record.shape
-    )
-    return _result(name, problems, f"{len(plan.changed)} tensor(s), {shapes}", limit)
-
-
-def _unlike(stock: Checkpoint, record: TensorRecord, again: NewTensor, merged: bool) -> str | None:
-    """Say how a changed tensor on disk is not what it should be; None when it is."""
-    found = stock.tensors.get(record.name)
-    if found is None or [found.dtype, list(found.shape)] != [record.dtype, record.shape]:
-        return f"is not {record.dtype} {record.shape}"
-    file = stock.file_of(record.name)
-    path = stock.path(file.name)
-    if digest(tensor_bytes(path, file.header, record.name)) != record.sha256:
-        return "has other values than planned"
-    if [again.dtype, list(again.shape)] != [record.dtype, record.shape]:
-        return f"should be {again.dtype} {list(again.shape)}"
-    if not _same(again, path, file.header, merged=merged):
-        return "is not the fold of its delta"
-    return None
-
-
-def _made_again(pair: Pair) -> dict[str, NewTensor]:
-    plan = pair.plan
-    adapter = open_adapter(pair.folder / ADAPTER_FOLDER) if merged_tensors(plan) else None
-    return stock_tensors(pair.base, plan, stored_delta(pair.folder, plan), adapter)
-
-
-def _same(again: NewTensor, path: Path, header: Header, *, merged: bool) -> bool:
-    """Compare a tensor with what is on disk: bytes; where an adapter is merged, almost.
-
-    Another machine sums the product in another order, which can round the last bit differently.
-    """
-    if not merged:
-        return digest(again.chunks()) == digest(tensor_bytes(path, header, again.name))
-    found = NewTensor(
-        again.name, again.dtype, again.shape, lambda: tensor_bytes(path, header, again.name)
-    )
-    pairs = zip(tensor_rows(found)(), tensor_rows(again)(), strict=True)
-    limit = MERGE_LIMITS[again.dtype]
-    return all(bool((abs(a - b) <= limit * abs(b).max()).all()) for a, b in pairs)
-
-
 def _config_check(pair: Pair, stock: Checkpoint) -> Check:
     wanted = json.loads(edit_config(pair.base, pair.plan))
     keys = {*wanted, *stock.config}
@@ -267,24 +198,24 @@ def _config_check(pair: Pair, stock: Checkpoint) -> Check:
         if key not in wanted or key not in stock.config or wanted[key] != stock.config[key]
     ]
     changed = ", ".join(pair.plan.config_changes) or "nothing"
-    return _result("config.json", problems, f"{changed} changed", "the plan's keys only")
+    return judge("config.json", problems, f"{changed} changed", "the plan's keys only")
 
 
 def _layout_check(pair: Pair) -> Check:
     """Check that loaders find what they should: every tensor once, in a delta none at all."""
     name, limit = "file layout", "loaders read every tensor once"
     if pair.broken is not None:
-        return _result(name, [pair.broken], "unreadable", limit)
+        return judge(name, [pair.broken], "unreadable", limit)
     if pair.stock is None:
         problems = [f"{item} would be loaded without the connector" for item in _base_files(pair)]
-        return _result(name, problems, "no base files", "nothing that loads as the base")
+        return judge(name, problems, "no base files", "nothing that loads as the base")
     index = pair.stock.index
     if index is None:
         return Check(name, True, "one weight file", limit)
     total = sum(entry.nbytes for entry in pair.stock.tensors.values())
     stated = index["metadata"].get("total_size")
     problems = [] if stated == total else [f"{INDEX} says {stated} bytes, the tensors have {total}"]
-    return _result(name, problems, f"{len(pair.stock.weights)} shards, {total} bytes", limit)
+    return judge(name, problems, f"{len(pair.stock.weights)} shards, {total} bytes", limit)
 
 
 def _base_files(pair: Pair) -> list[str]:
@@ -302,7 +233,7 @@ def _side_files_check(pair: Pair, stock: Checkpoint) -> Check:
     for name in sorted(ours & theirs):
         if digest([pair.base.read_file(name)]) != digest(file_bytes(stock.path(name))):
             problems.append(f"{name} differs from the base")
-    return _result("side files", problems, f"{len(theirs)} files", "byte-identical")
+    return judge("side files", problems, f"{len(theirs)} files", "byte-identical")
 
 
 def _publishing_files(folder: Path) -> set[str]:

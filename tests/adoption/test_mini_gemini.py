@@ -363,6 +363,10 @@ def test_wrong_towers_are_told(towers: Path, tmp_path: Path) -> None:
         dcsurgery.inspect_checkpoint(inside, towers={AUX_FOLDER: str(towers / AUX_FOLDER)})
     with pytest.raises(RequestError, match="does not need"):
         dcsurgery.inspect_checkpoint(inside, towers={"elsewhere": str(towers)})
+    other["vision_config_aux"] |= {"hidden_sizes": [384, 8, 12, 16]}
+    largest = write_towers(tmp_path / "largest", other)
+    with pytest.raises(AnatomyError, match="norms add 1e-5"):
+        dcsurgery.inspect_checkpoint(base, towers={AUX_FOLDER: str(largest / AUX_FOLDER)})
     shutil.rmtree(tmp_path / "wrong" / AUX_FOLDER)
     (tmp_path / "wrong" / AUX_FOLDER).mkdir()
     with pytest.raises(CheckpointNotFoundError, match="has no open_clip weights"):

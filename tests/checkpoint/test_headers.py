@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import deserialize
 
@@ -23,6 +23,9 @@ from dcsurgery.checkpoint.headers import (
 )
 from dcsurgery.errors import MalformedCheckpointError
 from tests.checkpoint.folders import raw_file, shard
+
+# A busy machine is no fault of the code.
+SLOW = [HealthCheck.too_slow]
 
 
 def accept(blob: bytes) -> None:
@@ -159,7 +162,7 @@ def whole(specs: list[tuple[str, str, list[int]]]) -> list[TensorEntry]:
     return lay_out(kept)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=SLOW)
 @given(specs, st.none() | st.dictionaries(names, names, max_size=3), st.integers(0, 4095))
 def test_rendered_headers_round_trip(
     specs: list[tuple[str, str, list[int]]], metadata: dict[str, str] | None, congruent: int
@@ -196,7 +199,7 @@ loose_tensors = st.fixed_dictionaries(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=SLOW)
 @given(st.dictionaries(names | st.just("__metadata__"), loose_tensors | json_values, max_size=3),
        st.integers(0, 8))  # fmt: skip
 def test_what_we_accept_safetensors_accepts(table: object, size: int) -> None:
@@ -205,7 +208,7 @@ def test_what_we_accept_safetensors_accepts(table: object, size: int) -> None:
         accept(blob)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=SLOW)
 @given(st.binary(max_size=64))
 def test_any_bytes_are_parsed_or_refused_cleanly(blob: bytes) -> None:
     if parse_or_none(blob) is not None:

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from dcsurgery.errors import RequestError
 from dcsurgery.evaluation.video import (
+    _upright,
     frame_numbers,
     image_runs,
     pool_tokens,
@@ -56,6 +58,22 @@ def test_the_frames_read_are_the_ones_numbered(tmp_path: Path) -> None:
     for number, frame in zip(clip.numbers, clip.frames, strict=True):
         assert frame.mode == "RGB" and frame.size == (32, 32)
         assert abs(frame.getpixel((16, 16))[0] - (20 + STEP * number)) < STEP / 2
+
+
+class Phone:
+    """A frame that a phone held sideways has recorded: red on its left."""
+
+    rotation = 90  # PyAV: what the display matrix turns it by, counterclockwise
+
+    def to_image(self) -> Image.Image:
+        image = Image.new("RGB", (4, 2), "blue")
+        image.putpixel((0, 0), (255, 0, 0))
+        return image
+
+
+def test_a_frame_is_turned_as_players_turn_it() -> None:
+    image = _upright(Phone())
+    assert image.size == (2, 4) and image.getpixel((0, 3)) == (255, 0, 0)
 
 
 def test_a_short_video_gives_all_it_has(tmp_path: Path) -> None:

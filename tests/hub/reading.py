@@ -6,6 +6,8 @@ import re
 from typing import Any
 from urllib.parse import parse_qs
 
+import yaml
+
 from tests.hub.routes import Call, Reply, Routes, as_json
 from tests.hub.state import Answer, Commit
 
@@ -43,6 +45,12 @@ def model_info(call: Call, repo_id: str, revision: str | None) -> Reply:
         "private": repository.private or repository.token is not None, "disabled": False,
         "gated": "manual" if repository.gated else False,
     }  # fmt: skip
+    card = commit.entries.get("README.md")
+    block = card.data.decode().split("---\n")[1:2] if card else []
+    try:
+        about["cardData"] = yaml.safe_load(block[0]) if block else None
+    except yaml.YAMLError:
+        about["cardData"] = None
     return as_json(about)
 
 

@@ -1,8 +1,8 @@
 """A process that has imported everything once and forks a command line per job.
 
 Every job is the real program with the real Hub client, in a process of its own, without the
-seconds that imports take. Reads one JSON job a line: {"args", "env"} starts one and answers its
-pid; {"wait": pid} answers exit code (negative for a signal), stdout and stderr.
+seconds that imports take. Reads one JSON job a line: {"args", "env", "cwd"} starts one and answers
+its pid; {"wait": pid} answers exit code (negative for a signal), stdout and stderr.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def run_job(job: dict[str, Any], folder: Path) -> None:
         sys.stdout = open(1, "w", closefd=False)
         sys.stderr = open(2, "w", closefd=False)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.chdir(job["cwd"])
         sys.argv = ["dcsurgery", *job["args"]]
         main()
     except SystemExit as end:
@@ -86,8 +87,8 @@ class Done:
 class Pusher:
     """The test's end."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
+    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
+        self.process, self.folder = process, folder
 
     def ask(self, job: dict[str, Any]) -> Any:
         """Send a job and return the answer."""
@@ -98,7 +99,9 @@ class Pusher:
 
     def start(self, *args: object, token: str = "hf_writer") -> int:
         """Start a command and return its pid."""
-        pid: int = self.ask({"args": [str(arg) for arg in args], "env": {"HF_TOKEN": token}})
+        words = [str(arg) for arg in args]
+        job = {"args": words, "env": {"HF_TOKEN": token}, "cwd": str(self.folder)}
+        pid: int = self.ask(job)
         return pid
 
     def wait(self, pid: int) -> Done:
@@ -133,7 +136,7 @@ def running_pusher(hub: Hub, folder: Path, *, heavy: bool) -> Iterator[Pusher]:
         command, cwd=Path(__file__).parents[2], env=environment(hub, folder), text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     ) as process:  # fmt: skip
-        yield Pusher(process)
+        yield Pusher(process, folder)
         assert process.stdin
         process.stdin.close()
         assert process.wait(60) == 0

@@ -17,7 +17,7 @@ from dcsurgery.evaluation.report import Comparison, EvalReport, ModelResult, Sco
 from dcsurgery.publishing.base import PublicBase
 from dcsurgery.publishing.card import CardFacts, write_card
 from dcsurgery.publishing.changes import local_files
-from dcsurgery.publishing.documents import all_evaluations, make_documents
+from dcsurgery.publishing.documents import all_evaluations, make_documents, public_plan
 from dcsurgery.publishing.formula import write_formula
 from dcsurgery.publishing.marks import BEGIN, END
 from dcsurgery.publishing.picture import draw_wiring
@@ -227,3 +227,17 @@ def test_an_adapter_s_config_names_the_base_by_its_id_and_keeps_its_digest(
     assert files[config.name] == sha256(published).hexdigest()
     # What was not rewritten is not blessed: verify has to find it.
     assert files[weights.name] == "another"
+
+
+def test_the_published_plan_has_no_folder_of_this_machine(facts: CardFacts) -> None:
+    images = {"images": "/home/me/coco", "lr": 0.5}
+    training = TRAINED.model_copy(update={"data": "/home/me/rows.json", "settings": images})
+    kept = facts.plan.base.model_copy(update={"id": "/home/me/base", "folder": "/home/me/base"})
+    plan = facts.plan.model_copy(update={"training": [training], "base": kept})
+    assert "/home/me" in plan.model_dump_json()
+    for base, name in ((facts.base, "org/base"), (PublicBase(), "base")):
+        published = public_plan(plan, base)
+        assert "/home/me" not in published.model_dump_json()
+        assert (published.base.id, published.base.folder) == (name, None)
+        assert published.training[0].data == "rows.json"
+        assert published.training[0].settings == {"images": "coco", "lr": 0.5}

@@ -246,3 +246,20 @@ def test_pushed_bytes_are_the_changed_bytes_to_a_percent(
     changed = sum(len(data) for name, data in files.items() if base.get(name) != data)
     assert 0.99 < hub.received() / changed < 1.01
     assert changed < 0.6 * sum(map(len, files.values()))
+
+
+def test_a_gated_base_holds_what_is_pushed_to_its_licence(
+    hub: Hub, push: Push, place: Path
+) -> None:
+    # As on a machine that never saw the base: what is cached may be read.
+    shutil.rmtree(place / "hf/hub/models--org--base", ignore_errors=True)
+    base = hub.repositories[BASE]
+    base.gated = True
+    try:
+        refused(push("delta", "--license", "mit"), "the base is licensed llama2")
+        done = push("delta", "--json")
+    finally:
+        base.gated = False
+    assert done.code == 0, done.err
+    assert "is gated" in done.json["notes"][0] and "may not read" in done.json["notes"][1]
+    assert b"license: llama2" in hub.repositories["me/model"].files["README.md"]

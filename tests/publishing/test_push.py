@@ -19,7 +19,10 @@ from tests.publishing.numbers import unheld
 from tests.publishing.pusher import Pusher, environment, running_pusher
 from tests.surgery import random_matrix, write_delta
 
-BASE = "org/base"
+# The README's own names, behind which a tiny model is served.
+BASE = "llava-hf/llava-1.5-7b-hf"
+STOCK = "my-name/llava-1.5-7b-dci"
+README = Path(__file__).parents[2] / "README.md"
 BASE_CARD = "---\nlicense: llama2\nlanguage:\n- en\n- fr\n---\n# The base\n"
 
 LOAD = """
@@ -38,14 +41,19 @@ def logits(name, model):
         inputs = {"input_ids": torch.tensor([[1, *tokens, 5, 6]]), "pixel_values": pixels}
         found[name] = model(**inputs).logits.double().flatten()[::97].tolist()
 
-logits("stock", AutoModelForImageTextToText.from_pretrained("me/stock", dtype="auto"))
-AutoProcessor.from_pretrained("me/stock")
+here, base, name, readme = sys.argv[1:]
+logits("stock", AutoModelForImageTextToText.from_pretrained(name, dtype="auto"))
+AutoProcessor.from_pretrained(name)
 assert not any(name.startswith("dcsurgery") for name in sys.modules)
+names = {}
+exec(readme, names)
+logits("readme stock", names["stock"])
+logits("readme delta", names["delta"])
 import dcsurgery
-logits("delta", dcsurgery.load_model("me/delta"))
-logits("delta here", dcsurgery.load_model(sys.argv[1]))
-logits("base", AutoModelForImageTextToText.from_pretrained(sys.argv[2], dtype="auto"))
-for name in ("me/stock", "me/delta"):
+logits("delta", dcsurgery.load_model("my-name/delta"))
+logits("delta here", dcsurgery.load_model(here))
+logits("base", AutoModelForImageTextToText.from_pretrained(base, dtype="auto"))
+for name in (name, "my-name/delta"):
     card = ModelCard.load(name)
     card.validate()
     found[name] = card.data.to_dict()
@@ -61,7 +69,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def hub(tiny_siglip: Path) -> Iterator[Hub]:
     with running_hub() as hub:
-        hub.users["hf_writer"] = User("me")
+        hub.users["hf_writer"] = User("my-name")
         files = {path.name: path.read_bytes() for path in tiny_siglip.iterdir()}
         hub.add(BASE, files | {"README.md": BASE_CARD.encode()}, xet=True)
         yield hub
@@ -75,12 +83,21 @@ def pusher(hub: Hub, place: Path) -> Iterator[Pusher]:
 
 @pytest.fixture(scope="module")
 def stock(pusher: Pusher, place: Path) -> tuple[Path, dict[str, Any]]:
-    """A stock checkpoint made from a Hub id, and what pushing it said."""
-    done = pusher.run("convert", BASE, "-o", place / "stock")
-    assert done.code == 0, done.err
-    done = pusher.run("push", place / "stock", "me/stock", "--json")
-    assert done.code == 0, done.err
-    return place / "stock", done.json
+    """A stock checkpoint, converted and pushed by the README's commands, and what that said."""
+    found = {}
+    for line in readme("A real model", "convert") + readme("Publish it", "push"):
+        done = pusher.run(*line.split()[1:], *(["--json"] if " push " in line else []))
+        assert done.code == 0, (line, done.err)
+        found[line] = done
+    return place / "llava-1.5-7b-dci", found[f"dcsurgery push llava-1.5-7b-dci {STOCK}"].json
+
+
+def readme(section: str, command: str) -> list[str]:
+    """The README's command lines of a section."""
+    text = README.read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    lines = [line for line in text.split("\n") if line.startswith(f"dcsurgery {command} ")]
+    assert lines
+    return lines
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +107,7 @@ def delta(pusher: Pusher, place: Path, hub: Hub) -> tuple[Path, dict[str, Any]]:
     out = place / "delta"
     plan = write_delta(base, place / "zero", random_matrix(_plan(base, place)))
     write_delta(base, out, random_matrix(plan))
-    done = pusher.run("push", out, "me/delta", "--base-model", BASE, "--json")
+    done = pusher.run("push", out, "my-name/delta", "--base-model", BASE, "--json")
     assert done.code == 0, done.err
     return out, done.json
 
@@ -108,18 +125,23 @@ def actions(result: dict[str, Any]) -> dict[str, str]:
 def test_a_pushed_model_loads_by_its_id_in_a_fresh_process(
     hub: Hub, place: Path, tiny_siglip: Path, stock: Any, delta: Any
 ) -> None:
+    code = (
+        README.read_text().partition("\n## Publish it\n")[2].split("```python\n")[1].split("```")[0]
+    )
     env = environment(hub, place / "elsewhere") | {"TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, delta[0], tiny_siglip],
+        [sys.executable, "-c", LOAD, delta[0], tiny_siglip, STOCK, code],
         env=env, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["stock"] == pytest.approx(found["base"], abs=1e-6)
+    assert found["readme stock"] == found["stock"]
+    assert found["readme delta"] == found["base"]
     assert found["delta"] == found["delta here"]
     assert found["delta"] != pytest.approx(found["base"], abs=1e-3)
     for name, relation, library in (
-        ("me/stock", "finetune", "transformers"), ("me/delta", "adapter", "dcsurgery"),
+        (STOCK, "finetune", "transformers"), ("my-name/delta", "adapter", "dcsurgery"),
     ):  # fmt: skip
         data = found[name]
         assert (data["base_model"], data["base_model_relation"]) == (BASE, relation)
@@ -146,7 +168,7 @@ def test_what_the_base_s_repository_has_is_copied_and_the_rest_sent(
     hub: Hub, stock: tuple[Path, dict[str, Any]]
 ) -> None:
     folder, result = stock
-    base, pushed = hub.repositories[BASE], hub.repositories["me/stock"]
+    base, pushed = hub.repositories[BASE], hub.repositories[STOCK]
     found = actions(result)
     large = {name for name in found if name.endswith(".safetensors")}
     same = {name for name in large if base.files.get(name) == pushed.files[name]}
@@ -181,9 +203,9 @@ def test_a_dry_run_shows_the_table_and_changes_nothing(
     hub: Hub, pusher: Pusher, stock: tuple[Path, Any]
 ) -> None:
     hub.log.clear()
-    done = pusher.run("push", stock[0], "me/new", "--dry-run", "--no-verify")
+    done = pusher.run("push", stock[0], "my-name/new", "--dry-run", "--no-verify")
     assert done.code == 0, done.err
-    assert "me/new" not in hub.repositories
+    assert "my-name/new" not in hub.repositories
     rows = [line.split() for line in done.out.split("\n") if len(line.split()) == 3]
     shown = {name: (action, int(size.replace(",", ""))) for name, action, size in rows[1:-1]}
     assert shown["model-00001-of-00003.safetensors"][0] == "copy"
@@ -196,11 +218,11 @@ def test_nothing_of_this_machine_is_published(
     hub: Hub, place: Path, stock: Any, delta: tuple[Path, Any]
 ) -> None:
     assert str(place) in (delta[0] / PLAN_FILE).read_text()
-    for repo in ("me/stock", "me/delta"):
+    for repo in (STOCK, f"{STOCK}-delta", "my-name/delta"):
         for name, data in hub.repositories[repo].files.items():
             assert str(place).encode() not in data, name
             assert b"hf_" not in data, name
-    base = json.loads(hub.repositories["me/delta"].files[PLAN_FILE])["base"]
+    base = json.loads(hub.repositories["my-name/delta"].files[PLAN_FILE])["base"]
     assert (base["id"], base["folder"]) == (BASE, None)
     assert base["commit"] == hub.repositories[BASE].commit
 
@@ -208,7 +230,7 @@ def test_nothing_of_this_machine_is_published(
 def test_a_downloaded_push_verifies(
     hub: Hub, tmp_path: Path, tiny_siglip: Path, stock: Any, delta: Any
 ) -> None:
-    for repo in ("me/stock", "me/delta"):
+    for repo in (STOCK, f"{STOCK}-delta", "my-name/delta"):
         folder = write(tmp_path / repo, hub.repositories[repo].files)
         checks = structure_checks(open_pair(folder, tiny_siglip), deep=False)
         assert [check for check in checks if not check.passed] == []
@@ -222,10 +244,10 @@ def test_a_model_that_does_not_verify_is_not_pushed(
     whole = broken.read_bytes()
     broken.write_bytes(whole[:-4] + b"\0\0\x80\x3f")
     try:
-        done = pusher.run("push", stock[0], "me/broken")
+        done = pusher.run("push", stock[0], "my-name/broken")
     finally:
         broken.write_bytes(whole)
     assert done.code == 3
     assert "FAILED" in done.out and "connector is as planned" in done.out
     assert "nothing was committed" in done.err
-    assert "me/broken" not in hub.repositories
+    assert "my-name/broken" not in hub.repositories

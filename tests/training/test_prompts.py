@@ -148,6 +148,22 @@ def test_answers_that_nothing_ends_get_the_end_token_as_llava_trains_it(llava: P
     )
 
 
+@pytest.mark.parametrize("template", [LLAMA3, VICUNA], ids=["written", "added"])
+def test_the_text_begins_once(template: str, llava: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    prompts = prompter(llava, template)
+    begin = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    prompts.tokenizer.backend_tokenizer.post_processor = begin
+    encoded = prompts.encode(ONE)
+    for ids in (encoded.values["input_ids"], prompts.prompt([ask("hi")])["input_ids"][0]):
+        assert ids[0] == 1 and int((ids == 1).sum()) == 1
+    assert [text.strip() for text in supervised(encoded, prompts)] in (
+        ["a red ball<|eot|>", "because<|eot|>"],
+        ["a red ball</s>", "because</s>"],
+    )
+
+
 def test_v1_is_llavas_prompt_also_without_a_chat_template(llava: Path, tmp_path: Path) -> None:
     for prompts in (prompter(llava, version="v1"), prompter(without_template(tmp_path))):
         encoded = prompts.encode(ONE)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,8 @@ import pytest
 from PIL import Image
 
 from dcsurgery.convert import convert_checkpoint
+from tests.evaluation.lmms_eval import utils
 
-pytestmark = pytest.mark.skipif(find_spec("lmms_eval") is None, reason="lmms-eval is not installed")
 HERE = Path(__file__).parent
 TASK = "dcsurgery_tiny"
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
@@ -60,6 +61,27 @@ def evaluate(model: Path, tasks: Path, out: Path) -> list[str]:
     return [str(row["filtered_resps"]) for row in sorted(rows, key=lambda row: row["doc_id"])]
 
 
+def test_the_task_reads_its_questions(tmp_path: Path) -> None:
+    """What lmms-eval does with the task's files, without it."""
+    import datasets
+
+    tasks = write_task(tmp_path / "tasks")
+    yaml = (tasks / f"{TASK}.yaml").read_text()
+    file = next(line.split()[-1] for line in yaml.splitlines() if "test: " in line)
+    cache = str(tmp_path / "cache")
+    rows = datasets.load_dataset("parquet", data_files={"test": file}, cache_dir=cache)["test"]
+    assert [row["answer"] for row in rows] == list(COLOURS)
+    for row, colour in zip(rows, COLOURS.values(), strict=True):
+        (picture,) = utils.doc_to_visual(row)
+        assert picture.getpixel((5, 5)) == colour
+        assert row["question"] in utils.doc_to_text(row)
+        assert utils.process_results(row, [f" {row['answer'].upper()}\n"]) == {"exact": 1.0}
+        assert utils.process_results(row, ["grey"]) == {"exact": 0.0}
+    named = set(re.findall(r"!function utils\.(\w+)", yaml))
+    assert named and all(callable(getattr(utils, name)) for name in named)
+
+
+@pytest.mark.skipif(find_spec("lmms_eval") is None, reason="lmms-eval is not installed")
 def test_a_conversion_answers_as_its_base(tiny_siglip: Path, tmp_path: Path) -> None:
     tasks = write_task(tmp_path / "tasks")
     stock = tmp_path / "stock"
