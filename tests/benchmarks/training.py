@@ -108,7 +108,7 @@ class Plain:
         torch.nn.utils.clip_grad_norm_(self.new.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return float(loss)
+        return float(loss.detach())
 
 
 def run_plain(folder: Path, rows: int, steps: int) -> tuple[list[float], list[float]]:
