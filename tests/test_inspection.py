@@ -22,7 +22,7 @@ from tests.headers_only import checkpoint, llava_like
 
 TOP = {
     "schema_version", "model", "commit", "class_name", "anatomy", "parameters", "weights",
-    "side_files", "left_out", "converted", "offers",
+    "side_files", "left_out", "converted", "offers", "original",
 }  # fmt: skip
 ANATOMY = {
     "architecture", "tower", "projector", "feature_layers", "feature_layer", "dropped_tokens",

@@ -109,10 +109,10 @@ def eval(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare models on the same questions: scores per question type, with intervals and a test.
+    """Compare models on the same questions, with intervals.
 
-    Answers are greedy. Intervals are 95 % bootstrap intervals and the test is a sign-flip
-    permutation test, both over whole pictures. Rows that cannot be used are counted and named.
+    Scores are per question type. Answers are greedy. Intervals are 95 % bootstrap intervals and the
+    test is a sign-flip permutation test, both over whole pictures. Rows that cannot be used are counted and named.
     """
     out = Output(as_json=as_json, quiet=quiet)
     if options.prompt not in (None, "plain", "v1"):

@@ -76,7 +76,7 @@ def export(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fold a trained connector, and what was trained with it, into a complete checkpoint.
+    """Fold what was trained into a complete checkpoint.
 
     No model is loaded and dcsurgery is not needed to load OUT. Where the model's config has no
     words for several hidden states, the delta is the only form, and this says so.

@@ -81,7 +81,7 @@ def finetune(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a connector (and more, if asked) on pictures and conversations.
+    """Train a connector on pictures and answers.
 
     Only what is announced changes; OUT says in its plan what was trained, on what, and how. Ctrl-C
     ends the step under way, saves a checkpoint and leaves with 130. Several processes: start it

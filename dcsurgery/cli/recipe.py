@@ -15,7 +15,7 @@ from dcsurgery.cli.output import Output
 if TYPE_CHECKING:
     from dcsurgery.recipes.runner import RecipeRun, Source
 
-HELP = "List, show, validate and run recipes: a whole reproduction from one file."
+HELP = "Replay a whole reproduction from one file."
 
 Name = Annotated[
     str, typer.Argument(metavar="NAME_OR_FILE", help="A shipped recipe, or a YAML file.")

@@ -22,11 +22,11 @@ from .conftest import Run
 WAITING = """
 import sys, time
 import dcsurgery.convert as convert
-def wait(checkpoint, plan, folder, **options):
+def wait(checkpoint, plan, folder, *rest, **options):
     (folder / "half").write_text("half")
     print("ready", file=sys.stderr, flush=True)
     time.sleep(120)
-convert._write = wait
+convert.write_folder = wait
 from dcsurgery.cli.main import main
 main()
 """
@@ -90,7 +90,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Run:
     """Make inspect raise whatever is given."""
 
     def call(error: BaseException) -> None:
-        def fail(*_: object) -> None:
+        def fail(*_: object, **__: object) -> None:
             raise error
 
         monkeypatch.setattr("dcsurgery.inspection.inspect_checkpoint", fail)

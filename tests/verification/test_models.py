@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 
+from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.tiny import write_tiny_llava
 from dcsurgery.verification.models import free_memory, load_vision
 
 
 def test_feature_checks_hold_no_word_embeddings(tmp_path: Path) -> None:
     write_tiny_llava(tmp_path / "model")
-    model = load_vision(tmp_path / "model")
+    model = load_vision(open_checkpoint(tmp_path / "model"))
     text = model.config.get_text_config()
     held = {name: tuple(value.shape) for name, value in model.named_parameters()}
     assert text.vocab_size not in {shape[0] for shape in held.values()}

@@ -301,7 +301,7 @@ def test_a_broken_processor_is_an_error_with_a_hint(
 
 
 def test_features_need_no_block_of_the_language_model(tiny_clip: Path) -> None:
-    model = load_vision(tiny_clip)
+    model = load_vision(open_checkpoint(tiny_clip))
     assert len(model.model.language_model.layers) == 0
     assert len(model.model.vision_tower.encoder.layers) == 4
 
