@@ -11,6 +11,7 @@ from dcsurgery import modeling as modeling
 if TYPE_CHECKING:
     from dcsurgery.connectors.spec import ConnectorSpec
     from dcsurgery.convert import Conversion, convert_checkpoint
+    from dcsurgery.demo.story import run_demo
     from dcsurgery.evaluation.ask import Answer, ask_model
     from dcsurgery.evaluation.report import EvalReport
     from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
@@ -60,6 +61,7 @@ __all__ = [
     "preview_finetune",
     "push_checkpoint",
     "read_plan",
+    "run_demo",
     "run_recipe",
     "verify_checkpoint",
 ]
@@ -91,6 +93,7 @@ _HOMES = {
     "preview_finetune": "training.finetune",
     "push_checkpoint": "publishing.push",
     "read_plan": "records",
+    "run_demo": "demo.story",
     "run_recipe": "recipes",
     "verify_checkpoint": "verification",
 }

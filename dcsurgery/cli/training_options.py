@@ -107,7 +107,7 @@ class RateOptions:
     ] = None
     connector_lr: Annotated[
         float | None,
-        typer.Option(metavar="RATE", help="Peak rate of the new matrix. Default: 1e-3."),
+        typer.Option(metavar="RATE", help="Peak rate of the new matrix. Default: 2e-4."),
     ] = None
     projector_lr: Annotated[
         float | None,
@@ -120,7 +120,8 @@ class RateOptions:
     warmup: Annotated[
         float | None,
         typer.Option(
-            metavar="SHARE", help="Share of the steps in which rates climb. Default: 0.03."
+            metavar="SHARE",
+            help="Share of the steps in which rates climb. Default: 0.3; 0.03 with --stage.",
         ),
     ] = None
     connector_warmup: Annotated[
@@ -143,6 +144,15 @@ class RateOptions:
     ] = None
     weight_decay: Annotated[
         float | None, typer.Option(metavar="RATE", help="AdamW's weight decay. Default: 0.")
+    ] = None
+    average: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Keep a running average of connector and projector, this share of the steps long, "
+            "instead of the last weights. Default: 0.17; 0, none, with --stage or a language "
+            "model in training.",
+        ),
     ] = None
     max_grad_norm: Annotated[
         float | None,

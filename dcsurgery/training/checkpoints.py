@@ -28,36 +28,43 @@ KEPT = 2
 _FOLDER = re.compile(r"checkpoint-\d+")
 
 
-def save_trained(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_trained(folder: Path, tensors: Mapping[str, Tensor], file: str = TRAINED_FILE) -> None:
     """Write trained tensors by parameter name, as they are in memory."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(kept, folder / TRAINED_FILE)
+    save_file(kept, folder / file)
 
 
-def load_trained(folder: Path, model: nn.Module, names: Iterable[str]) -> None:
+def load_trained(
+    folder: Path, model: nn.Module, names: Iterable[str], file: str = TRAINED_FILE
+) -> None:
     """Copy a checkpoint's tensors into the parameters of the same names. Raises TrainingError."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in read_trained(folder, names, file).items():
+            parameters[name].copy_(tensor)
+
+
+def read_trained(folder: Path, names: Iterable[str], file: str = TRAINED_FILE) -> dict[str, Tensor]:
+    """Return a checkpoint's tensors by parameter name. Raises TrainingError."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        tensors = load_file(folder / TRAINED_FILE)
+        tensors: dict[str, Tensor] = load_file(folder / file)
     except (OSError, SafetensorError) as error:
         raise TrainingError(
-            f"{folder / TRAINED_FILE} cannot be read: {str(error)[:100]}",
+            f"{folder / file} cannot be read: {str(error)[:100]}",
             hint="remove that folder and resume from the one before",
         ) from None
-    parameters = dict(model.named_parameters())
     if set(tensors) != set(names):
         raise TrainingError(
             f"{folder} holds other tensors than are trained now",
             hint="resume with the settings it was started with, or start anew",
         )
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            parameters[name].copy_(tensor)
+    return tensors
 
 
 def mark_complete(folder: Path, facts: Mapping[str, Any]) -> None:

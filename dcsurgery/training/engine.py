@@ -15,6 +15,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from dcsurgery.errors import TrainingError
 from dcsurgery.records import SurgeryPlan
+from dcsurgery.training.average import start_average
 from dcsurgery.training.checkpoints import (
     Interruption,
     load_trained,
@@ -75,6 +76,7 @@ class Engine(Trainer):
         seeing = [n for g in ("connector", "projector", "tower") for n in groups.get(g, ())]
         self.seeing = [parameters[name] for name in seeing]
         self.frozen = frozen_modules(model, job.plan)
+        self.average = start_average(model, job.trained.names, job.settings.average, job.steps)
         self.rows: list[int] = []
         self.counts = [0, 0, 0]
         self.began = time.perf_counter()
@@ -83,9 +85,13 @@ class Engine(Trainer):
             args=args,
             train_dataset=job.feed.numbered,
             data_collator=job.feed.collate,
-            callbacks=callbacks,
+            callbacks=[self.average, *callbacks] if self.average else callbacks,
         )
         self.remove_callback(PrinterCallback)
+        if self.average is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            # Parameters are split over processes there.
+            self.remove_callback(self.average)
+            self.average = None
         # The count of supervised tokens in the global batch is asked for under this name.
         self.model_accepts_loss_kwargs = True
 
@@ -96,6 +102,8 @@ class Engine(Trainer):
         """
         try:
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if self.average is not None:
+                self.average.finish()
         finally:
             self.head.remove()
             model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
@@ -230,13 +238,18 @@ class Engine(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            if self.average is not None:
+                self.average.save(folder)
             mark_complete(folder, self.facts)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         chosen = self.model if model is None else model
-        load_trained(Path(resume_from_checkpoint), chosen, self.job.trained.names)
+        folder = Path(resume_from_checkpoint)
+        load_trained(folder, chosen, self.job.trained.names)
+        if self.average is not None:
+            self.average.restore(folder)
 
 
 class StopInOrder(TrainerCallback):

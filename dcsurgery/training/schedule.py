@@ -63,5 +63,6 @@ def make_scheduler(
     for group in optimizer.param_groups:
         warmup = getattr(settings, f"{group['name']}_warmup", None)
         delay = getattr(settings, f"{group['name']}_delay", 0.0)
-        factors.append(Schedule(steps, settings.warmup if warmup is None else warmup, delay))
+        common = settings.warmup or 0.0
+        factors.append(Schedule(steps, common if warmup is None else warmup, delay))
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)

@@ -15,7 +15,9 @@ from transformers import TrainerCallback
 
 from dcsurgery.loading import quiet_transformers
 from dcsurgery.records import SurgeryPlan
+from dcsurgery.training.average import AVERAGE_FILE
 from dcsurgery.training.checkpoints import (
+    TRAINED_FILE,
     Interruption,
     check_same,
     latest_checkpoint,
@@ -118,7 +120,8 @@ def carry_out(model: Any, job: Job, run: Run) -> TrainingResult:
     sharded = False
     with _ready(model, job.settings), Interruption() as interruption:
         if checkpoint is not None and resumed_at >= job.steps:
-            load_trained(checkpoint, model, job.trained.names)
+            file = AVERAGE_FILE if job.settings.average else TRAINED_FILE
+            load_trained(checkpoint, model, job.trained.names, file)
         else:
             arguments = training_arguments(job, folder, arithmetic(job.settings, model))
             callbacks = [StopInOrder(interruption), recorder, *run.callbacks]

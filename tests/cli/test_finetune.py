@@ -40,7 +40,7 @@ def test_dry_run_shows_three_rows_with_what_is_learnt(
         "for 1 step",
         "trains  connector: 768 in 1 tensor",
         "projector: 1,008 in 4 tensors",
-        "rates   connector: 0.001",
+        "rates   connector: 0.0002",
         "128 rows: 4 at a time x 32 before an update x 1 process",
         "memory",
         "row-0: ",

@@ -1,0 +1,34 @@
+"""What all arms of all towers share: data sizes, steps, rates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Exercise(BaseModel):
+    """Sizes are scenes: training asks random questions about them, an exam ten about each.
+
+    `looks` are the steps after which validation is asked. `rates` go to TrainingSettings and
+    replace its defaults.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = 300
+    batch_size: int = 64
+    train_scenes: int = 4000
+    val_scenes: int = 60
+    test_scenes: int = 300
+    test_seed: int = 501
+    looks: tuple[int, ...] = (10, 25, 50, 100, 200)
+    rates: dict[str, Any] = {"connector_lr": 3e-3, "projector_lr": 3e-3}
+
+
+# What `demo --full` does: looked at more closely, asked more, about pictures of its own.
+FULL = Exercise(
+    test_scenes=500,
+    test_seed=9001,
+    looks=(5, 10, 15, 20, 25, 35, 50, 75, 100, 150, 200, 250),
+)

@@ -1,0 +1,134 @@
+"""The second half of the demo: four arms trained alike on every tower, then compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import cycle
+from pathlib import Path
+
+from dcsurgery.demo.arms import ARMS, STORY
+from dcsurgery.demo.exercise import Exercise
+from dcsurgery.demo.figures import draw_blocks, draw_curves, draw_question
+from dcsurgery.demo.outcome import Outcome, read_outcome
+from dcsurgery.demo.tables import start_lines, text_table, verdict
+from dcsurgery.demo.worker import RUNS, WORK, Unit, Work, cores, do_units, run_workers
+from dcsurgery.errors import VerificationError
+from dcsurgery.export import export_checkpoint
+
+Say = Callable[[str], None]
+TRAINED = "tiny-llava-dci-trained"
+PICTURES = 3
+
+
+def train_and_compare(
+    work: Path, bases: Sequence[Path], exercise: Exercise, workers: int | None, say: Say
+) -> Path:
+    """Train every arm of every base, say and draw what came of it; return the trained model."""
+    count = cores() if workers is None else workers
+    numbers = cycle(range(max(1, count)))
+    units = [
+        Unit(tower=base.name, seed=index, arm=arm, worker=next(numbers))
+        for index, base in enumerate(bases)
+        for arm in STORY
+    ]
+    say(f"\n# the same {exercise.steps} steps on every model, {len(STORY) - 1} ways")
+    for arm in STORY:
+        say(f"  {arm:9s} {ARMS[arm].title}")
+    outcomes = run_units(work, Work(exercise=exercise, units=units), count, say)
+    check_fairness(outcomes)
+    say("  all ways began bit for bit as the base, and saw the same batches in the same")
+    say("  order")
+    _tell(work, outcomes, exercise, say)
+    first = bases[0]
+    _show_pictures(work, [item for item in outcomes if item.tower == first.name], exercise, say)
+    trained = work / TRAINED
+    export_checkpoint(work / RUNS / first.name / "retrofit" / "trained", trained)
+    say(f"\n$ dcsurgery export {RUNS}/{first.name}/retrofit/trained -o {trained.name}")
+    say("  a stock checkpoint, plain transformers loads it:")
+    say(f'  AutoModelForImageTextToText.from_pretrained("{trained.name}")')
+    return trained
+
+
+def run_units(work: Path, told: Work, workers: int, say: Say) -> list[Outcome]:
+    """Do all units, in this process for 0 workers, and return their outcomes in order."""
+    (work / RUNS).mkdir(parents=True, exist_ok=True)
+    (work / WORK).write_text(told.model_dump_json(indent=1), encoding="utf-8")
+    if workers:
+        run_workers(work, told, say)
+    else:
+        do_units(work, 0)
+    found = [read_outcome(unit.folder(work)) for unit in told.units]
+    return [item for item in found if item is not None]
+
+
+def check_fairness(outcomes: Sequence[Outcome]) -> None:
+    """Check that all arms of a tower saw the same, and began as they should.
+
+    Raises VerificationError.
+    """
+    hint = "this is a bug in dcsurgery; please report it"
+    for tower in dict.fromkeys(item.tower for item in outcomes):
+        mine = [item for item in outcomes if item.tower == tower]
+        if len({(item.data_sha256, item.steps) for item in mine if item.steps}) > 1:
+            raise VerificationError(f"the arms of {tower} saw different data", hint=hint)
+        for item in mine:
+            if item.starts_as_base != (ARMS[item.arm].start != "random"):
+                raise VerificationError(f"{item.arm} of {tower} started elsewhere", hint=hint)
+
+
+def _tell(work: Path, outcomes: Sequence[Outcome], exercise: Exercise, say: Say) -> None:
+    towers = len({item.tower for item in outcomes})
+    questions = 10 * exercise.test_scenes
+    say(f"\n# {questions} test questions per model, digits no model has seen; means of {towers}")
+    for line in text_table(outcomes):
+        say(line)
+    say(f"  [95 % interval, Student's t over {towers} towers], * where it leaves zero out;")
+    say("  of 10 types one star in 20 is chance")
+    say("")
+    for line in verdict(outcomes):
+        for part in wrap(line):
+            say(f"  {part}")
+    say("\n# on the way (curves.png): where validation is lowest, against the base")
+    for line in start_lines(outcomes):
+        say(f"  {line}")
+    draw_curves(outcomes, work / "curves.png")
+    say("\n# what the new matrix uses (layers.png)")
+    mine = [item for item in outcomes if item.arm == "retrofit"]
+    for index, block in enumerate(mine[0].blocks):
+        used = ", ".join(f"{item.used[index]:.0%}" for item in mine)
+        say(f"  states {block}: adds {used} of the size of what the projector had")
+    draw_blocks(outcomes, work / "layers.png")
+
+
+def _show_pictures(work: Path, outcomes: Sequence[Outcome], exercise: Exercise, say: Say) -> None:
+    """Show the first questions on which base and retrofit differ, whoever is right."""
+    from dcsurgery.demo.rows import exam_rows
+    from dcsurgery.demo.words import VOCABULARY
+
+    words = list(VOCABULARY)
+    exam = exam_rows(exercise.test_seed, "test", exercise.test_scenes)
+    base, new = (next(o for o in outcomes if o.arm == arm) for arm in ("base", "retrofit"))
+    differ = [row for row in range(len(exam)) if base.right[row] != new.right[row]]
+    better = sum(new.right[row] for row in differ)
+    say(f"\n# {base.tower}: base and retrofit differ on {len(differ)} questions, the retrofit")
+    say(f"  is right on {better} of them, the base on {len(differ) - better}; the first ones are")
+    (work / "pictures").mkdir()
+    for number, row in enumerate(differ[:PICTURES], start=1):
+        question = exam.questions[row]
+        lines = [
+            question.text,
+            f"base: {words[base.answers[row]]}",
+            f"retrofit: {words[new.answers[row]]}",
+            f"truth: {question.answer}",
+        ]
+        path = work / "pictures" / f"{number}.png"
+        draw_question(exam.pictures[question.scene], lines, path)
+        say(f"  pictures/{number}.png  {question.text}")
+        say(f"    {'   '.join(lines[1:])}")
+
+
+def wrap(text: str, width: int = 76) -> list[str]:
+    """Return a text as lines of at most `width` characters."""
+    import textwrap
+
+    return textwrap.wrap(text, width)
