@@ -112,7 +112,8 @@ def eval(
     """Compare models on the same questions, with intervals.
 
     Scores are per question type. Answers are greedy. Intervals are 95 % bootstrap intervals and the
-    test is a sign-flip permutation test, both over whole pictures. Rows that cannot be used are counted and named.
+    test is a sign-flip permutation test, both over whole pictures. Rows that cannot be used are
+    counted and named.
     """
     out = Output(as_json=as_json, quiet=quiet)
     if options.prompt not in (None, "plain", "v1"):
