@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +60,22 @@ def add_adapters(model: Any, settings: TrainingSettings) -> None:
         task_type="CAUSAL_LM",
     )
     inject_adapter_in_model(config, model)
-    # transformers trains quantised models with adapters alone, which it knows by this mark.
     model._hf_peft_config_loaded = True
     model.peft_config = {"default": config}
+
+
+@contextmanager
+def taken_for_adapted(model: Any) -> Iterator[None]:
+    """Let transformers' Trainer take a quantised model whose new weights stand beside it.
+
+    It refuses quantised models without adapters, which it knows by this mark.
+    """
+    before = getattr(model, "_hf_peft_config_loaded", False)
+    model._hf_peft_config_loaded = before or bool(getattr(model, "is_quantized", False))
+    try:
+        yield
+    finally:
+        model._hf_peft_config_loaded = before
 
 
 def describe_adapters(model: Any) -> dict[str, Any]:
