@@ -82,10 +82,7 @@ class TrainingDataset(Dataset[Values]):
         return self.rows.name_of(next((row for row in order if row not in self.bad), order[0]))
 
     def collect_bad(self, file: Path) -> None:
-        """Write rows that only fail when they are encoded to a file, one JSON object per line.
-
-        Those found so far come first; all processes may write into one.
-        """
+        """Write rows that only fail when they are encoded, old ones too: a JSON object per line."""
         self._bad_file = file
         for index, bad in self._late.items():
             self._write(index, bad)
