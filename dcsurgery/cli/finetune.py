@@ -122,7 +122,7 @@ def _train(model: str, arguments: Mapping[str, Any], out: Output) -> None:
         try:
             done = finetune_connector(model, watch=watch, **arguments)
         except (KeyboardInterrupt, SystemExit):
-            out.tell(f"stopped; the training is kept in {output}.training\nnext:\n  {again}")
+            out.tell(_stopped(output, again))
             raise
     if rank():
         return
@@ -131,6 +131,19 @@ def _train(model: str, arguments: Mapping[str, Any], out: Output) -> None:
         return
     _show_done(done, out)
     out.tell(f"\nnext:\n  dcsurgery verify {shlex.quote(str(done.output))}")
+
+
+def _stopped(output: Path, again: str) -> str:
+    from dcsurgery.training.checkpoints import latest_checkpoint, step_of
+    from dcsurgery.training.workspace import training_folder
+
+    folder = training_folder(output)
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is None:
+        return "stopped before there was anything to keep"
+    return (
+        f"stopped; {folder} keeps the training after step {step_of(checkpoint)}\nnext:\n  {again}"
+    )
 
 
 def _done(done: Finetuned) -> dict[str, Any]:

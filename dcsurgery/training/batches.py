@@ -32,9 +32,8 @@ class TrainingDataset(Dataset[Values]):
 
     All rows are looked at first, pictures without decoding them; bad ones are skipped. A row that
     only fails when it is encoded is counted then, and the next usable one takes its place, so that
-    batches keep their size and a seed its order. `bad` holds both kinds; `bad_file` collects the
-    later ones of all worker processes, one JSON object per line. Raises RequestError when more than
-    `max_bad` (a share) of the rows are bad.
+    batches keep their size and a seed its order. `bad` holds both kinds. Raises RequestError when
+    more than `max_bad` (a share) of the rows are bad.
     """
 
     def __init__(
@@ -44,14 +43,14 @@ class TrainingDataset(Dataset[Values]):
         *,
         max_length: int | None = None,
         max_bad: float = 0.01,
-        bad_file: Path | None = None,
     ) -> None:
         self.rows = rows
         self.prompter = prompter
         self.max_length = max_length
         self.bad = BadRows(len(rows), max_bad)
         self.truncated: set[int] = set()
-        self._bad_file = bad_file
+        self._late: dict[int, BadRow] = {}
+        self._bad_file: Path | None = None
         self.usable: list[int] = []
         self.lengths: list[int] = []
         for index, row in enumerate(rows):
@@ -77,6 +76,17 @@ class TrainingDataset(Dataset[Values]):
                 self._note(index, BadRow(self.rows.name_of(index), error.message))
         raise RequestError(f"{self.rows.name} has no row to train on", hint="see the bad rows")
 
+    def name_of(self, place: int) -> str:
+        """Return the id of the row that a place gives, as far as is known by now."""
+        order = self.usable[place:] + self.usable[:place]
+        return self.rows.name_of(next((row for row in order if row not in self.bad), order[0]))
+
+    def collect_bad(self, file: Path) -> None:
+        """Write rows that only fail when they are encoded, old ones too: a JSON object per line."""
+        self._bad_file = file
+        for index, bad in self._late.items():
+            self._write(index, bad)
+
     def encode(self, index: int) -> Encoded:
         """Return the row at an index of the source, encoded. Raises RowError."""
         encoded = self.prompter.encode(self.rows[index], self.max_length)
@@ -100,11 +110,15 @@ class TrainingDataset(Dataset[Values]):
 
     def _note(self, index: int, bad: BadRow) -> None:
         self.bad.add(index, bad)
+        self._late[index] = bad
+        self._write(index, bad)
+        self.bad.check()
+
+    def _write(self, index: int, bad: BadRow) -> None:
         if self._bad_file is not None:
             line = json.dumps({"row": index, "id": bad.id, "reason": bad.reason})
             with self._bad_file.open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
-        self.bad.check()
 
 
 class StreamedDataset(IterableDataset[Values]):

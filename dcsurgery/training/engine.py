@@ -25,6 +25,7 @@ from dcsurgery.training.checkpoints import (
 from dcsurgery.training.feeding import ROWS, Feed, micro_batches
 from dcsurgery.training.freeze import Trained, frozen_modules
 from dcsurgery.training.logs import RATE, block_norms
+from dcsurgery.training.lora import taken_for_adapted
 from dcsurgery.training.loss import IGNORED, SupervisedHead, supervised_loss, zero_of
 from dcsurgery.training.order import EpochOrder
 from dcsurgery.training.schedule import make_optimizer, make_scheduler
@@ -80,13 +81,15 @@ class Engine(Trainer):
         self.rows: list[int] = []
         self.counts = [0, 0, 0]
         self.began = time.perf_counter()
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=job.feed.numbered,
-            data_collator=job.feed.collate,
-            callbacks=[self.average, *callbacks] if self.average else callbacks,
-        )
+        self.order = job.feed.order(job.settings)
+        with taken_for_adapted(model):
+            super().__init__(
+                model=model,
+                args=args,
+                train_dataset=job.feed.numbered,
+                data_collator=job.feed.collate,
+                callbacks=[self.average, *callbacks] if self.average else callbacks,
+            )
         self.remove_callback(PrinterCallback)
         if self.average is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             # Parameters are split over processes there.
@@ -111,13 +114,16 @@ class Engine(Trainer):
             vars(model).pop("forward", None)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder | None:
-        return self.job.feed.order(self.job.settings)
+        return self.order
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
     ) -> tuple[list[Any], Tensor]:
         """Take the micro-batches of a step and count its supervised tokens over all processes."""
         self.began = time.perf_counter()
+        if self.order is not None:
+            # Nobody else tells it when one of several processes resumes inside an epoch.
+            self.order.set_epoch(int(self.state.epoch or 0))
         batches = list(islice(epoch_iterator, num_batches))
         self.rows = [row for batch in batches for row in batch[ROWS].tolist()]
         supervised = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)

@@ -109,8 +109,10 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
     source = Data(data, None if images is None else Path(images), split, streaming)
     check_output(target, overwrite=overwrite, sources=[check_origin(origin)])
     workspace = check_workspace(target, resume=resume, overwrite=overwrite)
-    job, begun = _job(origin, source, settings, workspace)
+    job, begun = _job(origin, source, settings)
     open_workspace(workspace)
+    if isinstance(job.feed.dataset, TrainingDataset):
+        job.feed.dataset.collect_bad(workspace.bad_rows)
     identity = _identity(begun, source)
     run = Run(workspace.folder, workspace.resumes, identity, watch)
     result = carry_out(begun.model, job, run)
@@ -151,7 +153,7 @@ def preview_finetune(  # noqa: PLR0913 - one keyword per CLI option, by design
     if output is not None:
         check_output(Path(output), overwrite=overwrite, sources=[folder])
         check_workspace(Path(output), resume=resume, overwrite=overwrite)
-    job, begun = _job(origin, source, settings, None)
+    job, begun = _job(origin, source, settings)
     if torch.cuda.is_available() and settings.quantize is None:
         begun.model.to("cuda")
     dataset = job.feed.dataset
@@ -169,9 +171,7 @@ def preview_finetune(  # noqa: PLR0913 - one keyword per CLI option, by design
     )
 
 
-def _job(
-    origin: Origin, source: Data, settings: TrainingSettings, workspace: Workspace | None
-) -> tuple[Job, Start]:
+def _job(origin: Origin, source: Data, settings: TrainingSettings) -> tuple[Job, Start]:
     """Open the data, load the model and make exactly what is announced trainable."""
     rows = read_rows(
         source.data, images=source.images, split=source.split, streaming=source.streaming
@@ -184,8 +184,7 @@ def _job(
     if rows.streamed:
         dataset = StreamedDataset(rows, prompter, **limits)
     else:
-        bad_file = None if workspace is None else workspace.bad_rows
-        dataset = TrainingDataset(rows, prompter, bad_file=bad_file, **limits)
+        dataset = TrainingDataset(rows, prompter, **limits)
     feed = Feed(dataset, Collator(begun.processor))
     steps = feed.steps(settings)
     trained = prepare(begun.model, begun.plan, feed, settings)

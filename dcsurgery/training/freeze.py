@@ -61,7 +61,7 @@ def choose(model: nn.Module, plan: SurgeryPlan, settings: TrainingSettings) -> T
     if settings.train == "full" and getattr(model, "peft_config", None):
         raise TrainingError(
             "the language model has a LoRA adapter of an earlier training",
-            hint="merge it with `dcsurgery export` and train that, or use --train lora",
+            hint="go on with --train lora, or train the model from before that adapter",
         )
     if settings.train == "lora":
         groups["language"] = [name for name in parameters if ".lora_" in name]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from dcsurgery.errors import TrainingError
@@ -43,9 +46,11 @@ def add_adapters(model: Any, settings: TrainingSettings) -> None:
     """Put LoRA beside every linear layer of the language model, in place; at first it adds nothing.
 
     The model keeps its class; a wrapped layer's own parameters gain `base_layer` in their names. An
-    adapter of an earlier training stays, to be trained further.
+    adapter of an earlier training stays, to be trained further. Raises TrainingError where settings
+    ask for another one.
     """
     if getattr(model, "peft_config", None):
+        _check_adapters(model, settings)
         return
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -58,15 +63,56 @@ def add_adapters(model: Any, settings: TrainingSettings) -> None:
         task_type="CAUSAL_LM",
     )
     inject_adapter_in_model(config, model)
-    # transformers trains quantised models with adapters alone, which it knows by this mark.
     model._hf_peft_config_loaded = True
     model.peft_config = {"default": config}
+
+
+def _check_adapters(model: Any, settings: TrainingSettings) -> None:
+    """Refuse what was asked for, and is no default, of an adapter that is there already."""
+    for key, found in describe_adapters(model).items():
+        wanted = getattr(settings, f"lora_{key}")
+        if wanted not in (found, TrainingSettings.model_fields[f"lora_{key}"].default):
+            raise TrainingError(
+                f"the model has a LoRA adapter of {key} {found:g}, not {wanted:g}",
+                hint=f"leave out --lora-{key}, or train the model from before that adapter",
+            )
+
+
+@contextmanager
+def taken_for_adapted(model: Any) -> Iterator[None]:
+    """Let transformers' Trainer take a quantised model whose new weights stand beside it.
+
+    It refuses quantised models without adapters, which it knows by this mark.
+    """
+    before = getattr(model, "_hf_peft_config_loaded", False)
+    model._hf_peft_config_loaded = before or bool(getattr(model, "is_quantized", False))
+    try:
+        yield
+    finally:
+        model._hf_peft_config_loaded = before
 
 
 def describe_adapters(model: Any) -> dict[str, Any]:
     """Return what is to be known of the adapter of a model."""
     config = model.peft_config["default"]
     return {"rank": config.r, "alpha": config.lora_alpha, "dropout": config.lora_dropout}
+
+
+def restore_adapters(model: Any, folder: Path) -> None:
+    """Give a loaded adapter the values of peft's files in fp32, as add_adapters makes a new one.
+
+    It was loaded in the dtype of the base. Other versions may have put the modules deeper.
+    """
+    from safetensors.torch import load_file
+
+    stored = {
+        name.removeprefix(PREFIX): value for name, value in load_file(folder / WEIGHTS).items()
+    }
+    for name, parameter in model.named_parameters():
+        plain = name.replace(".default.", ".")
+        same = [k for k in stored if f".{k}".endswith(f".{plain}") or plain.endswith(f".{k}")]
+        if ".lora_" in name and len(same) == 1:
+            parameter.data = stored[same[0]].to(parameter.device, torch.float32)
 
 
 def save_adapters(model: Any, folder: Path) -> None:

@@ -62,10 +62,17 @@ class Numbered(Dataset[tuple[int, Any]]):
 
 
 class NumberedStream(IterableDataset[tuple[int, Any]]):
-    """The same for a data set that is read as a stream."""
+    """The same for a data set that is read as a stream, again and again.
+
+    An end would leave an update with too few micro-batches, whose gradients the next one inherits.
+    """
 
     def __init__(self, rows: Any) -> None:
         self.rows = rows
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
-        return enumerate(self.rows)
+        number = 0
+        while number >= 0:
+            number = -1  # stays so for an empty stream, or one that can be read once
+            for number, row in enumerate(self.rows):
+                yield number, row

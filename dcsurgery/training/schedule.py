@@ -19,13 +19,14 @@ FSDP = "_fsdp_wrapped_module."
 class Schedule:
     """The factor on a peak rate at a step: zero, a straight climb, a cosine to zero.
 
-    Without a delay it is transformers' cosine schedule with warm-up.
+    Without a delay it is transformers' cosine schedule with warm-up, but that the last step never
+    is a part of delay and climb: a training of one step would otherwise train nothing.
     """
 
     def __init__(self, steps: int, warmup: float, delay: float = 0.0) -> None:
         self.steps = steps
-        self.start = round(steps * delay)
-        self.top = self.start + math.ceil(steps * warmup)
+        self.start = min(round(steps * delay), steps - 1)
+        self.top = min(self.start + math.ceil(steps * warmup), steps - 1)
 
     def __call__(self, step: int) -> float:
         """Return the factor for the update after `step` finished ones."""

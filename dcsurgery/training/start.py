@@ -20,8 +20,9 @@ from dcsurgery.errors import CheckpointNotFoundError, RequestError
 from dcsurgery.loading import load_for_training, read_delta
 from dcsurgery.parameter_names import plain_parameters
 from dcsurgery.plan import make_plan
-from dcsurgery.records import CONNECTOR_PREFIX, PLAN_FILE, SurgeryPlan, read_plan
+from dcsurgery.records import ADAPTER_FOLDER, CONNECTOR_PREFIX, PLAN_FILE, SurgeryPlan, read_plan
 from dcsurgery.training.freeze import projector_names
+from dcsurgery.training.lora import restore_adapters
 from dcsurgery.training.output import DTYPES as STORED
 from dcsurgery.training.output import checkpoint_names
 from dcsurgery.training.precision import DTYPES, wanted_precision
@@ -105,7 +106,7 @@ def _load(folder: Path, source: Path | None, origin: Origin, settings: TrainingS
 def _restore(
     model: Any, plan: SurgeryPlan, folder: Path, base: Checkpoint, settings: TrainingSettings
 ) -> None:
-    """Give connector and projector the values that are stored, in fp32.
+    """Give connector, projector and an adapter the values that are stored, in fp32.
 
     They may have been loaded in fewer bits, as the rest of the model is.
     """
@@ -123,6 +124,8 @@ def _restore(
             stored = torch.frombuffer(raw, dtype=STORED[entry.dtype]).view(entry.shape)
         parameter = parameters[name]
         parameter.data = stored.to(parameter.device, torch.float32)
+    if plan.adapter is not None and settings.train == "lora":
+        restore_adapters(model, folder / ADAPTER_FOLDER)
 
 
 def load_options(settings: TrainingSettings) -> dict[str, Any]:

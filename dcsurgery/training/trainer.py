@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from dcsurgery.errors import RequestError
 from dcsurgery.loading import quiet_transformers
 from dcsurgery.records import SurgeryPlan
 from dcsurgery.training.average import AVERAGE_FILE
@@ -169,6 +170,7 @@ def _ready(model: Any, settings: TrainingSettings) -> Iterator[None]:
 
 def prepare(model: Any, plan: SurgeryPlan, feed: Feed, settings: TrainingSettings) -> Trained:
     """Make exactly what `settings` (resolved) names trainable, adapters included; return it."""
+    _check_reporting(settings)
     torch.manual_seed(settings.seed)
     if settings.train == "lora":
         add_adapters(model, settings)
@@ -178,6 +180,18 @@ def prepare(model: Any, plan: SurgeryPlan, feed: Feed, settings: TrainingSetting
         trained = without_unused(model, trained, _probe(model, feed, settings))
         freeze(model, trained)
     return trained
+
+
+def _check_reporting(settings: TrainingSettings) -> None:
+    """Raise RequestError for a tracker that transformers does not know or that is not installed."""
+    from transformers.integrations import get_available_reporting_integrations
+
+    here = [*get_available_reporting_integrations(), "all", "none"]
+    if settings.report_to is not None and settings.report_to not in here:
+        raise RequestError(
+            f"{settings.report_to} is not installed, or unknown to transformers",
+            hint=f"install it, or leave out --report-to; found here: {', '.join(here)}",
+        )
 
 
 def _probe(model: Any, feed: Feed, settings: TrainingSettings) -> torch.Tensor:

@@ -68,13 +68,27 @@ def test_interrupted_by_ctrl_c_it_leaves_with_130_and_says_how_to_go_on(
         patch.setattr(finetune, "finetune_connector", interrupted)
         result = run(*arguments)
     assert result.exit_code == 130 and result.stdout == "" and not out.exists()
-    assert "kept in" in result.stderr and "--resume" in result.stderr
+    assert "out.training keeps the training after step 2" in " ".join(result.stderr.split())
+    assert "--resume" in result.stderr
     result = run(*arguments, "--resume")
     assert result.exit_code == 0, result.stderr
     text = " ".join(result.stdout.split())
     assert "trained for 3 steps" in text and "resumed at step 2" in text
     assert "loss 6." in text and "8 rows" in text
     assert result.stderr == f"\nnext:\n  dcsurgery verify {out}\n"
+
+
+def test_interrupted_while_it_prepares_it_does_not_speak_of_going_on(
+    run: Run, tiny_clip: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune, "start", interrupted)
+    given = ("--connector", "dci", "--data", data, "-o", tmp_path / "out")
+    result = run("finetune", tiny_clip, *given)
+    assert result.exit_code == 130 and "before there was anything to keep" in result.stderr
+    assert "--resume" not in result.stderr and not list(tmp_path.iterdir())
 
 
 def test_json_has_the_record_and_the_plan(

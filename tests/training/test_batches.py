@@ -156,14 +156,15 @@ def test_a_row_that_fails_late_is_counted_and_replaced(prompts: Prompter, tmp_pa
     long = [{"from": "human", "value": "x" * 300}, {"from": "gpt", "value": "no"}]
     raw = [row(0), row(1, conversations=long, image=None), row(2)]
     log = tmp_path / "bad.jsonl"
-    options = {"max_length": 200, "bad_file": log}
-    dataset = TrainingDataset(write(tmp_path, raw), prompts, max_bad=0.5, **options)
+    dataset = TrainingDataset(write(tmp_path, raw), prompts, max_bad=0.5, max_length=200)
     assert len(dataset) == 3 and len(dataset.bad) == 0
     found = answers([dataset[i] for i in (0, 1, 2, 1)], prompts)
     assert found == ["It is 0.", "It is 2.", "It is 2.", "It is 2."]
+    dataset.collect_bad(log)
     (noted,) = map(json.loads, log.read_text().splitlines())
     assert noted["id"] == "r1" and "no answer starts in the first 200" in noted["reason"]
-    strict = TrainingDataset(write(tmp_path, raw), prompts, max_bad=0.1, **options)
+    assert [dataset.name_of(i) for i in range(3)] == ["r0", "r2", "r2"]
+    strict = TrainingDataset(write(tmp_path, raw), prompts, max_bad=0.1, max_length=200)
     with pytest.raises(RequestError, match=r"1 of 3 rows .* 10 %: r1"):
         strict[1]
 

@@ -1,4 +1,7 @@
-"""Two processes (gloo, on the CPU) train as one does with the same global batch."""
+"""Two processes (gloo, on the CPU) train as one does with the same global batch.
+
+They are stopped inside the second epoch and go on; the one is not.
+"""
 
 from __future__ import annotations
 

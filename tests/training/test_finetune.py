@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 import dcsurgery
@@ -174,6 +175,13 @@ def test_lora_on_top_of_a_first_training(once: Finetuned, data: Path, place: Pat
     assert (place / "lora" / "dense_connector" / "lora" / "adapter_model.safetensors").is_file()
     names = [name for name, _ in load_model(done.output).named_parameters() if "lora" in name]
     assert len(names) == 2 * 14
+    low = start(Origin(done.output), fast(train="lora", precision="bf16")).model
+    stored = load_file(place / "lora" / "dense_connector" / "lora" / "adapter_model.safetensors")
+    found = {k.replace(".default", ""): v for k, v in low.named_parameters() if ".lora_" in k}
+    for name, value in stored.items():
+        assert torch.equal(found[name.removeprefix("base_model.model.")], value), "not rounded"
+    with pytest.raises(TrainingError, match="of rank 2, not 4"):
+        preview_finetune(done.output, data, settings=fast(train="lora", lora_rank=4))
     with pytest.raises(TrainingError, match="has a LoRA adapter of an earlier training"):
         preview_finetune(done.output, data, settings=fast(train="full"))
 

@@ -70,6 +70,13 @@ def test_without_a_delay_the_schedule_is_transformers_cosine(steps: int, warmup:
     assert [ours(step) for step in range(steps + 1)] == [theirs(s) for s in range(steps + 1)]
 
 
+def test_no_training_spends_its_last_step_at_a_rate_of_zero() -> None:
+    """A climb starts at zero: one step of training would otherwise train nothing."""
+    assert Schedule(1, 0.03)(0) == 1.0
+    assert [Schedule(2, 0.03)(step) for step in range(2)] == [0.0, 1.0]
+    assert Schedule(2, 0.9, 0.9)(1) == 1.0
+
+
 def test_a_delayed_group_rests_then_climbs_then_falls_to_zero_at_the_same_end() -> None:
     factors = [Schedule(20, 0.2, 0.25)(step) for step in range(21)]
     assert factors[:6] == [0.0] * 6 and factors[9] == 1.0 == max(factors)

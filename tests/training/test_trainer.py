@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -223,16 +224,38 @@ def test_a_stream_is_read_for_the_steps_that_are_asked_for(
 ) -> None:
     class Stream(IterableDataset[dict[str, torch.Tensor]]):
         def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-            return iter(rows.rows)
+            return iter(rows.rows[:6])
 
     def go(**values: Any) -> Any:
         given = settings(**values)
         return train(case.attached(), case.plan, Stream(), collate, given, output_dir=tmp_path)
 
-    assert go(max_steps=2).steps == 2
+    # At its end it is begun again, within the batch.
+    history = go(max_steps=3, micro_batch=2).history
+    assert [row["rows"] for row in history] == [4, 4, 4]
+    assert [row["epoch"] for row in history] == pytest.approx([1 / 3, 2 / 3, 1])
     with pytest.raises(RequestError, match="no length") as caught:
         go(max_steps=None)
     assert "--max-steps" in caught.value.hint
+
+
+def test_a_quantised_base_trains_what_is_put_beside_it(
+    case: Case, rows: Rows, tmp_path: Path
+) -> None:
+    """transformers takes such a model for training with adapters alone."""
+    model = case.attached()
+    model.is_quantized, model.hf_quantizer = True, SimpleNamespace(is_trainable=True)
+    result = run(case, model, rows, tmp_path, max_steps=2)
+    assert result.steps == 2 and not model._hf_peft_config_loaded
+
+
+@pytest.mark.parametrize("name", ["nowhere", "dvclive"])
+def test_a_place_to_report_to_that_is_not_here_is_refused_first(
+    case: Case, rows: Rows, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(RequestError, match=f"{name} is not installed, or unknown"):
+        run(case, case.attached(), rows, tmp_path / "new", report_to=name)
+    assert not (tmp_path / "new").exists()
 
 
 def test_no_rows_are_no_training(case: Case, tmp_path: Path) -> None:

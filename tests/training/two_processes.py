@@ -6,9 +6,12 @@ python -m tests.training.two_processes BASE OUT PROCESSES
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -20,18 +23,29 @@ from tests.training.tasks import make_rows, run
 
 # Rows with and without images: what one process has no gradient for, another may have.
 VALUES = {"train": "full", "lr": 1e-3, "projector_lr": 1e-3, "micro_batch": 1, "max_steps": 6}
+# Inside the second epoch: twelve rows are three steps.
+STOP = 5
 
 
-def work(base: Path, folder: Path, rank: int = 0) -> None:
-    """Train and save what came out."""
+def work(base: Path, folder: Path, rank: int = 0, stop_at: int | None = None) -> None:
+    """Train and save what came out; with `stop_at`, stop after that step and go on from there."""
     case = make_case(TinyModel(base, test_llava.llava_inputs), ConnectorSpec("dci"))
     model = case.attached()
     rows = make_rows(case.tiny, model, 12)
     rows.rows[3]["labels"][:, :-1] = -100
     rows.rows[7] = make_rows(case.tiny, model, 1, images=0).rows[0]
-    run(case, model, rows, folder, **VALUES)
+    if stop_at is not None:
+        with suppress(KeyboardInterrupt):
+            run(case, case.attached(), rows, folder, watch=lambda row: stop(row, stop_at), **VALUES)
+    run(case, model, rows, folder, resume=stop_at is not None, **VALUES)
     values = {name: value.detach().clone() for name, value in model.named_parameters()}
     save_file(values, folder / f"rank-{rank}.safetensors")
+
+
+def stop(row: dict[str, Any], stop_at: int) -> None:
+    """Ask for a stop after a step, as Ctrl-C does: the first process alone is told of steps."""
+    if row["step"] == stop_at - 1:
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def main() -> int:
@@ -51,7 +65,7 @@ def main() -> int:
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
             "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
-        work(base, folder, rank)
+        work(base, folder, rank, stop_at=STOP)
         sys.stdout.flush()
         os._exit(0)
     return max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids)
