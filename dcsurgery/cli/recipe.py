@@ -51,9 +51,9 @@ def list_(as_json: AsJson = False) -> None:
 
 def show(name: Name) -> None:
     """Print a recipe's file."""
-    from dcsurgery.recipes.catalog import find_recipe
+    from dcsurgery.recipes.catalog import find_recipe, read_text
 
-    Output().show(find_recipe(name).read_text(encoding="utf-8").rstrip())
+    Output().show(read_text(find_recipe(name)).rstrip())
 
 
 def validate(name: Name, changes: Changes = None, as_json: AsJson = False) -> None:

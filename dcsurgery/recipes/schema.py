@@ -15,7 +15,8 @@ NAME = r"^[a-z0-9][a-z0-9._-]*$"
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # YAML reads `layers: 15` and `revision: 2024` as numbers.
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
 
 def _as_list(value: Any) -> Any:
