@@ -58,12 +58,12 @@ def show(name: Name) -> None:
 
 def validate(name: Name, changes: Changes = None, as_json: AsJson = False) -> None:
     """Check a recipe's keys and values without running anything."""
-    from dcsurgery.recipes.catalog import load_recipe
+    from dcsurgery.recipes.runner import read_source
     from dcsurgery.recipes.steps import build_steps
     from dcsurgery.recipes.sweep import expand
 
     out = Output(as_json=as_json)
-    recipe = load_recipe(name, tuple(changes or ()))
+    recipe = read_source(name, tuple(changes or ())).recipe
     points = expand(recipe)
     names = [step.name for step in build_steps(points[0].recipe)]
     if as_json:

@@ -17,7 +17,8 @@ Say = Callable[[str], None]
 class Place:
     """Where a run happens: its folder, the model it starts from and where data paths begin.
 
-    `goes_on` when the step at hand was begun before with the same inputs, and did not end.
+    `goes_on` when the step at hand was begun before with the same inputs, and did not end: what
+    it left unfinished is still there. Of a step that begins anew it is cleared before.
     """
 
     work: Path
@@ -33,7 +34,8 @@ class Place:
 @dataclass(frozen=True)
 class Step:
     """One step: `inputs` are hashed, `after` are the steps it builds on, `output` is in the work
-    folder. `run(place)` returns what it found, as JSON values."""
+    folder, `unfinished` what a run that ends early leaves there. `run(place)` returns what it
+    found, as JSON values. `reads` are the data paths whose content counts."""
 
     name: str
     inputs: dict[str, Any]
@@ -41,6 +43,7 @@ class Step:
     output: str | None
     run: Callable[[Place], dict[str, Any]]
     reads: dict[str, str] = field(default_factory=dict)
+    unfinished: str | None = None
 
 
 def build_steps(recipe: Recipe) -> tuple[Step, ...]:
@@ -130,7 +133,8 @@ def _verify(recipe: Recipe, steps: list[Step]) -> None:
         return {"checks": len(found.checks), "passed": True}
 
     name = f"verify-{model.name}"
-    steps.append(Step(name, options.model_dump(), (model.name,), report, run))
+    reads = {f"image {number}": image for number, image in enumerate(options.images)}
+    steps.append(Step(name, options.model_dump(), (model.name,), report, run, reads))
 
 
 def _finetune(stage: Finetune, number: int, model: Step) -> Step:
@@ -154,8 +158,9 @@ def _finetune(stage: Finetune, number: int, model: Step) -> Step:
         )
         return {"training": done.record.model_dump(mode="json")}
 
-    inputs = {"settings": settings.model_dump(), "split": stage.split}
-    return Step(name, inputs, (model.name,), name, run, {"data": stage.data})
+    inputs = {"settings": settings.model_dump(), "split": stage.split, "images": stage.images}
+    reads, unfinished = {"data": stage.data}, f"{name}.training"
+    return Step(name, inputs, (model.name,), name, run, reads, unfinished)
 
 
 def _eval(item: Eval, first: Step, last: Step) -> Step:
@@ -178,7 +183,8 @@ def _eval(item: Eval, first: Step, last: Step) -> Step:
         return {"eval": report.model_dump(mode="json")}
 
     after = tuple(step.name for step in models)
-    return Step(name, item.model_dump(), after, f"{name}/report.json", run, {"data": item.data})
+    report, reads = f"{name}/report.json", {"data": item.data}
+    return Step(name, item.model_dump(), after, report, run, reads, f"{name}/answers.jsonl")
 
 
 def _export(recipe: Recipe, model: Step) -> Step:
