@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dcsurgery.errors import VerificationError
+from dcsurgery.errors import OutputExistsError, VerificationError
 from dcsurgery.recipes.schema import Eval, Finetune, Recipe
 
 Say = Callable[[str], None]
@@ -44,6 +46,19 @@ class Step:
     run: Callable[[Place], dict[str, Any]]
     reads: dict[str, str] = field(default_factory=dict)
     unfinished: str | None = None
+
+
+def often(say: Say, every: float = 30.0) -> Say:
+    """Return `say` for news that come all the time: it passes them on every so many seconds."""
+    last = time.monotonic()
+
+    def tell(line: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= every:
+            last = time.monotonic()
+            say(f"  {line}")
+
+    return tell
 
 
 def build_steps(recipe: Recipe) -> tuple[Step, ...]:
@@ -144,7 +159,7 @@ def _finetune(stage: Finetune, number: int, model: Step) -> Step:
     def run(place: Place) -> dict[str, Any]:
         from dcsurgery.training.finetune import finetune_connector
 
-        output = place.work / name
+        output, tell = place.work / name, often(place.say)
         resume = place.goes_on and not output.exists()
         done = finetune_connector(
             _folder(place, model),
@@ -155,6 +170,7 @@ def _finetune(stage: Finetune, number: int, model: Step) -> Step:
             split=stage.split,
             resume=resume,
             overwrite=not resume,
+            watch=lambda row: tell(f"step {row['step']} of {row['steps']}, loss {row['loss']:.4f}"),
         )
         return {"training": done.record.model_dump(mode="json")}
 
@@ -171,15 +187,21 @@ def _eval(item: Eval, first: Step, last: Step) -> Step:
     def run(place: Place) -> dict[str, Any]:
         from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
 
-        report = evaluate_checkpoints(
+        tell = often(place.say)
+        evaluate = partial(
+            evaluate_checkpoints,
             [_folder(place, step) for step in models],
             place.data / item.data,
             place.work / name,
             images=None if item.images is None else place.data / item.images,
             settings=EvalSettings(**settings),
             split=item.split,
-            overwrite=not place.goes_on,
+            progress=lambda model, done, rows: tell(f"{Path(model).name}: row {done} of {rows}"),
         )
+        try:
+            report = evaluate(overwrite=not place.goes_on)
+        except OutputExistsError:  # the models were written again, or the data has moved
+            report = evaluate(overwrite=True)
         return {"eval": report.model_dump(mode="json")}
 
     after = tuple(step.name for step in models)
