@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from dcsurgery.errors import DcSurgeryError, OutputExistsError, RequestError
+from dcsurgery.cli.recipe import run as cli_run
+from dcsurgery.errors import DcSurgeryError, OutputExistsError, RequestError, VerificationError
 from dcsurgery.recipes.catalog import load_recipe
 from dcsurgery.recipes.lockfile import LOCK_FILE
 from dcsurgery.recipes.report import compare
@@ -270,3 +271,15 @@ def test_every_stage_of_a_real_recipe_has_what_training_needs() -> None:
     one, two = first.settings().resolved(), second.settings().resolved()
     assert (one.batch_size, one.lr) == (256, 1e-3)
     assert (two.batch_size, two.lr, two.train) == (128, 2e-5, "full")
+
+
+def test_a_run_that_does_not_verify_exits_with_3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: object, **options: object) -> RecipeRun:
+        raise VerificationError("convert did not verify", hint="dcsurgery verify convert")
+
+    monkeypatch.setattr("dcsurgery.recipes.runner.run_one", fail)
+    assert cli_run("tiny", work_dir=tmp_path) == 3
+    told = capsys.readouterr()
+    assert "convert did not verify" in told.err and told.out == ""
