@@ -182,7 +182,8 @@ def _finetune(stage: Finetune, number: int, model: Step) -> Step:
 def _eval(item: Eval, first: Step, last: Step) -> Step:
     name = f"eval-{item.name}"
     models = [first] if first is last else [first, last]
-    settings = item.model_dump(include={"metric", "limit", "batch_size", "max_new_tokens"})
+    chosen = {"metric", "limit", "batch_size", "max_new_tokens", "max_bad", "dtype", "seed"}
+    settings = {**item.model_dump(include=chosen), "version": item.prompt}
 
     def run(place: Place) -> dict[str, Any]:
         from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints

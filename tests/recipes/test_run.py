@@ -75,9 +75,11 @@ def test_a_finished_run_does_nothing_twice_and_a_change_reruns_what_depends_on_i
     assert told["steps"][1]["result"]["training"]["steps"] == 2
     work = tmp_path / "copy"
     subprocess.run(["cp", "-r", finished.work, work], check=True)
-    changed = (*QUICK, "eval.batch_size=2")
+    changed = (*QUICK, "eval.batch_size=2", "eval.prompt=v1", "eval.seed=5", "eval.dtype=float32")
     found = states(run_recipe("tiny", changes=changed, work_dir=work, until="eval"))
     assert found == {"convert": "resumed", "finetune-1": "resumed", "eval-colours": "done"}
+    used = json.loads((work / "eval-colours/report.json").read_text())["settings"]
+    assert (used["version"], used["seed"], used["dtype"]) == ("v1", 5, "float32")
     assert not (work / LOCK_FILE).exists(), "it was the lock of another run"
     data = work / "smoke/train.json"
     data.write_text(data.read_text().replace("red", "pink"))
