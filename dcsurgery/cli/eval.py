@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
+from dcsurgery.cli import units
 from dcsurgery.cli.options import AsJson, Quiet
 from dcsurgery.cli.output import Output
 
@@ -118,9 +119,15 @@ def eval(
     out = Output(as_json=as_json, quiet=quiet)
     if options.prompt not in (None, "plain", "v1"):
         raise typer.BadParameter("use plain or v1", param_hint="--prompt")
+    text = f"evaluating {units.plural(len(models), 'model')}"
     remote = any(not Path(model).is_dir() for model in models)
-    with out.working(f"evaluating {len(models)} models", fetches=remote):
+    # What is fetched from the Hub shows its own bars.
+    with out.working(text, fetches=True) if remote else out.stepping(text) as show:
         from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
+
+        def progress(model: str, done: int, rows: int) -> None:
+            if show is not None:
+                show(done, rows, model)
 
         settings = EvalSettings(
             metric=options.metric,
@@ -141,6 +148,7 @@ def eval(
             settings=settings,
             split=options.split,
             overwrite=options.overwrite,
+            progress=progress,
         )
     if as_json:
         out.data(report.model_dump(mode="json"))

@@ -11,11 +11,14 @@ import typer
 
 from dcsurgery.cli.options import AsJson, Quiet
 from dcsurgery.cli.output import Output
+from dcsurgery.errors import VerificationError
 
 if TYPE_CHECKING:
     from dcsurgery.recipes.runner import RecipeRun, Source
 
 HELP = "Replay a whole reproduction from one file."
+
+FAILED = 3
 
 Name = Annotated[
     str, typer.Argument(metavar="NAME_OR_FILE", help="A shipped recipe, or a YAML file.")
@@ -51,19 +54,19 @@ def list_(as_json: AsJson = False) -> None:
 
 def show(name: Name) -> None:
     """Print a recipe's file."""
-    from dcsurgery.recipes.catalog import find_recipe
+    from dcsurgery.recipes.catalog import find_recipe, read_text
 
-    Output().show(find_recipe(name).read_text(encoding="utf-8").rstrip())
+    Output().show(read_text(find_recipe(name)).rstrip())
 
 
 def validate(name: Name, changes: Changes = None, as_json: AsJson = False) -> None:
     """Check a recipe's keys and values without running anything."""
-    from dcsurgery.recipes.catalog import load_recipe
+    from dcsurgery.recipes.runner import read_source
     from dcsurgery.recipes.steps import build_steps
     from dcsurgery.recipes.sweep import expand
 
     out = Output(as_json=as_json)
-    recipe = load_recipe(name, tuple(changes or ()))
+    recipe = read_source(name, tuple(changes or ())).recipe
     points = expand(recipe)
     names = [step.name for step in build_steps(points[0].recipe)]
     if as_json:
@@ -100,7 +103,7 @@ def run(  # noqa: PLR0913 - one parameter per CLI option, by design
     ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
-) -> None:
+) -> int:
     """Run a recipe or a lock. A second run goes on after the last finished step.
 
     Ends with report.md, report.json and recipe.lock.yaml in the work folder.
@@ -112,17 +115,22 @@ def run(  # noqa: PLR0913 - one parameter per CLI option, by design
     source = read_source(name, tuple(changes or ()), smoke)
     work = work_dir or Path(f"{source.recipe.name}.run")
     say = out.tell
-    if source.recipe.sweep:
-        pairs = run_sweep(source, work, data_dir, until=until, dry_run=dry_run, say=say)
-        runs = [found for _, found in pairs]
-    else:
-        runs = [run_one(source, work, data_dir, until=until, dry_run=dry_run, say=say)]
+    try:
+        if source.recipe.sweep:
+            pairs = run_sweep(source, work, data_dir, until=until, dry_run=dry_run, say=say)
+            runs = [found for _, found in pairs]
+        else:
+            runs = [run_one(source, work, data_dir, until=until, dry_run=dry_run, say=say)]
+    except VerificationError as error:
+        out.fail(error)
+        return FAILED
     if as_json:
         out.data({"schema_version": 1, "runs": [plan_of(found) for found in runs]})
-        return
+        return 0
     for found in runs:
         _show(found, out)
     _end(source, work, runs, out)
+    return 0
 
 
 def _show(found: RecipeRun, out: Output) -> None:
@@ -149,7 +157,7 @@ def _end(source: Source, work: Path, runs: list[RecipeRun], out: Output) -> None
         out.tell(f"replay: dcsurgery recipe run {shlex.quote(str(work / 'recipe.lock.yaml'))}")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
+COMMANDS: dict[str, Callable[..., int | None]] = {
     "list": list_,
     "show": show,
     "validate": validate,

@@ -90,6 +90,7 @@ def evaluate_checkpoints(
     if not models:
         raise RequestError("there is no model to evaluate", hint="name a folder or a Hub id")
     started = time.monotonic()
+    options["images"] = images
     run = _Run(list(map(str, models)), str(data), Path(output), chosen, options)
     rows = read_rows(
         data,
@@ -115,6 +116,7 @@ class _Run:
         digest = data_digest(self.data)
         header = {
             "data_sha256": digest,
+            "source": self._source(),
             "models": [model_digest(folder) if folder else "" for folder in folders],
             "settings": self._identity(),
         }
@@ -127,6 +129,15 @@ class _Run:
         (self.output / "report.json").write_text(report.model_dump_json(indent=2) + "\n")
         draw_report(report, self.output / "report.png")
         return report
+
+    def _source(self) -> dict[str, Any]:
+        """What the data's digest does not tell: which pictures, which part of a data set."""
+        images = self.options.get("images")
+        return {
+            "images": None if images is None else str(Path(images).resolve()),
+            "split": self.options.get("split") or "train",
+            "revision": self.options.get("revision"),
+        }
 
     def _identity(self) -> dict[str, Any]:
         """The settings that answers depend on."""

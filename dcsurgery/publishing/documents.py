@@ -145,10 +145,14 @@ def make_documents(
 
 def _public_json(path: str, content: Content, facts: CardFacts) -> Content:
     """Return a JSON file beside the plan without this machine's folders; others as they are."""
-    if not (path.startswith(f"{DELTA_FOLDER}/") and path.endswith(".json")):
+    if not path.startswith(f"{DELTA_FOLDER}/") or not path.endswith((".json", ".jsonl")):
         return content
     assert isinstance(content.source, Path)
     text = content.source.read_text(encoding="utf-8", errors="replace")
+    if path.endswith(".jsonl"):  # names of rows and pictures
+        lines = text.splitlines()
+        clean = [_public_line(line) for line in lines]
+        return content if clean == lines else Content("".join(f"{c}\n" for c in clean).encode())
     try:
         values = json.loads(text)
     except ValueError:
@@ -157,6 +161,15 @@ def _public_json(path: str, content: Content, facts: CardFacts) -> Content:
     if isinstance(cleaned, dict) and "base_model_name_or_path" in cleaned:  # peft's adapter_config
         cleaned["base_model_name_or_path"] = facts.base.repo_id or facts.plan.base.id
     return content if cleaned == values else _as_json(cleaned)
+
+
+def _public_line(line: str) -> str:
+    try:
+        values = json.loads(line)
+    except ValueError:
+        values = line
+    cleaned = without_paths(values)
+    return line if cleaned == values else json.dumps(cleaned, ensure_ascii=False)
 
 
 def _with_adapter(plan: SurgeryPlan, documents: dict[str, Content]) -> SurgeryPlan:

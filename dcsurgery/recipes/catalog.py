@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +44,26 @@ def find_recipe(name_or_file: str) -> Path:
     )
 
 
+def read_text(path: Path) -> str:
+    """Return the text of a recipe's file. Raises RequestError when there is none to read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path} cannot be read: {error}", hint="check the file") from None
+
+
 def read_yaml(path: Path) -> Any:
     """Return the values of a YAML file. Raises RequestError with the line that is wrong."""
+    text = read_text(path)
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f", line {mark.line + 1}"
         problem = getattr(error, "problem", None) or "it cannot be parsed"
         raise RequestError(f"{path}{line}: {problem}", hint="correct the YAML") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path} cannot be read: {error}", hint="check the file") from None
+    except ValueError as error:  # a date that is none
+        raise RequestError(f"{path}: {error}", hint="correct the YAML") from None
 
 
 def load_recipe(name_or_file: str, changes: tuple[str, ...] = ()) -> Recipe:
@@ -79,18 +89,19 @@ def change_fields(values: Any, changes: tuple[str, ...]) -> Any:
 
 def _scalar(text: str) -> Any:
     """YAML's value; 1e-4 is a number (YAML 1.1 wants 1.0e-4)."""
+    if "e" in text.lower():
+        with suppress(ValueError):
+            return float(text)
     try:
-        return float(text) if "e" in text.lower() else yaml.safe_load(text)
-    except ValueError:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # YAML's dates raise ValueError
         return text
 
 
 def set_field(values: Any, key: str, value: Any) -> None:
     """Set a dotted key in nested mappings and lists. Raises RequestError for a wrong place."""
     first, _, rest = key.partition(".")
-    if isinstance(values, list) and not first.isdigit():
+    if isinstance(values, list) and not first.isdecimal():
         for item in values:
             set_field(item, key, value)
         return

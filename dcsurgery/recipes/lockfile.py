@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dcsurgery.errors import RequestError
-from dcsurgery.recipes.resolve import installed
+from dcsurgery.recipes.stamps import Stamp, merged_versions
 
 LOCK_FILE = "recipe.lock.yaml"
-KEYS = {"lock_version", "recipe", "smoke", "base", "data", "versions", "outputs"}
 HEADER = """\
 # What a run depended on. Replay it: dcsurgery recipe run recipe.lock.yaml --data-dir DATA
 """
+
+
+class Lock(BaseModel):
+    """The file's keys; `versions` are those that the steps ran with, `outputs` SHA-256."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    lock_version: Literal[1]
+    recipe: dict[str, Any]
+    smoke: bool
+    base: dict[str, Any]
+    data: dict[str, str]
+    versions: dict[str, str]
+    outputs: dict[str, dict[str, str]]
 
 
 def is_lock(values: Any) -> bool:
@@ -24,11 +39,14 @@ def is_lock(values: Any) -> bool:
 
 def check_lock(values: dict[str, Any], where: str) -> dict[str, Any]:
     """Return a lock whose keys are all there. Raises RequestError."""
-    if values["lock_version"] != 1 or set(values) != KEYS:
+    try:
+        return Lock.model_validate(values).model_dump()
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
         raise RequestError(
-            f"{where} is not a lock this version can read", hint="run the recipe to write a new one"
-        )
-    return values
+            f"{where} is not a lock this version can read: {place} is wrong",
+            hint="run the recipe to write a new one",
+        ) from None
 
 
 def write_lock(
@@ -37,7 +55,7 @@ def write_lock(
     smoke: bool,
     base: dict[str, Any],
     data: dict[str, str],
-    outputs: dict[str, dict[str, str]],
+    stamps: Mapping[str, Stamp],
 ) -> Path:
     """Write the lock of a finished run and return its path."""
     values = {
@@ -46,8 +64,8 @@ def write_lock(
         "smoke": smoke,
         "base": base,
         "data": data,
-        "versions": installed(),
-        "outputs": _weights(outputs),
+        "versions": merged_versions(stamps.values()),
+        "outputs": _weights({name: stamp.outputs for name, stamp in stamps.items()}),
     }
     path = work / LOCK_FILE
     path.write_text(HEADER + yaml.safe_dump(values, sort_keys=False), encoding="utf-8")

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dcsurgery.recipes.resolve import installed
-from dcsurgery.recipes.schema import Expected, Recipe
-from dcsurgery.recipes.stamps import Stamp
+from dcsurgery.recipes.schema import Expected
+from dcsurgery.recipes.stamps import Stamp, merged_versions
+from dcsurgery.records import DELTA_FOLDER
+
+if TYPE_CHECKING:
+    from dcsurgery.recipes.runner import RecipeRun
+
+RAN = {"done": "run", "resumed": "done before"}
 
 
 def compare(expected: Expected, stamps: Mapping[str, Stamp], smoke: bool) -> dict[str, Any]:
@@ -27,49 +32,75 @@ def compare(expected: Expected, stamps: Mapping[str, Stamp], smoke: bool) -> dic
     return {**expected.model_dump(), "measured": measured, "verdict": verdict}
 
 
-def summary(recipe: Recipe, stamps: Mapping[str, Stamp], smoke: bool) -> dict[str, Any]:
-    """Return the whole report as JSON values."""
+def summary(run: RecipeRun, base: dict[str, Any], data: dict[str, str]) -> dict[str, Any]:
+    """Return the whole report as JSON values; `base` and `data` are as pinned."""
+    stamps = run.stamps
     return {
         "schema_version": 1,
-        "recipe": recipe.model_dump(mode="json"),
-        "smoke": smoke,
-        "versions": installed(),
+        "recipe": run.recipe.model_dump(mode="json"),
+        "smoke": run.smoke,
+        "base": base,
+        "data": data,
+        "versions": merged_versions(stamps.values()),
         "seconds": round(sum(stamp.seconds for stamp in stamps.values()), 2),
         "steps": {
-            name: {"seconds": stamp.seconds, "result": stamp.result, "outputs": stamp.outputs}
+            name: {
+                "seconds": stamp.seconds,
+                "versions": stamp.versions,
+                "result": stamp.result,
+                "outputs": stamp.outputs,
+            }
             for name, stamp in stamps.items()
         },
-        "expected": [compare(row, stamps, smoke) for row in recipe.expected],
+        "expected": [compare(row, stamps, run.smoke) for row in run.recipe.expected],
+        "plots": _plots(run.work, stamps),
     }
 
 
-def write_report(recipe: Recipe, work: Path, stamps: Mapping[str, Stamp], smoke: bool) -> Path:
+def _plots(work: Path, stamps: Mapping[str, Stamp]) -> list[str]:
+    """Return the pictures of these steps: beside an evaluation, in a trained delta."""
+    places = [
+        work / name / (DELTA_FOLDER if "training" in stamp.result else "")
+        for name, stamp in stamps.items()
+        if {"training", "eval"} & set(stamp.result)
+    ]
+    pictures = [path for place in places for path in sorted(place.glob("*.png"))]
+    return [path.relative_to(work).as_posix() for path in pictures]
+
+
+def write_report(run: RecipeRun, base: dict[str, Any], data: dict[str, str]) -> Path:
     """Write report.json and report.md and return the path of the latter."""
-    found = summary(recipe, stamps, smoke)
-    (work / "report.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    path = work / "report.md"
-    path.write_text("\n".join(_lines(recipe, work, stamps, found)) + "\n", encoding="utf-8")
+    found = summary(run, base, data)
+    (run.work / "report.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    path = run.work / "report.md"
+    path.write_text("\n".join(_lines(run, found)) + "\n", encoding="utf-8")
     return path
 
 
-def _lines(
-    recipe: Recipe, work: Path, stamps: Mapping[str, Stamp], found: dict[str, Any]
-) -> list[str]:
+def _lines(run: RecipeRun, found: dict[str, Any]) -> list[str]:
+    recipe, commit = run.recipe, found["base"]["commit"]
     lines = [f"# {recipe.title}", "", f"Recipe `{recipe.name}`, from {recipe.source}."]
     if found["smoke"]:
         lines.append(
             "**Smoke run**: tiny random models and generated data; its numbers mean nothing."
         )
-    lines += ["", f"Base: `{recipe.base.model}`. {found['seconds']:.0f} s in all.", ""]
+    at = "" if commit is None else f" at `{commit}`"
+    lines += ["", f"Base: `{recipe.base.model}`{at}. {found['seconds']:.0f} s in all.", ""]
     lines += table(
-        ("step", "seconds", "what came of it"),
-        [(name, f"{s.seconds:.1f}", in_words(s.result)) for name, s in stamps.items()],
+        ("step", "this time", "seconds", "what came of it"),
+        [
+            (s.name, RAN[s.state], f"{s.stamp.seconds:.1f}", in_words(s.stamp.result))
+            for s in run.steps
+            if s.stamp is not None
+        ],
     )
+    if found["data"]:
+        lines += ["", "## Data", ""]
+        lines += table(("file", "SHA-256"), list(found["data"].items()))
     lines += ["", "## Expected and measured", ""]
     lines += _expected(found["expected"])
-    plots = [p.relative_to(work).as_posix() for p in sorted(work.glob("*/*.png"))]
-    if plots:
-        lines += ["", "## Plots", "", *(f"![{plot}]({plot})" for plot in plots)]
+    if found["plots"]:
+        lines += ["", "## Plots", "", *(f"![{plot}]({plot})" for plot in found["plots"])]
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     return [*lines, "", f"Versions: {versions}."]
 

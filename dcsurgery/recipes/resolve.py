@@ -18,16 +18,21 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors", "huggi
 
 
 def pin_base(recipe: Recipe, data: Path) -> dict[str, Any]:
-    """Return the record of a recipe's base: id, commit, digests of config and headers.
+    """Return the record of a recipe's base: id, commit or content, digests of config and headers.
 
     Raises CheckpointNotFoundError when it is neither a folder nor reachable on the Hub.
     """
+    from dcsurgery.training.rows import data_digest
+
     towers = TowerPlaces(tower_places(recipe, data))
     checkpoint = open_model(base_place(recipe, data), recipe.base.revision, towers=towers)
     record = describe_base(checkpoint).model_dump(mode="json", exclude={"folder", "revision"})
     # Not where folders are today: the same files elsewhere are the same base.
     commits = {name: tower["commit"] for name, tower in record["towers"].items()}
-    return {**record, "id": recipe.base.model, "towers": commits}
+    folder = checkpoint.ref.folder
+    # A folder has no commit that stands for its values.
+    content = None if record["commit"] or folder is None else data_digest(folder)
+    return {**record, "id": recipe.base.model, "towers": commits, "content": content}
 
 
 def base_place(recipe: Recipe, data: Path) -> str:
@@ -91,9 +96,28 @@ def installed() -> dict[str, str]:
     return found
 
 
+def pinned(recipe: Recipe, lock: dict[str, Any], data: Path) -> Recipe:
+    """Return a locked recipe with its base at the locked commit, whatever is newest today."""
+    commit = lock["base"].get("commit")
+    if commit is None or Path(base_place(recipe, data)).is_dir():
+        return recipe
+    base = recipe.base.model_copy(update={"revision": commit})
+    return recipe.model_copy(update={"base": base})
+
+
+def other_versions(lock: dict[str, Any]) -> list[str]:
+    """Say which packages have another version than in the lock."""
+    here = installed()
+    return [
+        f"{name} {here.get(name, 'absent')} (locked: {number})"
+        for name, number in lock["versions"].items()
+        if here.get(name) != number
+    ]
+
+
 def require_same(lock: dict[str, Any], base: dict[str, Any], data: dict[str, str]) -> None:
     """Compare with a lock. Raises RequestError that names what is another one today."""
-    for key in ("commit", "config_sha256", "files"):
+    for key in ("commit", "config_sha256", "files", "towers", "content"):
         if lock["base"].get(key) != base.get(key):
             raise RequestError(
                 f"the base {base['id']} is not the locked one: {key} differs",

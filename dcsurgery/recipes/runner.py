@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dcsurgery.errors import RequestError, VerificationError
+from dcsurgery.errors import OutputExistsError, RequestError, VerificationError
 from dcsurgery.recipes import lockfile, resolve, smoke
 from dcsurgery.recipes.catalog import change_fields, find_recipe, read_yaml
 from dcsurgery.recipes.report import write_report
@@ -18,6 +18,7 @@ from dcsurgery.recipes.stamps import (
     describe_output,
     hash_inputs,
     is_done,
+    is_ours,
     write_stamp,
 )
 from dcsurgery.recipes.steps import Place, Say, Step, build_steps
@@ -43,6 +44,11 @@ class RecipeRun:
     steps: tuple[StepState, ...]
     smoke: bool
     missing: tuple[str, ...] = ()
+
+    @property
+    def stamps(self) -> dict[str, Stamp]:
+        """The stamps of the steps that are done, by name."""
+        return {step.name: step.stamp for step in self.steps if step.stamp is not None}
 
     @property
     def finished(self) -> bool:
@@ -104,16 +110,23 @@ def run_one(
     recipe = source.recipe
     if source.smoke:
         recipe, data = smoke.shrink(recipe), work / smoke.WORLD
+    elif source.lock is not None:
+        recipe = resolve.pinned(recipe, source.lock, data)
     steps = chosen(build_steps(recipe), until)
     if dry_run:
         return _look(recipe, steps, work, data, source)
-    work.mkdir(parents=True, exist_ok=True)
+    _check_work(work, steps, source.smoke)
     if source.smoke:
         smoke.build_world(recipe, data)
     resolve.require_data(recipe, steps, data)
     base, digests = resolve.pin_base(recipe, data), resolve.pin_data(steps, data)
     if source.lock is not None:
         resolve.require_same(source.lock, base, digests)
+        for text in resolve.other_versions(source.lock):
+            say(f"another version than the lock's: {text}")
+    work.mkdir(parents=True, exist_ok=True)
+    if not source.smoke:
+        smoke.remove_world(work / smoke.WORLD)
     place = Place(
         work=work,
         base=resolve.base_place(recipe, data),
@@ -127,6 +140,20 @@ def run_one(
     run = RecipeRun(recipe, work, done, source.smoke)
     _conclude(run, source, base, digests, complete=until is None)
     return run
+
+
+def _check_work(work: Path, steps: tuple[Step, ...], small: bool) -> None:
+    """Refuse to replace what is not this run's to replace. Raises OutputExistsError."""
+    hint = "choose another --work-dir"
+    for step in steps:
+        place = None if step.output is None else work / Path(step.output).parts[0]
+        if place is not None and place.exists() and not is_ours(work, step.name):
+            raise OutputExistsError(f"{place} exists, and no recipe wrote it", hint=hint)
+    whole = any(is_ours(work, step.name) for step in steps)
+    if small and whole and not (work / smoke.WORLD).is_dir():
+        raise OutputExistsError(
+            f"{work} holds a run with the whole model, which --smoke would replace", hint=hint
+        )
 
 
 def chosen(steps: tuple[Step, ...], until: str | None) -> tuple[Step, ...]:
@@ -175,7 +202,8 @@ def _carry_out(
 
 def _run_step(step: Step, place: Place, wanted: str) -> Stamp:
     started = time.perf_counter()
-    result = step.run(replace(place, goes_on=begin(place.work, step.name, wanted)))
+    goes_on = begin(place.work, step.name, wanted, step.unfinished)
+    result = step.run(replace(place, goes_on=goes_on))
     stamp = Stamp(
         step.name,
         wanted,
@@ -205,14 +233,16 @@ def _conclude(
     *,
     complete: bool,
 ) -> None:
-    write_report(run.recipe, run.work, {s.name: s.stamp for s in run.steps if s.stamp}, run.smoke)
+    write_report(run, base, digests)
     if not complete:
+        if source.lock is None and any(step.state == "done" for step in run.steps):
+            (run.work / lockfile.LOCK_FILE).unlink(missing_ok=True)  # of an earlier, other run
         return
-    outputs = {s.name: s.stamp.outputs for s in run.steps if s.stamp is not None}
     if source.lock is None:
         recipe = source.recipe.model_dump(mode="json")
-        lockfile.write_lock(run.work, recipe, run.smoke, base, digests, outputs)
+        lockfile.write_lock(run.work, recipe, run.smoke, base, digests, run.stamps)
         return
+    outputs = {name: stamp.outputs for name, stamp in run.stamps.items()}
     different = lockfile.differences(source.lock, outputs)
     if different:
         raise VerificationError(
@@ -222,12 +252,18 @@ def _conclude(
 
 
 def plan_of(run: RecipeRun) -> dict[str, Any]:
-    """Return a run as JSON values."""
+    """Return a run as JSON values: its steps with what came of them, and the files it wrote."""
+    files = {"report": "report.json", "lock": lockfile.LOCK_FILE} if run.finished else {}
     return {
         "schema_version": 1,
         "recipe": run.recipe.model_dump(mode="json"),
         "work_dir": str(run.work),
         "smoke": run.smoke,
         "missing": list(run.missing),
-        "steps": [{"name": step.name, "state": step.state} for step in run.steps],
+        "steps": [
+            {"name": step.name, "state": step.state}
+            | ({} if step.stamp is None else {"result": step.stamp.result})
+            for step in run.steps
+        ],
+        **{key: str(run.work / name) for key, name in files.items() if (run.work / name).is_file()},
     }

@@ -15,7 +15,8 @@ NAME = r"^[a-z0-9][a-z0-9._-]*$"
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # YAML reads `layers: 15` and `revision: 2024` as numbers.
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
 
 def _as_list(value: Any) -> Any:
@@ -74,6 +75,10 @@ class Eval(_Section):
     limit: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=8, ge=1)
     max_new_tokens: int = Field(default=32, ge=1)
+    max_bad: float = Field(default=0.01, ge=0, le=1)
+    prompt: Literal["plain", "v1"] | None = None
+    dtype: str = "auto"
+    seed: int = Field(default=0, ge=0)
 
 
 class Export(_Section):

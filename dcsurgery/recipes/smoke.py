@@ -51,6 +51,12 @@ def shrink(recipe: Recipe) -> Recipe:
     return parse_recipe(values, f"{recipe.name} --smoke")
 
 
+def remove_world(folder: Path) -> None:
+    """Remove a world that build_world wrote whole."""
+    if (folder / MARK).is_file():
+        shutil.rmtree(folder)
+
+
 def build_world(recipe: Recipe, folder: Path) -> None:
     """Write the tiny base and its data, unless they are there whole already."""
     wanted = json.dumps(recipe.smoke.model_dump(), sort_keys=True)

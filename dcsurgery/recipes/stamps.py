@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,14 +71,36 @@ def write_stamp(work: Path, stamp: Stamp) -> None:
     (folder / f"{stamp.step}.begun").unlink(missing_ok=True)
 
 
-def begin(work: Path, step: str, inputs_sha256: str) -> bool:
-    """Note that a step begins; return whether it was begun before with the same inputs."""
+def begin(work: Path, step: str, inputs_sha256: str, unfinished: str | None = None) -> bool:
+    """Note that a step begins; return whether it was begun before with the same inputs.
+
+    What it left `unfinished` with other inputs is cleared first: nothing can go on with it.
+    """
     folder = work / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     mark = folder / f"{step}.begun"
     before = mark.read_text() if mark.is_file() else ""
+    if before == inputs_sha256:
+        return True
+    if unfinished is not None:
+        place = work / unfinished
+        shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
     mark.write_text(inputs_sha256)
-    return before == inputs_sha256
+    return False
+
+
+def is_ours(work: Path, step: str) -> bool:
+    """Return whether a step has run in this folder, to its end or not."""
+    return any((work / FOLDER / f"{step}.{kind}").is_file() for kind in ("json", "begun"))
+
+
+def merged_versions(stamps: Iterable[Stamp]) -> dict[str, str]:
+    """Return the versions that steps ran with; "a and b" where a run was taken up with another."""
+    found: dict[str, list[str]] = {}
+    for stamp in stamps:
+        for name, number in stamp.versions.items():
+            found.setdefault(name, []).append(number)
+    return {name: " and ".join(dict.fromkeys(numbers)) for name, numbers in found.items()}
 
 
 def read_stamp(work: Path, step: str) -> Stamp | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dcsurgery.errors import VerificationError
+from dcsurgery.errors import OutputExistsError, VerificationError
 from dcsurgery.recipes.schema import Eval, Finetune, Recipe
 
 Say = Callable[[str], None]
@@ -17,7 +19,8 @@ Say = Callable[[str], None]
 class Place:
     """Where a run happens: its folder, the model it starts from and where data paths begin.
 
-    `goes_on` when the step at hand was begun before with the same inputs, and did not end.
+    `goes_on` when the step at hand was begun before with the same inputs, and did not end: what
+    it left unfinished is still there. Of a step that begins anew it is cleared before.
     """
 
     work: Path
@@ -33,7 +36,8 @@ class Place:
 @dataclass(frozen=True)
 class Step:
     """One step: `inputs` are hashed, `after` are the steps it builds on, `output` is in the work
-    folder. `run(place)` returns what it found, as JSON values."""
+    folder, `unfinished` what a run that ends early leaves there. `run(place)` returns what it
+    found, as JSON values. `reads` are the data paths whose content counts."""
 
     name: str
     inputs: dict[str, Any]
@@ -41,6 +45,20 @@ class Step:
     output: str | None
     run: Callable[[Place], dict[str, Any]]
     reads: dict[str, str] = field(default_factory=dict)
+    unfinished: str | None = None
+
+
+def often(say: Say, every: float = 30.0) -> Say:
+    """Return `say` for news that come all the time: it passes them on every so many seconds."""
+    last = time.monotonic()
+
+    def tell(line: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= every:
+            last = time.monotonic()
+            say(f"  {line}")
+
+    return tell
 
 
 def build_steps(recipe: Recipe) -> tuple[Step, ...]:
@@ -130,7 +148,8 @@ def _verify(recipe: Recipe, steps: list[Step]) -> None:
         return {"checks": len(found.checks), "passed": True}
 
     name = f"verify-{model.name}"
-    steps.append(Step(name, options.model_dump(), (model.name,), report, run))
+    reads = {f"image {number}": image for number, image in enumerate(options.images)}
+    steps.append(Step(name, options.model_dump(), (model.name,), report, run, reads))
 
 
 def _finetune(stage: Finetune, number: int, model: Step) -> Step:
@@ -140,7 +159,7 @@ def _finetune(stage: Finetune, number: int, model: Step) -> Step:
     def run(place: Place) -> dict[str, Any]:
         from dcsurgery.training.finetune import finetune_connector
 
-        output = place.work / name
+        output, tell = place.work / name, often(place.say)
         resume = place.goes_on and not output.exists()
         done = finetune_connector(
             _folder(place, model),
@@ -151,34 +170,44 @@ def _finetune(stage: Finetune, number: int, model: Step) -> Step:
             split=stage.split,
             resume=resume,
             overwrite=not resume,
+            watch=lambda row: tell(f"step {row['step']} of {row['steps']}, loss {row['loss']:.4f}"),
         )
         return {"training": done.record.model_dump(mode="json")}
 
-    inputs = {"settings": settings.model_dump(), "split": stage.split}
-    return Step(name, inputs, (model.name,), name, run, {"data": stage.data})
+    inputs = {"settings": settings.model_dump(), "split": stage.split, "images": stage.images}
+    reads, unfinished = {"data": stage.data}, f"{name}.training"
+    return Step(name, inputs, (model.name,), name, run, reads, unfinished)
 
 
 def _eval(item: Eval, first: Step, last: Step) -> Step:
     name = f"eval-{item.name}"
     models = [first] if first is last else [first, last]
-    settings = item.model_dump(include={"metric", "limit", "batch_size", "max_new_tokens"})
+    chosen = {"metric", "limit", "batch_size", "max_new_tokens", "max_bad", "dtype", "seed"}
+    settings = {**item.model_dump(include=chosen), "version": item.prompt}
 
     def run(place: Place) -> dict[str, Any]:
         from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
 
-        report = evaluate_checkpoints(
+        tell = often(place.say)
+        evaluate = partial(
+            evaluate_checkpoints,
             [_folder(place, step) for step in models],
             place.data / item.data,
             place.work / name,
             images=None if item.images is None else place.data / item.images,
             settings=EvalSettings(**settings),
             split=item.split,
-            overwrite=not place.goes_on,
+            progress=lambda model, done, rows: tell(f"{Path(model).name}: row {done} of {rows}"),
         )
+        try:
+            report = evaluate(overwrite=not place.goes_on)
+        except OutputExistsError:  # the models were written again, or the data has moved
+            report = evaluate(overwrite=True)
         return {"eval": report.model_dump(mode="json")}
 
     after = tuple(step.name for step in models)
-    return Step(name, item.model_dump(), after, f"{name}/report.json", run, {"data": item.data})
+    report, reads = f"{name}/report.json", {"data": item.data}
+    return Step(name, item.model_dump(), after, report, run, reads, f"{name}/answers.jsonl")
 
 
 def _export(recipe: Recipe, model: Step) -> Step:

@@ -186,6 +186,10 @@ def test_another_evaluation_in_the_folder_is_not_touched(world: Path, tmp_path: 
         evaluate(world, tmp_path, "base", settings=longer)
     with pytest.raises(OutputExistsError, match="other models"):
         evaluate(world, tmp_path, "dci")
+    (tmp_path / "pictures").symlink_to(world)
+    for options in ({"images": tmp_path / "pictures"}, {"split": "b"}, {"revision": "c"}):
+        with pytest.raises(OutputExistsError, match="other source"):
+            evaluate(world, tmp_path, "base", **options)
     assert (tmp_path / "answers.jsonl").read_bytes() == before
     assert evaluate(world, tmp_path, "base", settings=longer, overwrite=True).rows == 7
 

@@ -22,7 +22,7 @@ from dcsurgery.publishing.formula import write_formula
 from dcsurgery.publishing.marks import BEGIN, END
 from dcsurgery.publishing.picture import draw_wiring
 from dcsurgery.publishing.privacy import without_paths
-from dcsurgery.records import PLAN_FILE, AdapterRecord, TrainingRecord
+from dcsurgery.records import DELTA_FOLDER, PLAN_FILE, AdapterRecord, TrainingRecord
 from dcsurgery.verification.report import Check, Report
 from tests.publishing.numbers import unheld
 
@@ -241,3 +241,17 @@ def test_the_published_plan_has_no_folder_of_this_machine(facts: CardFacts) -> N
         assert (published.base.id, published.base.folder) == (name, None)
         assert published.training[0].data == "rows.json"
         assert published.training[0].settings == {"images": "coco", "lr": 0.5}
+
+
+def test_the_published_log_has_no_folder_of_this_machine(facts: CardFacts, tmp_path: Path) -> None:
+    log = tmp_path / DELTA_FOLDER / "bad_rows.jsonl"
+    log.parent.mkdir()
+    good = '{"row": 1,  "id": "b", "reason": "it has no answer"}'
+    bad = {"row": 0, "id": "a", "reason": "image /home/me/secret/a.png does not exist"}
+    log.write_text(f"{json.dumps(bad)}\n{good}\n")
+    documents = make_documents(local_files(tmp_path), facts, None)
+    published = documents[f"{DELTA_FOLDER}/bad_rows.jsonl"].source
+    assert isinstance(published, bytes)
+    first, second = published.decode().splitlines()
+    assert json.loads(first)["reason"] == "image a.png does not exist"
+    assert second == good

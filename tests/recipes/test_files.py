@@ -8,7 +8,14 @@ import pytest
 import yaml
 
 from dcsurgery.errors import DcSurgeryError, RequestError
-from dcsurgery.recipes.catalog import change_fields, find_recipe, load_recipe, read_yaml, shipped
+from dcsurgery.recipes.catalog import (
+    change_fields,
+    find_recipe,
+    load_recipe,
+    read_text,
+    read_yaml,
+    shipped,
+)
 from dcsurgery.recipes.schema import parse_recipe
 from dcsurgery.recipes.steps import build_steps
 from dcsurgery.recipes.sweep import expand
@@ -63,6 +70,7 @@ def tiny() -> dict[str, object]:
         ("connector.gruops=3", "connector.gruops: there is no such key", "did you mean groups?"),
         ("finetune.1r=1e-4", "finetune.0.1r: there is no such key", "did you mean lr?"),
         ("eval.metric=fuzzy", "eval.0.metric: input should be", "recipe show"),
+        ("finetune.²=1", "finetune.0.²: there is no such key", "keys:"),
         ("cost.hours=-1", "cost.hours: input should be greater than 0", "recipe show"),
     ],
 )
@@ -78,6 +86,14 @@ def test_set_reaches_one_stage_or_all_and_reads_numbers() -> None:
     changed = change_fields(values, ("finetune.lr=1e-4", "finetune.1.lr=3", "base.revision=main"))
     assert changed == {"finetune": [{"lr": 1e-4}, {"lr": 3}], "base": {"revision": "main"}}
     assert values["finetune"] == [{"lr": 1}, {"lr": 2}], "the file's own values stay"
+
+
+@pytest.mark.parametrize("text", ["15", "7,15", "07", "0"])
+def test_layers_may_be_written_without_quotes(text: str) -> None:
+    changed = change_fields(tiny(), (f"connector.layers={text}", "base.revision=2024"))
+    recipe = parse_recipe(changed, "mine")
+    assert recipe.connector.layers == str(int(text) if text.isdigit() else text)
+    assert recipe.base.revision == "2024"
 
 
 @pytest.mark.parametrize("change", ["finetune.lr", "finetune.7.lr=1", "name.x=1", "=3"])
@@ -96,6 +112,14 @@ def test_unknown_names_and_broken_files_say_what_to_do(tmp_path: Path) -> None:
     broken.write_text("name: x\n  base: [\n")
     with pytest.raises(RequestError, match="line 2"):
         load_recipe(str(broken))
+    broken.write_text("name: 2024-13-45\n")
+    with pytest.raises(RequestError, match="month must be in"):
+        load_recipe(str(broken))
+    assert change_fields({"x": 1}, ("x=2024-13-45",)) == {"x": "2024-13-45"}
+    broken.write_bytes(b"\xff\xfe\x00")
+    for read in (load_recipe, read_text):
+        with pytest.raises(RequestError, match="cannot be read"):
+            read(str(broken) if read is load_recipe else broken)
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(RequestError, match="mapping"):
         load_recipe(str(tmp_path / "list.yaml"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,13 +14,16 @@ from typing import Any
 import pytest
 import yaml
 
-from dcsurgery.errors import DcSurgeryError, RequestError
+from dcsurgery.cli.recipe import run as cli_run
+from dcsurgery.errors import DcSurgeryError, OutputExistsError, RequestError, VerificationError
 from dcsurgery.recipes.catalog import load_recipe
 from dcsurgery.recipes.lockfile import LOCK_FILE
 from dcsurgery.recipes.report import compare
-from dcsurgery.recipes.runner import RecipeRun, read_source, run_recipe
+from dcsurgery.recipes.resolve import installed, missing, other_versions, pin_base, pinned
+from dcsurgery.recipes.runner import RecipeRun, _hashes, plan_of, read_source, run_recipe
 from dcsurgery.recipes.schema import Expected
-from dcsurgery.recipes.stamps import Stamp
+from dcsurgery.recipes.stamps import Stamp, begin, merged_versions
+from dcsurgery.recipes.steps import build_steps
 from dcsurgery.recipes.sweep import run_sweep
 from dcsurgery.records import DELTA_FILE
 
@@ -48,6 +52,14 @@ def test_a_run_ends_with_a_model_a_report_and_a_card(finished: RecipeRun) -> Non
     text = (work / "report.md").read_text()
     assert f"{training['trained_parameters']:,} parameters, 2 steps" in text
     assert "Smoke run" in text
+    assert report["plots"] == [
+        "finetune-1/dense_connector/training.png",
+        "eval-colours/report.png",
+    ]
+    assert all(f"![{plot}]({plot})" in text for plot in report["plots"])
+    assert set(report["data"]) == {"train.json", "test.json"}
+    assert report["data"]["train.json"] in text
+    assert report["steps"]["finetune-1"]["versions"]["torch"] == report["versions"]["torch"]
     assert (work / "export/config.json").is_file()
     assert "arXiv" in (work / "card.md").read_text()
 
@@ -57,11 +69,18 @@ def test_a_finished_run_does_nothing_twice_and_a_change_reruns_what_depends_on_i
 ) -> None:
     again = run_recipe("tiny", changes=QUICK, work_dir=finished.work)
     assert states(again) == dict.fromkeys(STEPS, "resumed")
+    told = plan_of(again)
+    assert Path(told["report"]).name == "report.json"
+    assert Path(told["lock"]).name == LOCK_FILE
+    assert told["steps"][1]["result"]["training"]["steps"] == 2
     work = tmp_path / "copy"
     subprocess.run(["cp", "-r", finished.work, work], check=True)
-    changed = (*QUICK, "eval.batch_size=2")
+    changed = (*QUICK, "eval.batch_size=2", "eval.prompt=v1", "eval.seed=5", "eval.dtype=float32")
     found = states(run_recipe("tiny", changes=changed, work_dir=work, until="eval"))
     assert found == {"convert": "resumed", "finetune-1": "resumed", "eval-colours": "done"}
+    used = json.loads((work / "eval-colours/report.json").read_text())["settings"]
+    assert (used["version"], used["seed"], used["dtype"]) == ("v1", 5, "float32")
+    assert not (work / LOCK_FILE).exists(), "it was the lock of another run"
     data = work / "smoke/train.json"
     data.write_text(data.read_text().replace("red", "pink"))
     found = states(run_recipe("tiny", changes=changed, work_dir=work, until="finetune"))
@@ -69,6 +88,89 @@ def test_a_finished_run_does_nothing_twice_and_a_change_reruns_what_depends_on_i
     (work / "convert" / DELTA_FILE).unlink()
     found = states(run_recipe("tiny", changes=changed, work_dir=work, until="convert"))
     assert found == {"convert": "done"}, "an output that is gone is made again"
+
+
+def test_what_a_step_reads_decides_whether_it_runs_again() -> None:
+    def hashed(*changes: str) -> dict[str, str]:
+        recipe = read_source("tiny", ("verify.images=[a.png]", *changes)).recipe
+        done: dict[str, Stamp] = {}
+        for step in build_steps(recipe):
+            read = dict.fromkeys(step.reads.values(), "0")
+            inputs = _hashes(step, done, {}, read)
+            done[step.name] = Stamp(step.name, inputs, {}, {}, 0)
+        return {name: stamp.inputs_sha256 for name, stamp in done.items()}
+
+    before = hashed()
+    assert before == hashed()
+
+    def again(*changes: str) -> set[str]:
+        return {name for name, sha in hashed(*changes).items() if sha != before[name]}
+
+    trained = set(before) - {"convert", "verify-convert"}
+    assert again("finetune.images=others") == trained
+    assert again("finetune.seed=7") == trained
+    assert again("eval.images=others") == {"eval-colours"}
+    assert again("title=another", "cost.hours=1") == set()
+
+
+def test_a_base_folder_whose_values_change_is_another_base(
+    finished: RecipeRun, tmp_path: Path
+) -> None:
+    recipe = finished.recipe
+    shutil.copytree(finished.work / "smoke/base", tmp_path / "base")
+    before = pin_base(recipe, tmp_path)
+    assert pin_base(recipe, finished.work / "smoke") == before
+    weights = tmp_path / "base/model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    assert pin_base(recipe, tmp_path) != before
+
+
+def test_verification_images_are_asked_for_before_anything_runs(tmp_path: Path) -> None:
+    recipe = load_recipe("tiny", ("verify.images=[absent.png]",))
+    assert any("absent.png" in text for text in missing(recipe, build_steps(recipe), tmp_path))
+
+
+def test_a_lock_is_replayed_at_its_commit(tmp_path: Path) -> None:
+    recipe = load_recipe("llava-1.5-7b-dci")
+    lock = {"base": {"commit": "c" * 40}}
+    assert pinned(recipe, lock, tmp_path).base.revision == "c" * 40
+    (tmp_path / recipe.base.model).mkdir(parents=True)
+    assert pinned(recipe, lock, tmp_path).base.revision is None, "a folder has no commits"
+
+
+def test_a_run_taken_up_with_another_version_names_both() -> None:
+    stamps = [Stamp("a", "", {}, {}, 0, {"torch": v, "peft": "1"}) for v in ("2.0", "2.1", "2.0")]
+    assert merged_versions(stamps) == {"torch": "2.0 and 2.1", "peft": "1"}
+    lock = {"versions": {"torch": "0.1", "python": installed()["python"]}}
+    assert [text.split()[0] for text in other_versions(lock)] == ["torch"]
+
+
+def test_folders_that_are_not_the_run_s_are_not_replaced(tmp_path: Path) -> None:
+    mine = tmp_path / "convert/thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(OutputExistsError, match="no recipe wrote it"):
+        run_recipe("tiny", changes=QUICK, work_dir=tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["convert", "thesis.txt"]
+
+
+def test_smoke_replaces_no_run_with_the_whole_model(tmp_path: Path) -> None:
+    begin(tmp_path, "convert", "of the whole model")
+    with pytest.raises(OutputExistsError, match="holds a run with the whole model"):
+        run_recipe("llava-1.5-7b-dci", smoke=True, work_dir=tmp_path)
+
+
+def test_what_was_left_unfinished_is_only_gone_on_with_by_the_same_inputs(tmp_path: Path) -> None:
+    left = tmp_path / "finetune-1.training/checkpoint-1"
+    left.mkdir(parents=True)
+    assert not begin(tmp_path, "finetune-1", "old")
+    assert begin(tmp_path, "finetune-1", "old", "finetune-1.training")
+    assert left.is_dir()
+    assert not begin(tmp_path, "finetune-1", "new", "finetune-1.training")
+    assert not left.exists()
+    assert begin(tmp_path, "finetune-1", "new", "finetune-1.training")
 
 
 def test_a_lock_replays_to_the_same_weights(finished: RecipeRun, tmp_path: Path) -> None:
@@ -90,6 +192,9 @@ def test_a_lock_is_exact(finished: RecipeRun, tmp_path: Path) -> None:
     other.write_text(yaml.safe_dump({**values, "data": {**values["data"], "train.json": "0" * 64}}))
     with pytest.raises(RequestError, match=r"train\.json is not the locked file"):
         run_recipe(str(other), work_dir=tmp_path / "b")
+    other.write_text(yaml.safe_dump({**values, "outputs": None}))
+    with pytest.raises(RequestError, match="outputs is wrong"):
+        read_source(str(other))
     outputs = {**values["outputs"], "convert": {f"convert/{DELTA_FILE}": "0" * 64}}
     other.write_text(yaml.safe_dump({**values, "outputs": outputs}))
     with pytest.raises(DcSurgeryError, match="other weights than the lock: convert"):
@@ -168,3 +273,15 @@ def test_every_stage_of_a_real_recipe_has_what_training_needs() -> None:
     one, two = first.settings().resolved(), second.settings().resolved()
     assert (one.batch_size, one.lr) == (256, 1e-3)
     assert (two.batch_size, two.lr, two.train) == (128, 2e-5, "full")
+
+
+def test_a_run_that_does_not_verify_exits_with_3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: object, **options: object) -> RecipeRun:
+        raise VerificationError("convert did not verify", hint="dcsurgery verify convert")
+
+    monkeypatch.setattr("dcsurgery.recipes.runner.run_one", fail)
+    assert cli_run("tiny", work_dir=tmp_path) == 3
+    told = capsys.readouterr()
+    assert "convert did not verify" in told.err and told.out == ""
