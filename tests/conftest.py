@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# A job in a shell's background ignores Ctrl-C, and so would every process the tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before anything imports huggingface_hub: it reads these once.
 _home = tempfile.TemporaryDirectory(prefix="dcsurgery-tests-")
