@@ -31,7 +31,16 @@ def contracts() -> Iterator[type[Wiring]]:
 def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, cases.Case]:
     """One tiny model of each family, by name."""
     place, found = tmp_path_factory.mktemp("families"), {}
-    for number, contract in enumerate(contracts()):
+    modules: list[str] = []
+
+    def place_in_module(contract: type[Wiring]) -> int:
+        """Most modules hold one family in several shapes, of which the first is enough."""
+        modules.append(contract.__module__)
+        return modules.count(contract.__module__)
+
+    for number, contract in enumerate(sorted(contracts(), key=place_in_module)):
+        if len(found) == len(available()):
+            break
         case = cases.make_case(contract.tiny(place / str(number), 1), contract.specs[0])
         found.setdefault(case.architecture.name, case)
     return found
