@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from dcsurgery.cli.options import AsJson, Model, Quiet, Revision
+from dcsurgery.cli.options import AsJson, Device, Dtype, Model, Prompt, Quiet, Revision
 from dcsurgery.cli.output import Output
 from dcsurgery.errors import RequestError
 
@@ -58,20 +58,9 @@ class AskOptions:
         str | None,
         typer.Option(metavar="FOLDER", help="Where the base of a delta is now."),
     ] = None
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            metavar="VERSION",
-            help="plain or v1: LLaVA's own prompts. Default: the model's chat template, v1 where "
-            "it has none.",
-        ),
-    ] = None
-    dtype: Annotated[
-        str, typer.Option(metavar="DTYPE", help="auto (the checkpoint's), float32, bfloat16, ...")
-    ] = "auto"
-    device: Annotated[
-        str | None, typer.Option(metavar="DEVICE", help="cpu, cuda, ... Default: a GPU if any.")
-    ] = None
+    prompt: Prompt = None
+    dtype: Dtype = "auto"
+    device: Device = None
     as_json: AsJson = False
     quiet: Quiet = False
 

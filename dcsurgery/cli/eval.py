@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from dcsurgery.cli import units
-from dcsurgery.cli.options import AsJson, Quiet
+from dcsurgery.cli.options import AsJson, Device, Dtype, Prompt, Quiet
 from dcsurgery.cli.output import Output
 
 if TYPE_CHECKING:
@@ -75,20 +75,9 @@ class EvalOptions:
     split: Annotated[
         str, typer.Option(metavar="NAME", help="Split of a Hugging Face data set.")
     ] = "train"
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            metavar="VERSION",
-            help="plain or v1: LLaVA's own prompts. Default: the model's chat template, v1 where "
-            "it has none.",
-        ),
-    ] = None
-    dtype: Annotated[
-        str, typer.Option(metavar="DTYPE", help="auto (the checkpoint's), float32, bfloat16, ...")
-    ] = "auto"
-    device: Annotated[
-        str | None, typer.Option(metavar="DEVICE", help="cpu, cuda, ... Default: a GPU if any.")
-    ] = None
+    prompt: Prompt = None
+    dtype: Dtype = "auto"
+    device: Device = None
     seed: Annotated[
         int, typer.Option(metavar="N", help="Seed of the intervals and of the test.")
     ] = 0

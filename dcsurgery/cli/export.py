@@ -11,7 +11,15 @@ import typer
 
 from dcsurgery.cli import units
 from dcsurgery.cli.convert import list_moves
-from dcsurgery.cli.options import AsJson, Quiet, Revision, Towers, read_towers
+from dcsurgery.cli.options import (
+    AsJson,
+    Link,
+    Overwrite,
+    Quiet,
+    Revision,
+    Towers,
+    read_towers,
+)
 from dcsurgery.cli.output import Output
 
 if TYPE_CHECKING:
@@ -52,18 +60,8 @@ class ExportOptions:
         ),
     ] = None
     tower: Towers = None
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Replace OUT, which stays until the new one is whole."),
-    ] = False
-    link: Annotated[
-        bool,
-        typer.Option(
-            "--link",
-            help="Hard-link unchanged weight files instead of copying them: no time, no space, "
-            "but editing one edits both. Never out of a Hub cache.",
-        ),
-    ] = False
+    overwrite: Overwrite = False
+    link: Link = False
 
 
 def export(

@@ -33,7 +33,32 @@ Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="No progress, no advice: only the result, and errors."),
 ]
-
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace OUT, which stays until the new one is whole."),
+]
+Link = Annotated[
+    bool,
+    typer.Option(
+        "--link",
+        help="Hard-link unchanged weight files instead of copying them: no time, no space, "
+        "but editing one edits both. Never out of a Hub cache.",
+    ),
+]
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="VERSION",
+        help="plain or v1: LLaVA's own prompts. Default: the model's chat template, v1 where "
+        "it has none.",
+    ),
+]
+Dtype = Annotated[
+    str, typer.Option(metavar="DTYPE", help="auto (the checkpoint's), float32, bfloat16, ...")
+]
+Device = Annotated[
+    str | None, typer.Option(metavar="DEVICE", help="cpu, cuda, ... Default: a GPU if any.")
+]
 Towers = Annotated[
     list[str] | None,
     typer.Option(
@@ -123,18 +148,8 @@ class WriteOptions:
             help="Folder to write. Needed, except with --dry-run.",
         ),
     ] = None
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Replace OUT, which stays until the new one is whole."),
-    ] = False
-    link: Annotated[
-        bool,
-        typer.Option(
-            "--link",
-            help="Hard-link unchanged weight files instead of copying them: no time, no space, "
-            "but editing one edits both. Never out of a Hub cache.",
-        ),
-    ] = False
+    overwrite: Overwrite = False
+    link: Link = False
     tower: Towers = None
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the whole plan and write nothing.")

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import TextStreamer
 
 from dcsurgery.errors import RequestError
-from dcsurgery.evaluation.generation import GREEDY, model_inputs
+from dcsurgery.evaluation.generation import GREEDY, model_inputs, place_model
 from dcsurgery.evaluation.video import Clip, image_runs, pooled_features, read_clip, shorten
 from dcsurgery.loading import load_model, quiet_transformers
 from dcsurgery.training.conversations import ask
@@ -201,16 +201,9 @@ def load_respondent(where: Loading) -> Respondent:
     dtype = where.dtype if where.dtype == "auto" else getattr(torch, where.dtype, None)
     if dtype != "auto" and not isinstance(dtype, torch.dtype):
         raise RequestError(f"--dtype {where.dtype} is unknown", hint="float32, bfloat16, auto, ...")
-    device = where.device or ("cuda" if torch.cuda.is_available() else "cpu")
     processor = load_processor(where.path, revision=where.revision, base=where.base)
     model = load_model(where.path, revision=where.revision, base=where.base, dtype=dtype)
-    try:
-        model = model.to(device)
-    except (RuntimeError, AssertionError) as error:  # torch knows no such device, or it is full
-        raise RequestError(
-            f"{where.path} cannot be put on {device}: {' '.join(str(error).split())[:120]}",
-            hint="choose another --device, or a smaller --dtype",
-        ) from None
+    model = place_model(model, str(where.path), where.device)
     return Respondent(str(where.path), model, Prompter(processor, version=where.version))
 
 

@@ -9,11 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcsurgery.errors import RequestError
 from dcsurgery.training.batches import Collator
 from dcsurgery.training.prompts import IGNORED, TOKEN_FIELDS, Prompter
 
 # Greedy, whatever generation_config.json samples with; None also silences its warning.
 GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+
+
+def place_model(model: Any, name: str, device: str | None) -> Any:
+    """Return the model on a device; None takes a GPU if there is one.
+
+    Raises RequestError for a device that torch does not know, or that is full.
+    """
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return model.to(chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise RequestError(
+            f"{name} cannot be put on {chosen}: {' '.join(str(error).split())[:120]}",
+            hint="choose another --device, or a smaller --dtype",
+        ) from None
 
 
 def model_inputs(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from dcsurgery.checkpoint.reference import fetch, parse_reference
 from dcsurgery.errors import RequestError
 from dcsurgery.evaluation.answers import Answer, AnswerFile, model_digest
 from dcsurgery.evaluation.chart import draw_report
-from dcsurgery.evaluation.generation import answer_losses, generate_answers
+from dcsurgery.evaluation.generation import answer_losses, generate_answers, place_model
 from dcsurgery.evaluation.metrics import score, with_options
 from dcsurgery.evaluation.report import EvalReport
 from dcsurgery.evaluation.summary import Scored, summarise
@@ -274,12 +274,4 @@ def batches(rows: Batch, size: int) -> Iterator[Batch]:
 
 def _loaded(name: str, settings: EvalSettings) -> Any:
     dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(name, dtype=dtype)
-    try:
-        return model.to(device)
-    except (RuntimeError, AssertionError) as error:  # torch knows no such device, or it is full
-        raise RequestError(
-            f"{name} cannot be put on {device}: {' '.join(str(error).split())[:120]}",
-            hint="choose another --device, or a smaller --dtype",
-        ) from None
+    return place_model(load_model(name, dtype=dtype), name, settings.device)
