@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dcsurgery.architectures import Architecture, Form, available
 from dcsurgery.connectors import KINDS
+from dcsurgery.markdown import table
 from dcsurgery.records import DELTA_LOADER
 
 
@@ -46,10 +47,8 @@ def _family(found: Architecture) -> Family:
 
 def markdown_table() -> str:
     """Return the table in Markdown, as the README has it."""
-    lines = [
-        "| family | example checkpoints | tower | connectors | forms | stock form loads in |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = ("family", "example checkpoints", "tower", "connectors", "forms", "stock form loads in")
+    rows = []
     for family in supported_families():
         connectors = ", ".join([*family.connectors, *(["--pool 2"] if family.pool else [])])
         cells = (
@@ -60,5 +59,5 @@ def markdown_table() -> str:
             ", ".join(family.forms),
             family.loaders.get("stock", "").partition(",")[0],
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return "\n".join(table(head, rows)) + "\n"

@@ -18,7 +18,7 @@ PACKAGE = Path(dcsurgery.__file__).parent
 # From the bottom up: a module may import its own layer and those before it.
 LAYERS = (
     ("errors",),
-    ("anatomy", "features", "folding", "tiny", "modeling"),
+    ("anatomy", "features", "folding", "markdown", "tiny", "modeling"),
     ("checkpoint",),
     ("architectures",),
     ("connectors",),

@@ -8,6 +8,7 @@ from math import isnan
 from dcsurgery.demo.arms import ARMS
 from dcsurgery.demo.outcome import Outcome
 from dcsurgery.demo.statistics import GROUPS, Difference, compare, shares
+from dcsurgery.markdown import table
 
 SHOWN = ("base", "control", "repeated", "retrofit")
 
@@ -50,11 +51,11 @@ def markdown_table(outcomes: Sequence[Outcome]) -> list[str]:
     """Return the table as lines of Markdown, with the other comparisons."""
     columns = ("retrofit - control", "retrofit - repeated")
     head = ("questions, % right", *(ARMS[arm].name for arm in SHOWN), *columns)
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    rows = []
     for row in table_rows(outcomes):
         other = interval(compare(outcomes, "retrofit", "repeated", row[0]))
-        lines.append("| " + " | ".join((*row, other)).replace("*", "\\*") + " |")
-    return lines
+        rows.append([cell.replace("*", "\\*") for cell in (*row, other)])
+    return table(head, rows)
 
 
 def verdict(outcomes: Sequence[Outcome]) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dcsurgery.evaluation.report import Comparison, EvalReport, Score
+from dcsurgery.markdown import table
 from dcsurgery.publishing.base import PublicBase
 from dcsurgery.publishing.formula import name_connector, write_formula
 from dcsurgery.publishing.marks import BEGIN, END
@@ -236,8 +237,4 @@ def _short(value: float) -> str:
 
 
 def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    def line(cells: tuple[str, ...]) -> str:
-        clean = (cell.replace("|", "\\|").replace("\n", " ") for cell in cells)
-        return f"| {' | '.join(clean)} |"
-
-    return "\n".join([line(columns), "|" + "---|" * len(columns), *map(line, rows)])
+    return "\n".join(table(columns, rows))

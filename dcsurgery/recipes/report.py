@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dcsurgery.markdown import table
 from dcsurgery.recipes.schema import Expected
 from dcsurgery.recipes.stamps import Stamp, merged_versions
 from dcsurgery.records import DELTA_FOLDER
@@ -128,12 +129,6 @@ def _advice(row: dict[str, Any]) -> str:
     if row["measured"] is None and row["task"] is not None:
         return f"{row['verdict']} (lmms-eval task `{row['task']}`)"
     return str(row["verdict"])
-
-
-def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    """Return the lines of a Markdown table."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows)]
 
 
 def in_words(result: Mapping[str, Any]) -> str:

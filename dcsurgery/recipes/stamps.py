@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dcsurgery.checkpoint.digests import digest, file_bytes
 from dcsurgery.records import DELTA_FILE, DELTA_FOLDER
 
 FOLDER = "stamps"
@@ -35,12 +36,6 @@ def hash_inputs(step: str, inputs: dict[str, Any], parents: list[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 def describe_output(work: Path, output: str | None) -> dict[str, str]:
     """Return the SHA-256 of the files that stand for an output: a report, or a delta's weights.
 
@@ -51,7 +46,7 @@ def describe_output(work: Path, output: str | None) -> dict[str, str]:
         return {}
     place = work / output
     names = [output] if place.is_file() else [f"{output}/{name}" for name in _telling(place)]
-    return {name: file_sha256(work / name) for name in names if (work / name).is_file()}
+    return {name: digest(file_bytes(work / name)) for name in names if (work / name).is_file()}
 
 
 def _telling(folder: Path) -> list[str]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dcsurgery.markdown import table
 from dcsurgery.recipes.catalog import set_field
-from dcsurgery.recipes.report import table
 from dcsurgery.recipes.runner import RecipeRun, Source, run_one
 from dcsurgery.recipes.schema import Recipe, parse_recipe
 from dcsurgery.recipes.steps import Say
