@@ -11,7 +11,8 @@ import re
 from typing import Any
 
 from dcsurgery.adoption.dense import reference_blocks
-from dcsurgery.adoption.mini_gemini import FIRST, UNI
+from dcsurgery.adoption.llava import FIRST
+from dcsurgery.adoption.mini_gemini import UNI
 from dcsurgery.checkpoint.adopted import Adopted, Adoption, Presented, present
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.errors import PlanError

@@ -29,7 +29,7 @@ CHECK = "compare config.json with the tensors; the checkpoint may be mixed from 
 GENERATION = "generation_config.json"
 WORDS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 FIRST, NEWLINE = "model.mm_projector.0.weight", "model.image_newline"
-_INSIDE = re.compile(r"^model\.vision_tower\.(?:vision_tower\.)?(vision_model\..+)$")
+INSIDE = re.compile(r"^model\.vision_tower\.(?:vision_tower\.)?(vision_model\..+)$")
 _NAMES = (
     (re.compile(r"^model\.mm_projector\.0\."), "multi_modal_projector.linear_1."),
     (re.compile(r"^model\.mm_projector\.2\."), "multi_modal_projector.linear_2."),
@@ -59,7 +59,7 @@ def adopt(source: Checkpoint, towers: Towers) -> Adopted:
     """
     config = source.config
     text_class(config)
-    inside = {name: m[1] for name in source.tensors if (m := _INSIDE.match(name))}
+    inside = {name: m[1] for name in source.tensors if (m := INSIDE.match(name))}
     _require_known(source, inside)
     tower = vision.find_tower(source, inside, towers)
     pinpoints = read_grid(config)

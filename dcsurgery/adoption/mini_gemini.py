@@ -10,11 +10,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Any
 
 from dcsurgery.adoption import dense, open_clip, vision
 from dcsurgery.adoption.format import OriginalFormat
-from dcsurgery.adoption.llava import CHECK, generation_config
+from dcsurgery.adoption.llava import (
+    CHECK,
+    FIRST,
+    GENERATION,
+    HEAD,
+    INSIDE,
+    WORDS,
+    Config,
+    generation_config,
+)
 from dcsurgery.adoption.text import text_section
 from dcsurgery.adoption.tokens import Tokens, plan_image_token
 from dcsurgery.adoption.towers import PREPROCESSOR, Towers
@@ -31,11 +39,7 @@ from dcsurgery.errors import AnatomyError
 from dcsurgery.modeling.mini_gemini.chat_templates import chat_template
 from dcsurgery.modeling.mini_gemini.original_names import CHECKPOINT, renamed
 
-Config = dict[str, Any]
 UNI = "mm_hidden_size_uni"
-GENERATION = "generation_config.json"
-WORDS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-FIRST = "model.mm_projector.0.weight"
 # Keys of the original's config that say nothing about its language model.
 _FOREIGN = ("optimize_", "aux_", "drop_path", "model_path")
 _NEEDED = (
@@ -45,7 +49,6 @@ _NEEDED = (
     *(f"model.vlm_uni_{part}_projector.1.weight" for part in ("query", "aux", "val")),
 )
 _CLASS = re.compile(r"(?:MGM|MiniGemini)(Llama|Gemma|Mistral|Mixtral)ForCausalLM")
-_INSIDE = re.compile(r"^model\.vision_tower\.(?:vision_tower\.)?(vision_model\..+)$")
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def adopt(source: Checkpoint, towers: Towers) -> Adopted:
     Raises AnatomyError or CheckpointError.
     """
     config = source.config
-    inside = {name: found[1] for name in source.tensors if (found := _INSIDE.match(name))}
+    inside = {name: found[1] for name in source.tensors if (found := INSIDE.match(name))}
     _require_known(source, inside)
     tower = vision.find_tower(source, inside, towers)
     found = _CLASS.fullmatch(config["architectures"][0])
@@ -167,7 +170,7 @@ def _tensors(
             new = renamed(name, CHECKPOINT)
             if name in own:
                 group.append(own[name])
-            elif new is not None and name not in left and not _INSIDE.match(name):
+            elif new is not None and name not in left and not INSIDE.match(name):
                 group.append(Presented.renamed(source, name, new))
         groups.append(group)
     elsewhere = [[] if parts.tower.inside else tower, list(parts.aux.tensors)]

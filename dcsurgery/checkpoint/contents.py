@@ -20,7 +20,7 @@ from dcsurgery.checkpoint.headers import (
 from dcsurgery.checkpoint.hub import HubUnreachableError, list_repository, read_range
 from dcsurgery.checkpoint.layout import CONFIG, INDEX, PICKLE_INDEX, Layout, find_layout, never
 from dcsurgery.checkpoint.pickles import open_reader, read_pickle
-from dcsurgery.checkpoint.reference import ModelRef, fetch, parse_reference
+from dcsurgery.checkpoint.reference import ModelRef, fetch, fetch_cached, parse_reference
 from dcsurgery.errors import AnatomyError, CheckpointNotFoundError, MalformedCheckpointError
 
 __all__ = ["CONFIG", "INDEX", "Checkpoint", "Stamp", "WeightFile", "open_checkpoint"]
@@ -202,24 +202,13 @@ def open_checkpoint(
         try:
             remote = _open_remote(ref, pickles)
         except HubUnreachableError:
-            ref = _fetch_cached(ref, weights, pickles is not never)
+            ref = fetch_cached(ref, weights, pickles is not never)
         else:
             if not weights:
                 return remote
             # Not by commit: huggingface_hub would not note the branch, and not find it offline.
             ref = fetch(ref, pickles=remote.index_name == PICKLE_INDEX)
     return _open_folder(ref, Path(ref.folder or ""), pickles)
-
-
-def _fetch_cached(ref: ModelRef, weights: bool, pickles: bool) -> ModelRef:
-    """Return a snapshot of the cache, with pickles only where there are no other weights.
-
-    A download that left them on the Hub would count as one that is not whole.
-    """
-    found = fetch(ref, cached_only=not weights)
-    if pickles and not any(Path(found.folder or "").glob("*.safetensors")):
-        return fetch(ref, cached_only=not weights, pickles=True)
-    return found
 
 
 def _open_folder(

@@ -113,3 +113,14 @@ def fetch(ref: ModelRef, *, cached_only: bool = False, pickles: bool = False) ->
         )
     folder = Path(path)
     return replace(ref, folder=folder, commit=folder.name)
+
+
+def fetch_cached(ref: ModelRef, weights: bool, pickles: bool) -> ModelRef:
+    """Return a snapshot of the cache, with pickles only where there are no other weights.
+
+    A download that left them on the Hub would count as one that is not whole.
+    """
+    found = fetch(ref, cached_only=not weights)
+    if pickles and not any(Path(found.folder or "").glob("*.safetensors")):
+        return fetch(ref, cached_only=not weights, pickles=True)
+    return found

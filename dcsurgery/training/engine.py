@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from dcsurgery.errors import TrainingError
-from dcsurgery.records import SurgeryPlan
 from dcsurgery.training.average import start_average
 from dcsurgery.training.checkpoints import (
     Interruption,
@@ -22,35 +20,14 @@ from dcsurgery.training.checkpoints import (
     mark_complete,
     save_trained,
 )
-from dcsurgery.training.feeding import ROWS, Feed, micro_batches
-from dcsurgery.training.freeze import Trained, frozen_modules
+from dcsurgery.training.feeding import ROWS, micro_batches
+from dcsurgery.training.freeze import frozen_modules
+from dcsurgery.training.job import Job
 from dcsurgery.training.logs import RATE, block_norms
 from dcsurgery.training.lora import taken_for_adapted
 from dcsurgery.training.loss import IGNORED, SupervisedHead, supervised_loss, zero_of
 from dcsurgery.training.order import EpochOrder
 from dcsurgery.training.schedule import make_optimizer, make_scheduler
-from dcsurgery.training.settings import TrainingSettings
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training: which parameters of which surgery, how, for how many updates, on which rows."""
-
-    plan: SurgeryPlan
-    settings: TrainingSettings
-    trained: Trained
-    steps: int
-    feed: Feed
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What must be the same for a training to go on."""
-        told = {"save_steps", "report_to", "micro_batch", "grad_checkpointing"}
-        return {
-            "settings": self.settings.model_dump(mode="json", exclude=told),
-            "trained": list(self.trained.names),
-            "rows": None if self.feed.streamed else len(self.feed.dataset),
-        }
 
 
 class Engine(Trainer):

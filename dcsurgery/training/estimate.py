@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from dcsurgery.training.engine import Job
 from dcsurgery.training.feeding import ROWS, micro_batches
+from dcsurgery.training.job import Job
 from dcsurgery.training.loss import SupervisedHead, supervised_loss, zero_of
 from dcsurgery.training.precision import arithmetic, autocast
 

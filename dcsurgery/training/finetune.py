@@ -26,10 +26,10 @@ from dcsurgery.training.batches import (
 )
 from dcsurgery.training.checkpoints import latest_checkpoint, load_trained
 from dcsurgery.training.conversations import BadRow
-from dcsurgery.training.engine import Job
 from dcsurgery.training.estimate import Estimate, estimate
 from dcsurgery.training.feeding import Feed, micro_batches, processes, rank
 from dcsurgery.training.freeze import Trained
+from dcsurgery.training.job import Job
 from dcsurgery.training.logs import PLOT_FILE, Watch, draw
 from dcsurgery.training.lora import add_adapters, describe_adapters, save_adapters
 from dcsurgery.training.output import checkpoint_names, write_trained

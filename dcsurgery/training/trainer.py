@@ -25,9 +25,10 @@ from dcsurgery.training.checkpoints import (
     load_trained,
     step_of,
 )
-from dcsurgery.training.engine import Engine, Job, StopInOrder, training_arguments
+from dcsurgery.training.engine import Engine, StopInOrder, training_arguments
 from dcsurgery.training.feeding import Collate, Feed
 from dcsurgery.training.freeze import Trained, choose, freeze, without_unused
+from dcsurgery.training.job import Job
 from dcsurgery.training.logs import LOG_FILE, Recorder, Watch
 from dcsurgery.training.lora import add_adapters
 from dcsurgery.training.loss import SupervisedHead, supervised_loss
