@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
-
-# Costs no import of transformers: its Auto classes learn dcsurgery's models once they exist.
-from dcsurgery import modeling as modeling
 
 if TYPE_CHECKING:
     from dcsurgery.connectors.spec import ConnectorSpec
-    from dcsurgery.convert import Conversion, convert_checkpoint
     from dcsurgery.demo.story import run_demo
-    from dcsurgery.evaluation.ask import Answer, ask_model
-    from dcsurgery.evaluation.report import EvalReport
-    from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
-    from dcsurgery.export import export_checkpoint
-    from dcsurgery.inspection import Inspection, inspect_checkpoint
-    from dcsurgery.loading import load_model
-    from dcsurgery.plan import make_plan
-    from dcsurgery.publishing.push import PushResult, push_checkpoint
+    from dcsurgery.evaluation.ask import Answer
+    from dcsurgery.evaluation.ask import ask_model as ask
+    from dcsurgery.evaluation.eval_report import EvalReport
+    from dcsurgery.evaluation.runner import EvalSettings
+    from dcsurgery.evaluation.runner import evaluate_checkpoints as evaluate
+    from dcsurgery.loading.load import load_model as load
+    from dcsurgery.modeling import register
+    from dcsurgery.publishing.push import PushResult
+    from dcsurgery.publishing.push import push_checkpoint as push
     from dcsurgery.recipes import Recipe, RecipeRun, load_recipe, run_recipe
-    from dcsurgery.records import SurgeryPlan, read_plan
-    from dcsurgery.training.finetune import (
-        Finetuned,
-        TrainingPreview,
-        finetune_connector,
-        preview_finetune,
-    )
+    from dcsurgery.surgery.convert import Conversion
+    from dcsurgery.surgery.convert import convert_checkpoint as convert
+    from dcsurgery.surgery.export import export_checkpoint as export
+    from dcsurgery.surgery.inspection import Inspection
+    from dcsurgery.surgery.inspection import inspect_checkpoint as inspect
+    from dcsurgery.surgery.plan_file import SurgeryPlan, read_plan
+    from dcsurgery.training.finetune import Finetuned, TrainingPreview, preview_finetune
+    from dcsurgery.training.finetune import finetune_connector as finetune
     from dcsurgery.training.settings import TrainingSettings
-    from dcsurgery.verification import Report, verify_checkpoint
+    from dcsurgery.verification import Report
+    from dcsurgery.verification import verify_checkpoint as verify
 
 __version__ = "0.1.0"
 
@@ -49,61 +49,85 @@ __all__ = [
     "TrainingPreview",
     "TrainingSettings",
     "__version__",
-    "ask_model",
-    "convert_checkpoint",
-    "evaluate_checkpoints",
-    "export_checkpoint",
-    "finetune_connector",
-    "inspect_checkpoint",
-    "load_model",
+    "ask",
+    "convert",
+    "evaluate",
+    "export",
+    "finetune",
+    "inspect",
+    "load",
     "load_recipe",
-    "make_plan",
     "preview_finetune",
-    "push_checkpoint",
+    "push",
     "read_plan",
+    "register",
     "run_demo",
     "run_recipe",
-    "verify_checkpoint",
+    "verify",
 ]
 
 _HOMES = {
-    "Answer": "evaluation.ask",
-    "ConnectorSpec": "connectors.spec",
-    "Conversion": "convert",
-    "EvalReport": "evaluation.report",
-    "EvalSettings": "evaluation.runner",
-    "Finetuned": "training.finetune",
-    "Inspection": "inspection",
-    "PushResult": "publishing.push",
-    "Recipe": "recipes",
-    "RecipeRun": "recipes",
-    "Report": "verification",
-    "SurgeryPlan": "records",
-    "TrainingPreview": "training.finetune",
-    "TrainingSettings": "training.settings",
-    "ask_model": "evaluation.ask",
+    "Answer": "evaluation.ask:Answer",
+    "ConnectorSpec": "connectors.spec:ConnectorSpec",
+    "Conversion": "surgery.convert:Conversion",
+    "EvalReport": "evaluation.eval_report:EvalReport",
+    "EvalSettings": "evaluation.runner:EvalSettings",
+    "Finetuned": "training.finetune:Finetuned",
+    "Inspection": "surgery.inspection:Inspection",
+    "PushResult": "publishing.push:PushResult",
+    "Recipe": "recipes:Recipe",
+    "RecipeRun": "recipes:RecipeRun",
+    "Report": "verification:Report",
+    "SurgeryPlan": "surgery.plan_file:SurgeryPlan",
+    "TrainingPreview": "training.finetune:TrainingPreview",
+    "TrainingSettings": "training.settings:TrainingSettings",
+    "ask": "evaluation.ask:ask_model",
+    "convert": "surgery.convert:convert_checkpoint",
+    "evaluate": "evaluation.runner:evaluate_checkpoints",
+    "export": "surgery.export:export_checkpoint",
+    "finetune": "training.finetune:finetune_connector",
+    "inspect": "surgery.inspection:inspect_checkpoint",
+    "load": "loading.load:load_model",
+    "load_recipe": "recipes:load_recipe",
+    "preview_finetune": "training.finetune:preview_finetune",
+    "push": "publishing.push:push_checkpoint",
+    "read_plan": "surgery.plan_file:read_plan",
+    "register": "modeling:register",
+    "run_demo": "demo.story:run_demo",
+    "run_recipe": "recipes:run_recipe",
+    "verify": "verification:verify_checkpoint",
+}
+# Names of 0.1, kept for one release.
+_RENAMED = {
+    "ask_model": "ask",
     "convert_checkpoint": "convert",
+    "evaluate_checkpoints": "evaluate",
     "export_checkpoint": "export",
-    "evaluate_checkpoints": "evaluation.runner",
-    "finetune_connector": "training.finetune",
-    "inspect_checkpoint": "inspection",
-    "load_model": "loading",
-    "load_recipe": "recipes",
-    "make_plan": "plan",
-    "preview_finetune": "training.finetune",
-    "push_checkpoint": "publishing.push",
-    "read_plan": "records",
-    "run_demo": "demo.story",
-    "run_recipe": "recipes",
-    "verify_checkpoint": "verification",
+    "finetune_connector": "finetune",
+    "inspect_checkpoint": "inspect",
+    "load_model": "load",
+    "push_checkpoint": "push",
+    "verify_checkpoint": "verify",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import public names on first use (PEP 562), so that `import dcsurgery` stays instant."""
+    if name in _RENAMED:
+        new = _RENAMED[name]
+        warnings.warn(f"dcsurgery.{name} is now dcsurgery.{new}", DeprecationWarning, stacklevel=2)
+        name = new
+    if name == "make_plan":
+        warnings.warn(
+            "dcsurgery.make_plan is now dcsurgery.convert(..., dry_run=True)",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return importlib.import_module("dcsurgery.surgery.plan").make_plan
     if name not in _HOMES:
         raise AttributeError(f"module 'dcsurgery' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"dcsurgery.{_HOMES[name]}"), name)
+    home, _, attribute = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(f"dcsurgery.{home}"), attribute)
 
 
 def __dir__() -> list[str]:

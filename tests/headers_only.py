@@ -9,7 +9,7 @@ from typing import Any
 
 from dcsurgery.checkpoint.contents import Checkpoint, WeightFile
 from dcsurgery.checkpoint.headers import Header, lay_out
-from dcsurgery.checkpoint.reference import ModelRef
+from dcsurgery.checkpoint.model_ref import ModelRef
 
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 FIRST = "multi_modal_projector.linear_1.weight"

@@ -14,10 +14,16 @@ from safetensors.torch import save_file
 from dcsurgery import read_plan
 from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.checkpoint.rewrite import NewTensor, write_checkpoint
-from dcsurgery.convert import convert_checkpoint, edit_config
-from dcsurgery.folding import Rows, encoded, stored_rows
-from dcsurgery.records import CONNECTOR_PREFIX, CONNECTOR_TENSOR, DELTA_FILE, PLAN_FILE, SurgeryPlan
-from dcsurgery.tensors import fold_sites
+from dcsurgery.connectors.folding import Rows, encoded, stored_rows
+from dcsurgery.surgery.convert import convert_checkpoint, edit_config
+from dcsurgery.surgery.plan_file import (
+    CONNECTOR_PREFIX,
+    CONNECTOR_TENSOR,
+    DELTA_FILE,
+    PLAN_FILE,
+    SurgeryPlan,
+)
+from dcsurgery.surgery.planned_tensors import fold_sites
 
 
 def random_matrix(plan: SurgeryPlan, seed: int = 7, scale: float = 0.25) -> torch.Tensor:

@@ -21,7 +21,6 @@ import dcsurgery
 from dcsurgery.checkpoint import copying
 from dcsurgery.checkpoint import output as outputs
 from dcsurgery.checkpoint.contents import INDEX
-from dcsurgery.convert import convert_checkpoint, make_spec, preview_conversion
 from dcsurgery.errors import (
     CheckpointError,
     DcSurgeryError,
@@ -30,7 +29,8 @@ from dcsurgery.errors import (
     PlanError,
     RequestError,
 )
-from dcsurgery.records import DELTA_FILE, PLAN_FILE, read_plan
+from dcsurgery.surgery.convert import convert_checkpoint, make_spec, preview_conversion
+from dcsurgery.surgery.plan_file import DELTA_FILE, PLAN_FILE, read_plan
 from tests.checkpoint.folders import (
     LLAVA_CONFIG,
     PROJECTOR,
@@ -333,7 +333,7 @@ def test_links_need_room_for_what_is_copied_only(
     preview_conversion(base, make_spec(), output=tmp_path / "OUT", link=True)
     convert_checkpoint(base, tmp_path / "OUT", link=True)
     # On another disk no link is possible, and everything needs room.
-    monkeypatch.setattr("dcsurgery.convert.on_same_disk", lambda *_: False)
+    monkeypatch.setattr("dcsurgery.surgery.convert.on_same_disk", lambda *_: False)
     with pytest.raises(CheckpointError, match="are needed"):
         convert_checkpoint(base, tmp_path / "OUT2", link=True)
 
@@ -403,14 +403,14 @@ def test_a_source_that_changes_before_the_writing_is_an_error(
     form: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Between reading the headers and the first byte written.
-    real = dcsurgery.convert.staged_output
+    real = dcsurgery.surgery.convert.staged_output
 
     def late(*args: Any, **options: Any) -> Any:
         path = base / "model-00003-of-00003.safetensors"
         path.write_bytes(path.read_bytes() + b" ")
         return real(*args, **options)
 
-    monkeypatch.setattr("dcsurgery.convert.staged_output", late)
+    monkeypatch.setattr("dcsurgery.surgery.convert.staged_output", late)
     with pytest.raises(MalformedCheckpointError, match="changed while"):
         convert_checkpoint(base, tmp_path / "OUT", form=form)
     assert not list(tmp_path.glob("OUT*"))
@@ -418,7 +418,7 @@ def test_a_source_that_changes_before_the_writing_is_an_error(
 
 CHILD = """
 import json, resource, signal, sys
-from dcsurgery import convert_checkpoint
+from dcsurgery.surgery.convert import convert_checkpoint
 from dcsurgery.errors import DcSurgeryError
 model, output, limit, options = json.loads(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dcsurgery.records import DELTA_FILE, PLAN_FILE
+from dcsurgery.surgery.plan_file import DELTA_FILE, PLAN_FILE
 from tests.checkpoint.folders import PROJECTOR, WEIGHT, llava, write
 from tests.checkpoint.test_rewrite import cache_state, load, same
 from tests.hub_server import Hub, running_hub
@@ -24,9 +24,9 @@ NAME = "org/model"
 
 CHILD = """
 import json, sys
-from dcsurgery.convert import convert_checkpoint, make_spec, preview_conversion
+from dcsurgery.surgery.convert import convert_checkpoint, make_spec, preview_conversion
 from dcsurgery.errors import DcSurgeryError
-from dcsurgery import inspect_checkpoint
+from dcsurgery.surgery.inspection import inspect_checkpoint
 what, model, output, options = json.loads(sys.argv[1])
 try:
     if what == "convert":

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from dcsurgery.convert import convert_checkpoint
+from dcsurgery.surgery.convert import convert_checkpoint
 from tests.checkpoint.folders import Specs, llava, write
 from tests.zygote import Zygote, running_zygote
 

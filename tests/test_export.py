@@ -15,9 +15,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import dcsurgery
-from dcsurgery import verify_checkpoint
 from dcsurgery.cli.main import app
-from dcsurgery.convert import convert_checkpoint
 from dcsurgery.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -26,13 +24,15 @@ from dcsurgery.errors import (
     PlanError,
     RequestError,
 )
-from dcsurgery.export import export_checkpoint
-from dcsurgery.records import DELTA_FILE, read_plan
+from dcsurgery.surgery.convert import convert_checkpoint
+from dcsurgery.surgery.export import export_checkpoint
+from dcsurgery.surgery.plan_file import DELTA_FILE, read_plan
 from dcsurgery.tiny import write_tiny_llava
 from dcsurgery.tiny.original_llava import OriginalSizes, write_original_llava, write_tower
-from dcsurgery.tiny.qwen2_vl import write_tiny_qwen2_vl
+from dcsurgery.verification import verify_checkpoint
 from tests.architectures.cases import load
 from tests.surgery import digests
+from tests.tiny.qwen2_vl import write_tiny_qwen2_vl
 from tests.training.trained import logits, stage_one, train_lora
 
 FIRST = "multi_modal_projector.linear_1.weight"
@@ -64,7 +64,7 @@ def test_a_trained_delta_folds_into_what_plain_transformers_loads(
 ) -> None:
     done = export_checkpoint(mixed, tmp_path / "OUT")
     assert done.plan.form == "stock" and read_plan(tmp_path / "OUT") == done.plan
-    branch = logits(dcsurgery.load_model(mixed))
+    branch = logits(dcsurgery.load(mixed))
     torch.testing.assert_close(logits(load(tmp_path / "OUT")), branch, atol=1e-4, rtol=0)
     assert (branch - logits(load(tiny_siglip))).abs().max() > 0.05
     before, after = digests(tiny_siglip), digests(tmp_path / "OUT")
@@ -82,7 +82,7 @@ def test_training_goes_on_from_either_form_to_the_same_tensors(mixed: Path, tmp_
     found = [load_file(tmp_path / f"{form}-2" / DELTA_FILE) for form in ("delta", "stock")]
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
-    branch = logits(dcsurgery.load_model(tmp_path / "delta-2"))
+    branch = logits(dcsurgery.load(tmp_path / "delta-2"))
     fold = logits(load(tmp_path / "stock-2"))
     torch.testing.assert_close(fold, branch, atol=1e-4, rtol=0)
     # A stock form that was trained is what the trained delta exports to.
@@ -92,7 +92,7 @@ def test_training_goes_on_from_either_form_to_the_same_tensors(mixed: Path, tmp_
 
 def test_an_adapter_is_loaded_as_it_was_trained(adapted: tuple[Any, Path]) -> None:
     model, folder = adapted
-    found = dcsurgery.load_model(folder)
+    found = dcsurgery.load(folder)
     assert type(found).__name__ == "LlavaForConditionalGeneration"
     torch.testing.assert_close(logits(found), logits(model), atol=1e-6, rtol=0)
     with model.disable_adapter():
@@ -132,7 +132,7 @@ def test_an_adapter_can_be_kept_beside_the_weights(
     # As the README beside it says, with transformers and peft alone.
     plain.load_adapter(str(tmp_path / "OUT" / "dense_connector" / "lora"))
     torch.testing.assert_close(logits(plain), logits(model), atol=1e-4, rtol=0)
-    loaded = dcsurgery.load_model(tmp_path / "OUT")
+    loaded = dcsurgery.load(tmp_path / "OUT")
     assert torch.equal(logits(loaded), logits(plain))
     assert verify_checkpoint(tmp_path / "OUT", logits=True).passed
     # And merged after all, from the stock form.
@@ -204,7 +204,7 @@ def test_an_adapter_that_is_more_than_a_product_is_kept_or_refused(
     assert plan.form == "stock" and plan.adapter is not None and not plan.adapter.merged
     assert any("lora_B.bias" in note for note in plan.notes)
     refused(PlanError, "cannot be merged: it has .*lora_B.bias", out, tmp_path / "OUT")
-    torch.testing.assert_close(logits(dcsurgery.load_model(out)), logits(model), atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits(dcsurgery.load(out)), logits(model), atol=1e-4, rtol=0)
     assert verify_checkpoint(out).passed
 
 
@@ -215,7 +215,7 @@ def test_an_adapter_that_transformers_loads_in_part_is_refused(
     convert_checkpoint(tiny_clip, tmp_path / "zero", form="delta")
     train_lora(tmp_path / "zero", tmp_path / "dora", tmp_path / "peft", use_dora=True)
     with pytest.raises(MalformedCheckpointError, match="cannot load all of") as caught:
-        dcsurgery.load_model(tmp_path / "dora")
+        dcsurgery.load(tmp_path / "dora")
     assert "PeftModel" in caught.value.hint
 
 
@@ -263,7 +263,7 @@ def test_the_reference_form_holds_what_was_trained(tmp_path: Path) -> None:
     done = export_checkpoint(tmp_path / "trained", tmp_path / "OUT", form="reference")
     assert done.plan.form == "reference" and "own code" in done.plan.loader
     # Read back as what the reference saves: its widened matrix taken apart, LoRA merged.
-    found = dcsurgery.load_model(tmp_path / "OUT").state_dict()
+    found = dcsurgery.load(tmp_path / "OUT").state_dict()
     wanted = model.merge_and_unload().state_dict()
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():

@@ -11,8 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcsurgery.features import FeatureBlock, FeatureLayout, joined_columns, stock_layers
-from dcsurgery.folding import (
+from dcsurgery.connectors.folding import (
     CHUNK_ROWS,
     Rows,
     constant_rows,
@@ -24,6 +23,7 @@ from dcsurgery.folding import (
     stored_rows,
     uniform_rows,
 )
+from dcsurgery.features import FeatureBlock, FeatureLayout, joined_columns, stock_layers
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 

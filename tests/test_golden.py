@@ -139,11 +139,11 @@ def golden_matrix(tower: Tower, kind: str) -> Tensor:
 def test_image_path_delta(path_case: tuple[Path, str, Tower], tmp_path: Path) -> None:
     folder, kind, tower = path_case
     if kind == "sti":
-        dcsurgery.convert_checkpoint(folder, tmp_path / "delta", **OPTIONS[kind])
-        check_path(dcsurgery.load_model(tmp_path / "delta"), tower, kind)
+        dcsurgery.convert(folder, tmp_path / "delta", **OPTIONS[kind])
+        check_path(dcsurgery.load(tmp_path / "delta"), tower, kind)
         return
     write_delta(folder, tmp_path / "delta", golden_matrix(tower, kind), **OPTIONS[kind])
-    check_path(dcsurgery.load_model(tmp_path / "delta"), tower, kind)
+    check_path(dcsurgery.load(tmp_path / "delta"), tower, kind)
 
 
 @pytest.mark.parametrize("path_case", FOLDABLE, ids="-".join, indirect=True)

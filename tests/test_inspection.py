@@ -12,9 +12,9 @@ import pytest
 
 from dcsurgery.architectures import find_architecture
 from dcsurgery.connectors import KINDS
-from dcsurgery.convert import convert_checkpoint
 from dcsurgery.errors import CheckpointNotFoundError, UnknownArchitectureError
-from dcsurgery.inspection import inspect_checkpoint
+from dcsurgery.surgery.convert import convert_checkpoint
+from dcsurgery.surgery.inspection import inspect_checkpoint
 from dcsurgery.tiny import write_tiny_llava
 from dcsurgery.tiny.llava import write_llava
 from tests.architectures.cases import load

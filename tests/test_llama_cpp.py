@@ -26,10 +26,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dcsurgery.checkpoint.contents import open_checkpoint
-from dcsurgery.convert import convert_checkpoint, make_spec
-from dcsurgery.folding import learned_shares
-from dcsurgery.loading import load_model
-from dcsurgery.plan import make_plan
+from dcsurgery.connectors.folding import learned_shares
+from dcsurgery.loading.load import load_model
+from dcsurgery.surgery.convert import convert_checkpoint, make_spec
+from dcsurgery.surgery.plan import make_plan
 from dcsurgery.tiny import write_tiny_llava
 from tests.architectures.cases import load
 from tests.gguf_files import write_gguf

@@ -18,14 +18,14 @@ from torch import Tensor
 import dcsurgery
 from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.convert import convert_checkpoint
 from dcsurgery.errors import (
     CheckpointNotFoundError,
     MalformedCheckpointError,
     RequestError,
 )
-from dcsurgery.plan import make_plan
-from dcsurgery.records import DELTA_FILE, PLAN_FILE
+from dcsurgery.surgery.convert import convert_checkpoint
+from dcsurgery.surgery.plan import make_plan
+from dcsurgery.surgery.plan_file import DELTA_FILE, PLAN_FILE
 from dcsurgery.tiny import write_tiny_llava
 from tests.architectures.cases import load
 from tests.architectures.test_llava import llava_inputs
@@ -58,7 +58,7 @@ def stock(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shared(delta: Path) -> Any:
     """The upgraded model in fp32. Leave it as it is."""
-    return dcsurgery.load_model(delta)
+    return dcsurgery.load(delta)
 
 
 @pytest.fixture()
@@ -91,14 +91,14 @@ def edit_json(path: Path, **values: Any) -> None:
 
 
 def test_a_delta_loads_by_text_and_by_path(delta: Path, shared: Any, tiny_clip: Path) -> None:
-    again = dcsurgery.load_model(str(delta))
+    again = dcsurgery.load(str(delta))
     assert torch.equal(run(again), run(shared))
     assert (run(again) - run(load(tiny_clip))).abs().max() > 0.05
     assert not again.training and type(again).__name__ == "LlavaForConditionalGeneration"
 
 
 def test_a_stock_folder_loads_as_plain_transformers_loads_it(stock: Path) -> None:
-    model = dcsurgery.load_model(str(stock))
+    model = dcsurgery.load(str(stock))
     assert torch.equal(run(model), run(load(stock)))
     assert not hasattr(model, "dense_connector")
 
@@ -110,9 +110,9 @@ def test_a_base_that_moved_is_named_and_can_be_given(
     write_delta(base, tmp_path / "delta", matrix)
     moved = base.rename(tmp_path / "elsewhere")
     with pytest.raises(CheckpointNotFoundError) as caught:
-        dcsurgery.load_model(tmp_path / "delta")
+        dcsurgery.load(tmp_path / "delta")
     assert str(base) in caught.value.message and "base=FOLDER" in caught.value.hint
-    assert torch.equal(run(dcsurgery.load_model(tmp_path / "delta", base=moved)), run(shared))
+    assert torch.equal(run(dcsurgery.load(tmp_path / "delta", base=moved)), run(shared))
 
 
 def swap_projector(folder: Path) -> None:
@@ -143,10 +143,10 @@ def test_a_base_that_changed_is_refused(
 ) -> None:
     change, said = CHANGED_BASES[name]
     base = copy_of(tiny_clip, tmp_path / "base")
-    assert dcsurgery.load_model(delta, base=base)
+    assert dcsurgery.load(delta, base=base)
     change(base)
     with pytest.raises(MalformedCheckpointError) as caught:
-        dcsurgery.load_model(delta, base=base)
+        dcsurgery.load(delta, base=base)
     assert said in caught.value.message
     assert str(tiny_clip) in caught.value.hint
 
@@ -178,7 +178,7 @@ def test_a_delta_that_is_not_as_planned_is_refused(name: str, delta: Path, tmp_p
     folder = copy_of(delta, tmp_path / "delta")
     BROKEN_DELTAS[name](folder)
     with pytest.raises(MalformedCheckpointError) as caught:
-        dcsurgery.load_model(folder)
+        dcsurgery.load(folder)
     assert "convert" in caught.value.hint
 
 
@@ -188,13 +188,13 @@ def test_base_files_beside_a_delta_are_not_taken_for_the_model(
     folder = copy_of(delta, tmp_path / "delta")
     for name in ("config.json", "model.safetensors"):
         shutil.copy(tiny_clip / name, folder / name)
-    assert torch.equal(run(dcsurgery.load_model(folder)), run(shared))
+    assert torch.equal(run(dcsurgery.load(folder)), run(shared))
 
 
 @pytest.mark.parametrize("name", ["nowhere/at/all", ""])
 def test_a_model_that_is_not_there(name: str) -> None:
     with pytest.raises((CheckpointNotFoundError, RequestError)) as caught:
-        dcsurgery.load_model(name)
+        dcsurgery.load(name)
     assert len(caught.value.hint) > 10
 
 
@@ -221,7 +221,7 @@ def test_tensors_the_model_has_no_place_for_are_ignored(tiny_clip: Path, tmp_pat
     base = stray(copy_of(tiny_clip, tmp_path / "base"), *HARMLESS)
     for form in ("stock", "delta"):
         convert_checkpoint(base, tmp_path / form, form=form)
-        model = dcsurgery.load_model(tmp_path / form)
+        model = dcsurgery.load(tmp_path / form)
         assert (run(model) - run(load(tiny_clip))).abs().max() <= 1e-5
 
 
@@ -233,7 +233,7 @@ def test_unused_tensors_of_connector_or_projector_are_an_error(
     for form in ("stock", "delta"):
         convert_checkpoint(base, tmp_path / form, form=form)
         with pytest.raises(MalformedCheckpointError, match="unexpected tensors") as caught:
-            dcsurgery.load_model(tmp_path / form)
+            dcsurgery.load(tmp_path / form)
         assert name in caught.value.message
 
 
@@ -242,7 +242,7 @@ def test_a_missing_tensor_is_an_error(stock: Path, tmp_path: Path) -> None:
     name = "language_model.model.norm.weight"
     edit_tensors(folder / "model.safetensors", lambda tensors: tensors.pop(name))
     with pytest.raises(MalformedCheckpointError, match=r"missing tensors.*norm\.weight") as caught:
-        dcsurgery.load_model(folder)
+        dcsurgery.load(folder)
     assert "verify" in caught.value.hint
 
 
@@ -250,7 +250,7 @@ def test_a_tensor_of_another_shape_is_an_error(stock: Path, tmp_path: Path) -> N
     folder = copy_of(stock, tmp_path / "stock")
     edit_json(folder / "config.json", vision_feature_layer=[0, 1])
     with pytest.raises(MalformedCheckpointError, match=r"mismatched tensors.*linear_1\.weight"):
-        dcsurgery.load_model(folder)
+        dcsurgery.load(folder)
 
 
 # --- keywords go to from_pretrained ---
@@ -259,7 +259,7 @@ def test_a_tensor_of_another_shape_is_an_error(stock: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("form", ["stock", "delta"])
 def test_keywords_reach_transformers(form: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(form)
-    model = dcsurgery.load_model(folder, dtype=torch.bfloat16, attn_implementation="eager")
+    model = dcsurgery.load(folder, dtype=torch.bfloat16, attn_implementation="eager")
     assert {item.dtype for item in model.parameters()} == {torch.bfloat16}
     assert model.config._attn_implementation == "eager"
     assert model.config.vision_config._attn_implementation == "eager"
@@ -268,13 +268,13 @@ def test_keywords_reach_transformers(form: str, request: pytest.FixtureRequest) 
 def test_dtype_follows_the_checkpoint_by_default(tmp_path: Path) -> None:
     base = write_tiny_llava(tmp_path / "base", "clip", dtype="float16")
     convert_checkpoint(base, tmp_path / "delta", form="delta")
-    model = dcsurgery.load_model(tmp_path / "delta")
+    model = dcsurgery.load(tmp_path / "delta")
     assert {item.dtype for item in model.parameters()} == {torch.float16}
     assert torch.equal(run(model), run(load(base, dtype=torch.float16)))
 
 
 def test_device_map_on_one_device(delta: Path, shared: Any) -> None:
-    model = dcsurgery.load_model(delta, device_map="cpu")
+    model = dcsurgery.load(delta, device_map="cpu")
     assert torch.equal(run(model), run(shared))
 
 
@@ -293,7 +293,7 @@ def test_parts_offloaded_to_disk_compute_the_same(
 ) -> None:
     parts = ["model.vision_tower", "model.multi_modal_projector", "model.language_model", "lm_head"]
     device_map = {part: "disk" if part in OFFLOADS[name] else "cpu" for part in parts}
-    model = dcsurgery.load_model(delta, device_map=device_map, offload_folder=tmp_path / "offload")
+    model = dcsurgery.load(delta, device_map=device_map, offload_folder=tmp_path / "offload")
     assert not model.dense_connector.weight.is_meta
     for _ in range(2):
         assert torch.equal(run(model), run(shared))
@@ -306,7 +306,7 @@ def test_a_redrawn_projector_cannot_be_offloaded(tiny_clip: Path, tmp_path: Path
     parts = ["model.vision_tower", "model.multi_modal_projector", "model.language_model", "lm_head"]
     device_map = dict.fromkeys(parts, "cpu") | {"model.multi_modal_projector": "disk"}
     with pytest.raises(RequestError) as caught:
-        dcsurgery.load_model(
+        dcsurgery.load(
             tmp_path / "delta", device_map=device_map, offload_folder=tmp_path / "offload"
         )
     assert "linear_1" in caught.value.message and "device_map" in caught.value.hint

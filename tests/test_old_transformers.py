@@ -20,18 +20,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dcsurgery.convert import convert_checkpoint
+from dcsurgery.surgery.convert import convert_checkpoint
 from dcsurgery.tiny import write_tiny_llava
 from dcsurgery.tiny.llava_next import write_tiny_llava_next
-from dcsurgery.tiny.llava_next_video import write_tiny_llava_next_video
-from dcsurgery.tiny.llava_onevision import write_tiny_llava_onevision
-from dcsurgery.tiny.mllama import write_tiny_mllama
-from dcsurgery.tiny.video_llava import write_tiny_video_llava
 from tests.architectures.cases import load
 from tests.architectures.test_llava import llava_inputs
 from tests.architectures.test_mllama import mllama_inputs
 from tests.architectures.tiles import mixed_inputs, tile_inputs
 from tests.surgery import random_matrix, write_folded
+from tests.tiny.llava_next_video import write_tiny_llava_next_video
+from tests.tiny.llava_onevision import write_tiny_llava_onevision
+from tests.tiny.mllama import write_tiny_mllama
+from tests.tiny.video_llava import write_tiny_video_llava
 
 FOLDERS = [item for item in os.environ.get("DCSURGERY_OLD_TRANSFORMERS", "").split(":") if item]
 TOLERANCE = 1e-5

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.convert import convert_checkpoint
 from dcsurgery.errors import (
     AnatomyError,
     CheckpointNotFoundError,
@@ -22,8 +21,9 @@ from dcsurgery.errors import (
     PlanError,
     UnknownArchitectureError,
 )
-from dcsurgery.plan import make_plan
-from dcsurgery.records import PLAN_FILE, SurgeryPlan, read_plan
+from dcsurgery.surgery.convert import convert_checkpoint
+from dcsurgery.surgery.plan import make_plan
+from dcsurgery.surgery.plan_file import PLAN_FILE, SurgeryPlan, read_plan
 from tests.headers_only import FIRST, Shapes, checkpoint, llava_like
 
 SIGLIP = {"width": 1152, "depth": 27, "image_size": 384, "kind": "siglip_vision_model"}
@@ -47,7 +47,7 @@ def test_a_delta_costs_two_widths_of_columns(name: str, kind: str) -> None:
     assert plan.extra_flops_per_image == 2 * tokens * growth
     assert [record.name for record in plan.delta] == ["dense_connector.weight"]
     assert plan.delta[0].dtype == "F16"
-    assert plan.loader == "dcsurgery.load_model"
+    assert plan.loader == "dcsurgery.load"
     assert (plan.stock_layers, plan.config_changes, plan.changed) == (None, {}, [])
 
 
@@ -105,7 +105,7 @@ def test_planning_needs_no_torch() -> None:
     script = (
         "import sys\n"
         "from dcsurgery.connectors.spec import ConnectorSpec\n"
-        "from dcsurgery.plan import make_plan\n"
+        "from dcsurgery.surgery.plan import make_plan\n"
         "from tests.headers_only import checkpoint, llava_like\n"
         "assert make_plan(checkpoint(*llava_like()), ConnectorSpec()).new_parameters\n"
         "heavy = {'torch', 'transformers', 'peft', 'accelerate', 'numpy'} & set(sys.modules)\n"

@@ -17,20 +17,17 @@ import dcsurgery
 PACKAGE = Path(dcsurgery.__file__).parent
 # From the bottom up: a module may import its own layer and those before it.
 LAYERS = (
-    ("errors",),
-    ("anatomy", "features", "folding", "markdown", "tiny", "modeling"),
+    ("errors", "markdown"),
+    ("anatomy", "features", "tiny", "modeling"),
     ("checkpoint",),
     ("architectures",),
     ("connectors",),
-    ("adoption",),
-    ("processors", "readme", "records"),
-    ("plan", "stock"),
-    (
-        *("adopted_models", "bases", "convert", "export", "inspection", "loading", "lora"),
-        *("parameter_names", "reference_config", "reference_form", "reference_mini_gemini"),
-        *("reference_tensors", "support", "tensors"),
-    ),
-    ("verification", "training", "evaluation", "publishing"),
+    ("originals",),
+    ("surgery",),
+    ("loading",),
+    ("data",),
+    ("verification",),
+    ("training", "evaluation", "publishing"),
     ("recipes", "demo"),
     ("cli",),
 )
@@ -137,14 +134,18 @@ def test_the_main_job_never_imports_torch(
     places = {"MODEL": tiny_siglip, "ORIGINAL": tiny_original, "OUT": tmp_path / "out"}
     places["DELTA"] = tmp_path / "delta"
     if "DELTA" in command:
-        dcsurgery.convert_checkpoint(tiny_siglip, tmp_path / "delta", form="delta")
+        dcsurgery.convert(tiny_siglip, tmp_path / "delta", form="delta")
     found = imported_by(*(places.get(word, word) for word in command.split()))
     assert found & HEAVY == set()
 
 
 def test_help_imports_nothing_it_does_not_need() -> None:
     found = imported_by("--help")
-    assert found & {"numpy", "pydantic", "rich", "dcsurgery.plan", "dcsurgery.records"} == set()
+    assert (
+        found
+        & {"numpy", "pydantic", "rich", "dcsurgery.surgery.plan", "dcsurgery.surgery.plan_file"}
+        == set()
+    )
 
 
 @pytest.mark.parametrize("name", sorted(set(dcsurgery.__all__) - {"__version__"}))

@@ -131,8 +131,8 @@ def test_engine_computes_what_transformers_does(
 
 def write_folded_random(base: Path, out: Path, options: dict[str, Any]) -> Any:
     from dcsurgery.checkpoint.contents import open_checkpoint
-    from dcsurgery.convert import make_spec
-    from dcsurgery.plan import make_plan
+    from dcsurgery.surgery.convert import make_spec
+    from dcsurgery.surgery.plan import make_plan
 
     plan = make_plan(open_checkpoint(base), make_spec(**options))
     return write_folded(base, out, random_matrix(plan), **options)

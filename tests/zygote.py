@@ -42,8 +42,8 @@ def strike_at(number: int, name: str) -> None:
 def convert(job: dict[str, Any]) -> str:
     """Run one job; return "done", the name of the error, or "interrupted"."""
     from dcsurgery.checkpoint import staging
-    from dcsurgery.convert import convert_checkpoint
     from dcsurgery.errors import DcSurgeryError
+    from dcsurgery.surgery.convert import convert_checkpoint
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if not job.get("exchange", True):
@@ -75,12 +75,12 @@ def fork(job: dict[str, Any], barrier: int, said: int) -> int:
 
 def serve() -> None:
     """Answer requests until stdin ends."""
-    import dcsurgery.convert
+    import dcsurgery.surgery.convert
 
     # Whatever a conversion imports late, once.
     with tempfile.TemporaryDirectory() as folder:
         base, output = os.environ["ZYGOTE_BASE"], os.path.join(folder, "OUT")
-        dcsurgery.convert.convert_checkpoint(base, output, overwrite=True)
+        dcsurgery.surgery.convert.convert_checkpoint(base, output, overwrite=True)
     for line in sys.stdin:
         barrier, release = os.pipe()
         heard, said = os.pipe()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dcsurgery.checkpoint.reference import FOREIGN_PREFIXES, FOREIGN_SUFFIXES, ModelRef
+from dcsurgery.checkpoint.model_ref import FOREIGN_PREFIXES, FOREIGN_SUFFIXES, ModelRef
 from dcsurgery.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -182,7 +182,7 @@ def require_config(ref: ModelRef, files: list[str], read: Callable[[str], str]) 
     if DELTA_PLAN in files and "config.json" not in files:
         raise RequestError(
             f"{ref.name} is a delta written by dcsurgery, made for {_base_of(read)}, not a model",
-            hint=f"name that model; dcsurgery.load_model({ref.name!r}) loads both together",
+            hint=f"name that model; dcsurgery.load({ref.name!r}) loads both together",
         )
     if "config.json" not in files:
         raise CheckpointNotFoundError(

@@ -18,9 +18,16 @@ from dcsurgery.checkpoint.headers import (
     read_header,
 )
 from dcsurgery.checkpoint.hub import HubUnreachableError, list_repository, read_range
-from dcsurgery.checkpoint.layout import CONFIG, INDEX, PICKLE_INDEX, Layout, find_layout, never
+from dcsurgery.checkpoint.model_ref import ModelRef, fetch, fetch_cached, parse_reference
 from dcsurgery.checkpoint.pickles import open_reader, read_pickle
-from dcsurgery.checkpoint.reference import ModelRef, fetch, fetch_cached, parse_reference
+from dcsurgery.checkpoint.weight_files import (
+    CONFIG,
+    INDEX,
+    PICKLE_INDEX,
+    Layout,
+    find_layout,
+    never,
+)
 from dcsurgery.errors import AnatomyError, CheckpointNotFoundError, MalformedCheckpointError
 
 __all__ = ["CONFIG", "INDEX", "Checkpoint", "Stamp", "WeightFile", "open_checkpoint"]

@@ -11,8 +11,8 @@ from dcsurgery.checkpoint import checks
 from dcsurgery.checkpoint.contents import Checkpoint, Stamp, WeightFile
 from dcsurgery.checkpoint.headers import header_length, parse_header, read_header
 from dcsurgery.checkpoint.hub import HubUnreachableError, fetch_file, list_repository, read_range
+from dcsurgery.checkpoint.model_ref import ModelRef, parse_reference
 from dcsurgery.checkpoint.pickles import open_reader, read_pickle
-from dcsurgery.checkpoint.reference import ModelRef, parse_reference
 from dcsurgery.errors import CheckpointError, CheckpointNotFoundError
 
 PICKLE = "open_clip_pytorch_model.bin"

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dcsurgery.checkpoint.copying import make_folder, raise_write_error
-from dcsurgery.checkpoint.output import (
+from dcsurgery.checkpoint.destination import (
     ELSEWHERE,
     absolute_output,
     check_output,

@@ -21,8 +21,8 @@ Markdown = Annotated[
 
 def architectures(as_json: AsJson = False, markdown: Markdown = False) -> None:
     """List the supported model families and what loads them."""
-    from dcsurgery.records import DELTA_LOADER
-    from dcsurgery.support import markdown_table, supported_families
+    from dcsurgery.surgery.plan_file import DELTA_LOADER
+    from dcsurgery.surgery.support_table import markdown_table, supported_families
 
     out = Output(as_json=as_json)
     families = supported_families()

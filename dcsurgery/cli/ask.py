@@ -16,8 +16,8 @@ from dcsurgery.cli.output import Output
 from dcsurgery.errors import RequestError
 
 if TYPE_CHECKING:
+    from dcsurgery.data.templates import Version
     from dcsurgery.evaluation.ask import Answer, Listener, Question
-    from dcsurgery.training.templates import Version
 
 EXAMPLES = (
     'dcsurgery ask llava-dci photo.jpg "How many people are there?"',

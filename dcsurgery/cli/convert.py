@@ -27,8 +27,8 @@ from dcsurgery.cli.output import Output
 
 if TYPE_CHECKING:
     from dcsurgery.checkpoint.copying import Transfer
-    from dcsurgery.convert import Conversion, Preview
-    from dcsurgery.records import SurgeryPlan, TensorRecord
+    from dcsurgery.surgery.convert import Conversion, Preview
+    from dcsurgery.surgery.plan_file import SurgeryPlan, TensorRecord
 
 EXAMPLES = (
     "dcsurgery convert llava-hf/llava-1.5-7b-hf -o llava-dci",
@@ -58,7 +58,7 @@ def convert(
         return
     if write.output is None:
         raise typer.BadParameter("say where to write: -o OUT", param_hint="--output")
-    from dcsurgery.convert import convert_checkpoint
+    from dcsurgery.surgery.convert import convert_checkpoint
 
     growing = Path(f"{write.output.absolute()}.partial")
     remote = not Path(model).is_dir()
@@ -83,7 +83,7 @@ def convert(
 def _preview(
     model: str, write: WriteOptions, choice: ConnectorOptions, revision: str | None, out: Output
 ) -> None:
-    from dcsurgery.convert import make_spec, preview_conversion
+    from dcsurgery.surgery.convert import make_spec, preview_conversion
 
     spec = make_spec(**asdict(choice))
     with out.working(f"planning the conversion of {model}"):

@@ -13,7 +13,7 @@ from dcsurgery.cli.options import AsJson, Device, Dtype, Prompt, Quiet
 from dcsurgery.cli.output import Output
 
 if TYPE_CHECKING:
-    from dcsurgery.evaluation.report import EvalReport, ModelResult
+    from dcsurgery.evaluation.eval_report import EvalReport, ModelResult
 
 EXAMPLES = (
     "dcsurgery eval llava-dci --data test.json --images pictures -o scores",

@@ -23,8 +23,8 @@ from dcsurgery.cli.options import (
 from dcsurgery.cli.output import Output
 
 if TYPE_CHECKING:
-    from dcsurgery.convert import Conversion
-    from dcsurgery.records import SurgeryPlan, TrainingRecord
+    from dcsurgery.surgery.convert import Conversion
+    from dcsurgery.surgery.plan_file import SurgeryPlan, TrainingRecord
 
 EXAMPLES = (
     "dcsurgery export my-llava-delta -o my-llava-stock",
@@ -80,7 +80,7 @@ def export(
     words for several hidden states, the delta is the only form, and this says so.
     """
     out = Output(as_json=as_json, quiet=quiet)
-    from dcsurgery.export import export_checkpoint
+    from dcsurgery.surgery.export import export_checkpoint
 
     growing = Path(f"{options.output.absolute()}.partial")
     remote = not Path(model).is_dir()

@@ -20,7 +20,7 @@ from dcsurgery.cli.training_options import (
 )
 
 if TYPE_CHECKING:
-    from dcsurgery.training.conversations import BadRow
+    from dcsurgery.data.conversations import BadRow
     from dcsurgery.training.finetune import Finetuned, TrainingPreview
     from dcsurgery.training.freeze import Trained
 

@@ -10,7 +10,7 @@ from dcsurgery.cli.options import AsJson, Model, Quiet, Revision, Towers, read_t
 from dcsurgery.cli.output import Output
 
 if TYPE_CHECKING:
-    from dcsurgery.inspection import ConnectorOffer, Inspection
+    from dcsurgery.surgery.inspection import ConnectorOffer, Inspection
 
 EXAMPLES = (
     "dcsurgery inspect llava-hf/llava-1.5-7b-hf",
@@ -31,7 +31,7 @@ def inspect(
     Each connector comes with its exact cost and with what loads the result. Config and header bytes
     are read, nothing else: of a Hub model no weights are fetched.
     """
-    from dcsurgery.inspection import inspect_checkpoint
+    from dcsurgery.surgery.inspection import inspect_checkpoint
 
     out = Output(as_json=as_json, quiet=quiet)
     with out.working(f"reading the headers of {model}"):

@@ -82,7 +82,7 @@ def read_towers(values: list[str] | None) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class ConnectorOptions:
-    """Which connector, in which form: the keywords of dcsurgery.convert.make_spec."""
+    """Which connector, in which form: the keywords of dcsurgery.surgery.convert.make_spec."""
 
     connector: Annotated[
         str,

@@ -134,7 +134,7 @@ def run(  # noqa: PLR0913 - one parameter per CLI option, by design
 
 
 def _show(found: RecipeRun, out: Output) -> None:
-    from dcsurgery.recipes.report import in_words
+    from dcsurgery.recipes.recipe_report import in_words
 
     out.show(f"{found.recipe.name} in {found.work}", "bold")
     rows = [

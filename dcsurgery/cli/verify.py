@@ -89,7 +89,7 @@ def verify(
 
 def _base_is_remote(path: Path, against: str | None) -> bool:
     """True when the base may have to be downloaded; False as well when that cannot be known."""
-    from dcsurgery.records import read_plan
+    from dcsurgery.surgery.plan_file import read_plan
 
     if against is not None:
         return not Path(against).is_dir()

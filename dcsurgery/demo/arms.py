@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dcsurgery.convert import convert_checkpoint
 from dcsurgery.demo.checkpoints import FEATURE_LAYER
+from dcsurgery.surgery.convert import convert_checkpoint
 
 Start = Literal["zero", "held", "random"]
 
@@ -31,7 +31,7 @@ class Arm:
         """Write the arm's delta of a base, load it in fp32, and return (model, plan)."""
         import torch
 
-        from dcsurgery.loading import load_model
+        from dcsurgery.loading.load import load_model
 
         done = convert_checkpoint(base, folder, form="delta", layers=self.layers)
         model = load_model(folder, dtype=torch.float32)

@@ -11,10 +11,10 @@ from typing import Any
 
 from dcsurgery import __version__
 from dcsurgery.demo.arms import ARMS
+from dcsurgery.demo.comparison import GROUPS, Difference, compare, shares
 from dcsurgery.demo.exercise import FULL, Exercise
 from dcsurgery.demo.figures import draw_blocks, draw_curves
 from dcsurgery.demo.outcome import Outcome
-from dcsurgery.demo.statistics import GROUPS, Difference, compare, shares
 from dcsurgery.demo.tables import markdown_table, start_lines, text_table, verdict
 from dcsurgery.demo.training_story import check_fairness, run_units, wrap
 from dcsurgery.demo.worker import WORK, Unit, Work, cores

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dcsurgery.convert import Conversion, convert_checkpoint
 from dcsurgery.demo.checkpoints import embedded, unpack
 from dcsurgery.demo.exercise import Exercise
 from dcsurgery.demo.training_story import train_and_compare
 from dcsurgery.errors import OutputExistsError, VerificationError
 from dcsurgery.features import describe_layers
-from dcsurgery.inspection import inspect_checkpoint
+from dcsurgery.surgery.convert import Conversion, convert_checkpoint
+from dcsurgery.surgery.inspection import inspect_checkpoint
 from dcsurgery.verification import Report, verify_checkpoint
 
 Say = Callable[[str], None]

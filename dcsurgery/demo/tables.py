@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from math import isnan
 
 from dcsurgery.demo.arms import ARMS
+from dcsurgery.demo.comparison import GROUPS, Difference, compare, shares
 from dcsurgery.demo.outcome import Outcome
-from dcsurgery.demo.statistics import GROUPS, Difference, compare, shares
 from dcsurgery.markdown import table
 
 SHOWN = ("base", "control", "repeated", "retrofit")

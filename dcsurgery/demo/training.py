@@ -17,10 +17,10 @@ from dcsurgery.demo.exercise import Exercise
 from dcsurgery.demo.outcome import Outcome, read_outcome
 from dcsurgery.demo.rows import Rows, exam_rows, said, training_rows
 from dcsurgery.demo.tower import to_pixels
-from dcsurgery.records import SurgeryPlan, TrainingRecord
+from dcsurgery.surgery.plan_file import SurgeryPlan, TrainingRecord
 from dcsurgery.training.average import averaged
-from dcsurgery.training.output import write_trained
 from dcsurgery.training.settings import TrainingSettings
+from dcsurgery.training.trained_files import write_trained
 from dcsurgery.training.trainer import TrainingResult, train
 
 # Added to a seed: validation must not repeat the pictures of another seed.
@@ -161,7 +161,7 @@ def _record(done: TrainingResult, rows: int, digest: str) -> TrainingRecord:
 @torch.no_grad()
 def starts_as(model: Any, base: Path, exam: Rows, rows: int = 64) -> bool:
     """Return whether a model's logits are the base's, bit for bit."""
-    from dcsurgery.loading import load_stock
+    from dcsurgery.loading.load import load_stock
 
     batch = exam.batch(range(min(rows, len(exam))))
     del batch["labels"]

@@ -13,7 +13,7 @@ from dcsurgery.demo.outcome import Outcome, read_outcome
 from dcsurgery.demo.tables import start_lines, text_table, verdict
 from dcsurgery.demo.worker import RUNS, WORK, Unit, Work, cores, do_units, run_workers
 from dcsurgery.errors import VerificationError
-from dcsurgery.export import export_checkpoint
+from dcsurgery.surgery.export import export_checkpoint
 
 Say = Callable[[str], None]
 TRAINED = "tiny-llava-dci-trained"

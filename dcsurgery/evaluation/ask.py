@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from transformers import TextStreamer
 
+from dcsurgery.data.conversations import ask
+from dcsurgery.data.open_images import open_images
+from dcsurgery.data.pictures import RowError
+from dcsurgery.data.processor import FOREIGN_ERRORS, load_processor
+from dcsurgery.data.prompts import Prompter
+from dcsurgery.data.templates import Version
 from dcsurgery.errors import RequestError
 from dcsurgery.evaluation.generation import GREEDY, model_inputs, place_model
 from dcsurgery.evaluation.video import Clip, image_runs, pooled_features, read_clip, shorten
-from dcsurgery.loading import load_model, quiet_transformers
-from dcsurgery.training.conversations import ask
-from dcsurgery.training.pictures import RowError
-from dcsurgery.training.processing import FOREIGN_ERRORS, load_processor
-from dcsurgery.training.prompts import Prompter
-from dcsurgery.training.templates import Version
-from dcsurgery.verification.images import open_images
+from dcsurgery.loading.load import load_model, quiet_transformers
 
 Listener = Callable[[str], None]
 

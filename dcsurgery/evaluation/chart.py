@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dcsurgery.evaluation.report import EvalReport
+from dcsurgery.evaluation.eval_report import EvalReport
 
 TITLES = {
     "exact": "exact match",

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcsurgery.data.batches import Collator
+from dcsurgery.data.prompts import IGNORED, TOKEN_FIELDS, Prompter
 from dcsurgery.errors import RequestError
-from dcsurgery.training.batches import Collator
-from dcsurgery.training.prompts import IGNORED, TOKEN_FIELDS, Prompter
 
 # Greedy, whatever generation_config.json samples with; None also silences its warning.
 GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}

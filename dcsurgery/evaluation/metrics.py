@@ -14,7 +14,7 @@ import string
 import unicodedata
 from collections.abc import Callable, Mapping
 
-from dcsurgery.training.conversations import Row
+from dcsurgery.data.conversations import Row
 
 AGREEING = 3
 PROMPT = "Answer with the option's letter from the given choices directly."

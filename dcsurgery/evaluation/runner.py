@@ -10,21 +10,21 @@ from typing import Any
 
 import torch
 
-from dcsurgery.checkpoint.reference import fetch, parse_reference
+from dcsurgery.checkpoint.model_ref import fetch, parse_reference
+from dcsurgery.data.conversations import BadRow, BadRows, Row, Turn, for_training
+from dcsurgery.data.pictures import RowError
+from dcsurgery.data.processor import load_processor
+from dcsurgery.data.prompts import Aspect, Prompter
+from dcsurgery.data.rows import Rows, data_digest, read_rows
+from dcsurgery.data.templates import Version
 from dcsurgery.errors import RequestError
 from dcsurgery.evaluation.answers import Answer, AnswerFile, model_digest
 from dcsurgery.evaluation.chart import draw_report
+from dcsurgery.evaluation.eval_report import EvalReport
 from dcsurgery.evaluation.generation import answer_losses, generate_answers, place_model
 from dcsurgery.evaluation.metrics import score, with_options
-from dcsurgery.evaluation.report import EvalReport
 from dcsurgery.evaluation.summary import Scored, summarise
-from dcsurgery.loading import load_model
-from dcsurgery.training.conversations import BadRow, BadRows, Row, Turn, for_training
-from dcsurgery.training.pictures import RowError
-from dcsurgery.training.processing import load_processor
-from dcsurgery.training.prompts import Aspect, Prompter
-from dcsurgery.training.rows import Rows, data_digest, read_rows
-from dcsurgery.training.templates import Version
+from dcsurgery.loading.load import load_model
 from dcsurgery.verification.models import free_memory
 
 METRICS = ("exact", "vqa", "loss", "choice")

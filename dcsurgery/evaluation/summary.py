@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dcsurgery import __version__
+from dcsurgery.data.conversations import BadRows, Row
 from dcsurgery.errors import RequestError
 from dcsurgery.evaluation.answers import Answer
-from dcsurgery.evaluation.report import Comparison, EvalReport, ModelResult, Score
-from dcsurgery.evaluation.statistics import TEST, compare_rows, score_rows
-from dcsurgery.training.conversations import BadRows, Row
+from dcsurgery.evaluation.eval_report import Comparison, EvalReport, ModelResult, Score
+from dcsurgery.evaluation.intervals import TEST, compare_rows, score_rows
 
 NAMED = 100
 

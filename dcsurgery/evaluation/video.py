@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dcsurgery.data.prompts import TOKEN_FIELDS
 from dcsurgery.errors import RequestError
-from dcsurgery.training.prompts import TOKEN_FIELDS
 
 # Their positions, or further layers, count the picture's own tokens.
 UNPOOLED = ("image_grid_thw", "image_grid_hws")

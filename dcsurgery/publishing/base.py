@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from dcsurgery.checkpoint.hub import HubUnreachableError, hub_errors
 from dcsurgery.errors import CheckpointError, CheckpointNotFoundError, PublishError
 from dcsurgery.publishing.failures import NOTHING
-from dcsurgery.publishing.marks import CARD
 from dcsurgery.publishing.target import RemoteFile, list_files, read_text
-from dcsurgery.records import SurgeryPlan
+from dcsurgery.surgery.delta_readme import CARD
+from dcsurgery.surgery.plan_file import SurgeryPlan
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -73,9 +73,9 @@ def _identity(plan: SurgeryPlan) -> tuple[str | None, str | None]:
 
 def _confirm(plan: SurgeryPlan, named: str) -> str | None:
     """Return the commit of a Hub model whose config, headers and projector are the base's."""
-    from dcsurgery.adoption import TowerPlaces, open_model
-    from dcsurgery.bases import check_base
-    from dcsurgery.checkpoint.adopted import TowerRecord
+    from dcsurgery.originals import TowerPlaces, open_model
+    from dcsurgery.originals.adopted import TowerRecord
+    from dcsurgery.surgery.base_model import check_base
 
     towers = {n: TowerRecord(item.place, item.commit) for n, item in plan.base.towers.items()}
     try:

@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dcsurgery.evaluation.report import Comparison, EvalReport, Score
+from dcsurgery.evaluation.eval_report import Comparison, EvalReport, Score
 from dcsurgery.markdown import table
 from dcsurgery.publishing.base import PublicBase
 from dcsurgery.publishing.formula import name_connector, write_formula
-from dcsurgery.publishing.marks import BEGIN, END
 from dcsurgery.publishing.metadata import (
     lenient_metadata,
     merge_metadata,
@@ -20,7 +19,8 @@ from dcsurgery.publishing.metadata import (
 )
 from dcsurgery.publishing.picture import PICTURE_FILE
 from dcsurgery.publishing.target import MAIN
-from dcsurgery.records import PLAN_FILE, SurgeryPlan, TrainingRecord
+from dcsurgery.surgery.delta_readme import BEGIN, END
+from dcsurgery.surgery.plan_file import PLAN_FILE, SurgeryPlan, TrainingRecord
 
 CITATION = """@inproceedings{yao2024dense,
   title     = {Dense Connector for MLLMs},
@@ -142,7 +142,7 @@ def _loading(facts: CardFacts) -> str:
         "Needs `dcsurgery`, which fetches the base and attaches the connector to it. Plain "
         "transformers cannot load it.\n\n```python\n"
         "import dcsurgery\nfrom transformers import AutoProcessor\n\n"
-        f"model = dcsurgery.load_model({where})\n"
+        f"model = dcsurgery.load({where})\n"
         f"processor = AutoProcessor.from_pretrained({processor})\n```"
     )
 

@@ -12,7 +12,7 @@ from typing import Literal
 from dcsurgery.errors import PublishError
 from dcsurgery.publishing.failures import NOTHING
 from dcsurgery.publishing.target import RemoteFile, Target
-from dcsurgery.records import DELTA_FOLDER, PLAN_FILE
+from dcsurgery.surgery.plan_file import DELTA_FOLDER, PLAN_FILE
 
 Action = Literal["copy", "add", "skip", "delete"]
 BLOCK = 8 * 1024 * 1024

@@ -11,16 +11,22 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from dcsurgery.errors import RequestError
-from dcsurgery.evaluation.report import EvalReport
+from dcsurgery.evaluation.eval_report import EvalReport
 from dcsurgery.publishing.base import PublicBase
 from dcsurgery.publishing.card import CardFacts, write_card
 from dcsurgery.publishing.changes import Content
 from dcsurgery.publishing.failures import hub_calls
-from dcsurgery.publishing.marks import CARD
 from dcsurgery.publishing.picture import PICTURE_FILE, draw_wiring
 from dcsurgery.publishing.privacy import without_paths
 from dcsurgery.publishing.target import Target, read_text
-from dcsurgery.records import ADAPTER_CONFIG, ADAPTER_FOLDER, DELTA_FOLDER, PLAN_FILE, SurgeryPlan
+from dcsurgery.surgery.delta_readme import CARD
+from dcsurgery.surgery.plan_file import (
+    ADAPTER_CONFIG,
+    ADAPTER_FOLDER,
+    DELTA_FOLDER,
+    PLAN_FILE,
+    SurgeryPlan,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -10,7 +10,7 @@ from dcsurgery.publishing.base import PublicBase
 from dcsurgery.publishing.card import CardFacts, write_card
 from dcsurgery.publishing.documents import EVAL_PREFIX, public_plan, read_evaluations, with_report
 from dcsurgery.publishing.target import MAIN
-from dcsurgery.records import read_plan
+from dcsurgery.surgery.plan_file import read_plan
 
 
 def draft_card(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dcsurgery.features import FeatureBlock, describe_layers
-from dcsurgery.records import SurgeryPlan
+from dcsurgery.surgery.plan_file import SurgeryPlan
 
 NAMES = {
     "dci": "Dense Channel Integration",

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from dcsurgery.errors import PublishError
-from dcsurgery.evaluation.report import EvalReport
+from dcsurgery.evaluation.eval_report import EvalReport
 from dcsurgery.publishing.failures import NOTHING
 
 # The block as the Hub finds it: at the very beginning, between lines of three dashes.

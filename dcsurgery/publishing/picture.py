@@ -9,7 +9,7 @@ import io
 from typing import TYPE_CHECKING
 
 from dcsurgery.features import describe_layers
-from dcsurgery.records import DELTA_FOLDER, SurgeryPlan
+from dcsurgery.surgery.plan_file import DELTA_FOLDER, SurgeryPlan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -27,16 +27,16 @@ from dcsurgery.publishing.documents import (
 )
 from dcsurgery.publishing.failures import NOTHING, hub_calls, safe
 from dcsurgery.publishing.licences import settle_licence
-from dcsurgery.publishing.marks import CARD
 from dcsurgery.publishing.metadata import lenient_metadata, split_card
 from dcsurgery.publishing.target import MAIN, Target, look_up
-from dcsurgery.records import read_plan
+from dcsurgery.surgery.delta_readme import CARD
+from dcsurgery.surgery.plan_file import read_plan
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-    from dcsurgery.evaluation.report import EvalReport
-    from dcsurgery.records import SurgeryPlan
+    from dcsurgery.evaluation.eval_report import EvalReport
+    from dcsurgery.surgery.plan_file import SurgeryPlan
     from dcsurgery.verification import Report
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dcsurgery import __version__
-from dcsurgery.adoption import TowerPlaces, open_model
 from dcsurgery.errors import CheckpointNotFoundError, RequestError
-from dcsurgery.plan import describe_base
+from dcsurgery.originals import TowerPlaces, open_model
 from dcsurgery.recipes.schema import Recipe
 from dcsurgery.recipes.steps import Step
+from dcsurgery.surgery.plan import describe_base
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors", "huggingface_hub")
 
@@ -22,7 +22,7 @@ def pin_base(recipe: Recipe, data: Path) -> dict[str, Any]:
 
     Raises CheckpointNotFoundError when it is neither a folder nor reachable on the Hub.
     """
-    from dcsurgery.training.rows import data_digest
+    from dcsurgery.data.rows import data_digest
 
     towers = TowerPlaces(tower_places(recipe, data))
     checkpoint = open_model(base_place(recipe, data), recipe.base.revision, towers=towers)
@@ -54,7 +54,7 @@ def pin_data(steps: tuple[Step, ...], data: Path) -> dict[str, str]:
 
     Raises CheckpointNotFoundError that names the first one that is missing.
     """
-    from dcsurgery.training.rows import data_digest
+    from dcsurgery.data.rows import data_digest
 
     found = {}
     for step in steps:

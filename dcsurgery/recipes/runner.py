@@ -10,7 +10,7 @@ from typing import Any, Literal
 from dcsurgery.errors import OutputExistsError, RequestError, VerificationError
 from dcsurgery.recipes import lockfile, resolve, smoke
 from dcsurgery.recipes.catalog import change_fields, find_recipe, read_yaml
-from dcsurgery.recipes.report import write_report
+from dcsurgery.recipes.recipe_report import write_report
 from dcsurgery.recipes.schema import Recipe, parse_recipe
 from dcsurgery.recipes.stamps import (
     Stamp,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from dcsurgery.errors import RequestError
-from dcsurgery.evaluation.report import Metric
+from dcsurgery.evaluation.eval_report import Metric
 from dcsurgery.training.settings import TrainingSettings
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"

@@ -83,7 +83,7 @@ def _write_model(recipe: Recipe, folder: Path) -> None:
     if connector is None:
         write(folder, **recipe.smoke.options)
         return
-    from dcsurgery.convert import convert_checkpoint
+    from dcsurgery.surgery.convert import convert_checkpoint
 
     plain = folder.with_name("plain")
     shutil.rmtree(plain, ignore_errors=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dcsurgery.checkpoint.digests import digest, file_bytes
-from dcsurgery.records import DELTA_FILE, DELTA_FOLDER
+from dcsurgery.surgery.plan_file import DELTA_FILE, DELTA_FOLDER
 
 FOLDER = "stamps"
 WEIGHTS = f"{DELTA_FOLDER}/**/*.safetensors"

@@ -97,7 +97,7 @@ def _convert(recipe: Recipe) -> Step:
     kind = options.pop("kind")
 
     def run(place: Place) -> dict[str, Any]:
-        from dcsurgery.convert import convert_checkpoint
+        from dcsurgery.surgery.convert import convert_checkpoint
 
         done = convert_checkpoint(
             place.base,
@@ -215,7 +215,7 @@ def _export(recipe: Recipe, model: Step) -> Step:
     assert options is not None
 
     def run(place: Place) -> dict[str, Any]:
-        from dcsurgery.export import export_checkpoint
+        from dcsurgery.surgery.export import export_checkpoint
 
         done = export_checkpoint(
             _folder(place, model),

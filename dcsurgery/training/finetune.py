@@ -13,30 +13,30 @@ from typing import Any
 import torch
 
 from dcsurgery import __version__
-from dcsurgery.checkpoint.output import check_output
-from dcsurgery.convert import Conversion
-from dcsurgery.errors import TrainingError
-from dcsurgery.records import DELTA_FOLDER, TrainingRecord
-from dcsurgery.training.batches import (
+from dcsurgery.checkpoint.destination import check_output
+from dcsurgery.data.batches import (
     Collator,
     Sample,
     StreamedDataset,
     TrainingDataset,
     dry_run_samples,
 )
+from dcsurgery.data.conversations import BadRow
+from dcsurgery.data.prompts import Prompter
+from dcsurgery.data.rows import data_digest, read_rows
+from dcsurgery.errors import TrainingError
+from dcsurgery.surgery.convert import Conversion
+from dcsurgery.surgery.plan_file import DELTA_FOLDER, TrainingRecord
 from dcsurgery.training.checkpoints import latest_checkpoint, load_trained
-from dcsurgery.training.conversations import BadRow
 from dcsurgery.training.estimate import Estimate, estimate
 from dcsurgery.training.feeding import Feed, micro_batches, processes, rank
 from dcsurgery.training.freeze import Trained
 from dcsurgery.training.job import Job
 from dcsurgery.training.logs import PLOT_FILE, Watch, draw
 from dcsurgery.training.lora import add_adapters, describe_adapters, save_adapters
-from dcsurgery.training.output import checkpoint_names, write_trained
-from dcsurgery.training.prompts import Prompter
-from dcsurgery.training.rows import data_digest, read_rows
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.training.start import Origin, Start, check_origin, start
+from dcsurgery.training.trained_files import checkpoint_names, write_trained
 from dcsurgery.training.trainer import Run, TrainingResult, carry_out, prepare
 from dcsurgery.training.workspace import Workspace, check_workspace, open_workspace
 

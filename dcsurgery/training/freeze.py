@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dcsurgery.architectures import named
 from dcsurgery.connectors.attach import find_module
 from dcsurgery.errors import AnatomyError, TrainingError
-from dcsurgery.records import CONNECTOR_PREFIX, SurgeryPlan
+from dcsurgery.surgery.plan_file import CONNECTOR_PREFIX, SurgeryPlan
 from dcsurgery.training.settings import TrainingSettings
 
 # In the order in which they are told; a group has its own learning rate.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dcsurgery.records import SurgeryPlan
+from dcsurgery.surgery.plan_file import SurgeryPlan
 from dcsurgery.training.feeding import Feed
 from dcsurgery.training.freeze import Trained
 from dcsurgery.training.settings import TrainingSettings

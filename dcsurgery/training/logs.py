@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from dcsurgery.features import FeatureLayout
-from dcsurgery.records import SurgeryPlan
+from dcsurgery.surgery.plan_file import SurgeryPlan
 
 LOG_FILE = "training.jsonl"
 PLOT_FILE = "training.png"

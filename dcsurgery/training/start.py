@@ -11,23 +11,29 @@ from typing import Any
 
 import torch
 
-from dcsurgery.adoption import open_model
-from dcsurgery.bases import find_base
 from dcsurgery.checkpoint.contents import Checkpoint
-from dcsurgery.checkpoint.reference import fetch, parse_reference
-from dcsurgery.convert import convert_checkpoint, make_spec
+from dcsurgery.checkpoint.model_ref import fetch, parse_reference
+from dcsurgery.data.processor import load_processor
 from dcsurgery.errors import CheckpointNotFoundError, RequestError
-from dcsurgery.loading import load_for_training, read_delta
-from dcsurgery.parameter_names import plain_parameters
-from dcsurgery.plan import make_plan
-from dcsurgery.records import ADAPTER_FOLDER, CONNECTOR_PREFIX, PLAN_FILE, SurgeryPlan, read_plan
+from dcsurgery.loading.load import load_for_training, read_delta
+from dcsurgery.loading.parameter_names import plain_parameters
+from dcsurgery.originals import open_model
+from dcsurgery.surgery.base_model import find_base
+from dcsurgery.surgery.convert import convert_checkpoint, make_spec
+from dcsurgery.surgery.plan import make_plan
+from dcsurgery.surgery.plan_file import (
+    ADAPTER_FOLDER,
+    CONNECTOR_PREFIX,
+    PLAN_FILE,
+    SurgeryPlan,
+    read_plan,
+)
 from dcsurgery.training.freeze import projector_names
 from dcsurgery.training.lora import restore_adapters
-from dcsurgery.training.output import DTYPES as STORED
-from dcsurgery.training.output import checkpoint_names
 from dcsurgery.training.precision import DTYPES, wanted_precision
-from dcsurgery.training.processing import load_processor
 from dcsurgery.training.settings import TrainingSettings
+from dcsurgery.training.trained_files import DTYPES as STORED
+from dcsurgery.training.trained_files import checkpoint_names
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import torch
 from transformers import TrainerCallback
 
 from dcsurgery.errors import RequestError
-from dcsurgery.loading import quiet_transformers
-from dcsurgery.records import SurgeryPlan
+from dcsurgery.loading.load import quiet_transformers
+from dcsurgery.surgery.plan_file import SurgeryPlan
 from dcsurgery.training.average import AVERAGE_FILE
 from dcsurgery.training.checkpoints import (
     TRAINED_FILE,

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcsurgery.checkpoint.output import absolute_output
+from dcsurgery.checkpoint.destination import absolute_output
 from dcsurgery.errors import OutputExistsError, RequestError
 from dcsurgery.training.checkpoints import latest_checkpoint
 from dcsurgery.training.feeding import rank

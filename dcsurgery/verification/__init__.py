@@ -25,7 +25,7 @@ def verify_checkpoint(
     `deep` also hashes what a hard link already proves equal and compares with the Hub's digests.
     Raises DcSurgeryError when a check cannot be made, never when one fails.
     """
-    from dcsurgery.verification.images import open_images
+    from dcsurgery.data.open_images import open_images
     from dcsurgery.verification.structure import open_pair, structure_checks
 
     pair = open_pair(Path(path), against)

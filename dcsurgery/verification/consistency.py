@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import find_architecture
-from dcsurgery.checkpoint.adopted import Adopted
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.checkpoint.digests import digest
 from dcsurgery.connectors import connector_shapes
+from dcsurgery.connectors.folding import ITEM_BYTES
 from dcsurgery.features import stock_layers
-from dcsurgery.folding import ITEM_BYTES
-from dcsurgery.records import CONNECTOR_PREFIX, CONNECTOR_TENSOR, PLAN_FILE, SurgeryPlan
-from dcsurgery.stock import merged_tensors
+from dcsurgery.originals.adopted import Adopted
+from dcsurgery.surgery.plan_file import CONNECTOR_PREFIX, CONNECTOR_TENSOR, PLAN_FILE, SurgeryPlan
+from dcsurgery.surgery.trained_stock import merged_tensors
 
 
 def contradictions(plan: SurgeryPlan, base: Checkpoint) -> list[str]:

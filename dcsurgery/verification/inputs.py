@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from dcsurgery.adopted_models import small_files
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import named
 from dcsurgery.checkpoint.contents import Checkpoint
+from dcsurgery.data.processor import FOREIGN, RENAMED
 from dcsurgery.errors import DcSurgeryError, VerificationError
+from dcsurgery.loading.adopted_models import small_files
+from dcsurgery.modeling import register
 from dcsurgery.verification.report import Check
 
 if TYPE_CHECKING:
@@ -22,20 +24,6 @@ if TYPE_CHECKING:
 PLAIN = "pictures resized to a plain square, mean and deviation 0.5: "
 NO_PROCESSOR = f"{PLAIN}the base has no processor"
 NO_TORCHVISION = f"{PLAIN}the base's image processor needs torchvision, which is not installed"
-# Video-LLaVA's image processor still uses a name that its model has dropped.
-RENAMED = {"pixel_values_images": "pixel_values"}
-# Whatever a library may raise over a config that only its own code understands.
-FOREIGN = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True)
@@ -93,6 +81,7 @@ def _load_processor(base: Checkpoint) -> Any:
     """
     from transformers import AutoImageProcessor
 
+    register()
     try:
         with small_files(base) as folder:
             return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)

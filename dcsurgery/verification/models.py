@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcsurgery.adopted_models import from_checkpoint, load_config
 from dcsurgery.architectures import Architecture
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.errors import VerificationError
-from dcsurgery.loading import quiet_transformers
+from dcsurgery.loading.adopted_models import from_checkpoint, load_config
+from dcsurgery.loading.load import quiet_transformers
 
 TEXT_TOKENS = 8
 

@@ -14,8 +14,8 @@ from dcsurgery.architectures import Architecture, named
 from dcsurgery.connectors.attach import detach, find_module
 from dcsurgery.connectors.passes import block_input
 from dcsurgery.errors import VerificationError
-from dcsurgery.loading import install, load_adapter, load_stock, read_delta
-from dcsurgery.records import CONNECTOR_PREFIX, CONNECTOR_TENSOR, SurgeryPlan
+from dcsurgery.loading.load import install, load_adapter, load_stock, read_delta
+from dcsurgery.surgery.plan_file import CONNECTOR_PREFIX, CONNECTOR_TENSOR, SurgeryPlan
 from dcsurgery.verification.inputs import foreign_errors, prepare_inputs
 from dcsurgery.verification.models import (
     free_memory,

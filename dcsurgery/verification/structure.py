@@ -8,14 +8,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcsurgery.bases import check_base, find_base
 from dcsurgery.checkpoint.contents import CONFIG, INDEX, Checkpoint, WeightFile, open_checkpoint
 from dcsurgery.checkpoint.digests import digest, file_bytes, tensor_bytes
 from dcsurgery.checkpoint.headers import Header, read_header
-from dcsurgery.convert import edit_config
 from dcsurgery.errors import CheckpointNotFoundError, DcSurgeryError
-from dcsurgery.publishing.marks import BEGIN, CARD
-from dcsurgery.records import (
+from dcsurgery.surgery.base_model import check_base, find_base
+from dcsurgery.surgery.convert import edit_config
+from dcsurgery.surgery.delta_readme import BEGIN, CARD
+from dcsurgery.surgery.plan_file import (
     DELTA_FILE,
     DELTA_FOLDER,
     PLAN_FILE,

@@ -8,8 +8,8 @@ from pathlib import Path
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.checkpoint.digests import digest, file_bytes
 from dcsurgery.errors import DcSurgeryError
-from dcsurgery.lora import Adapter, merge_problem, open_adapter
-from dcsurgery.records import (
+from dcsurgery.surgery.merge_lora import Adapter, merge_problem, open_adapter
+from dcsurgery.surgery.plan_file import (
     ADAPTER_FOLDER,
     CONNECTOR_PREFIX,
     PLAN_FILE,

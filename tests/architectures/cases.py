@@ -18,8 +18,8 @@ from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.connectors.attach import attach
 from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.features import FeatureLayout
-from dcsurgery.plan import make_plan
-from dcsurgery.records import SurgeryPlan
+from dcsurgery.surgery.plan import make_plan
+from dcsurgery.surgery.plan_file import SurgeryPlan
 from tests.surgery import random_matrix
 
 

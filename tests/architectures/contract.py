@@ -28,7 +28,7 @@ from dcsurgery.architectures import Form
 from dcsurgery.connectors.attach import find_module
 from dcsurgery.connectors.passes import TowerPass
 from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.records import SurgeryPlan
+from dcsurgery.surgery.plan_file import SurgeryPlan
 from tests.architectures.cases import Case, TinyModel, load, logits, make_case
 from tests.surgery import digests, write_delta, write_folded
 
@@ -305,15 +305,13 @@ class Contract(Wiring):
 
     def test_delta_loads_as_it_was(self, case: Case, tmp_path: Path) -> None:
         write_delta(case.tiny.folder, tmp_path / "delta", case.weight, **case.options)
-        model = dcsurgery.load_model(tmp_path / "delta", dtype=torch.float32)
+        model = dcsurgery.load(tmp_path / "delta", dtype=torch.float32)
         assert torch.equal(model.dense_connector.weight, case.weight)
         assert torch.equal(logits(case, model), logits(case, case.loud))
 
     def test_fresh_delta_is_the_base(self, case: Case, base: Any, tmp_path: Path) -> None:
-        dcsurgery.convert_checkpoint(
-            case.tiny.folder, tmp_path / "delta", form="delta", **case.options
-        )
-        model = dcsurgery.load_model(tmp_path / "delta", dtype=torch.float32)
+        dcsurgery.convert(case.tiny.folder, tmp_path / "delta", form="delta", **case.options)
+        model = dcsurgery.load(tmp_path / "delta", dtype=torch.float32)
         assert torch.equal(logits(case, model), logits(case, base))
 
     @pytest.mark.one_connector
@@ -322,7 +320,7 @@ class Contract(Wiring):
         assert (sharded.tiny.folder / "model.safetensors.index.json").is_file()
         assert digests(sharded.tiny.folder) == digests(case.tiny.folder)
         write_delta(sharded.tiny.folder, tmp_path / "delta", case.weight, **case.options)
-        model = dcsurgery.load_model(tmp_path / "delta", dtype=torch.float32)
+        model = dcsurgery.load(tmp_path / "delta", dtype=torch.float32)
         assert torch.equal(logits(sharded, model), logits(case, case.loud))
 
     def test_verify_passes_in_every_form(self, case: Case, tmp_path: Path) -> None:
@@ -332,8 +330,8 @@ class Contract(Wiring):
         kinds = ("features", "logits") if whole else ("features",)
         for form in self.forms:
             out = tmp_path / form
-            dcsurgery.convert_checkpoint(case.tiny.folder, out, form=form, **case.options)
-            report = dcsurgery.verify_checkpoint(out, logits=whole)
+            dcsurgery.convert(case.tiny.folder, out, form=form, **case.options)
+            report = dcsurgery.verify(out, logits=whole)
             failed = [check for check in report.checks if not check.passed]
             assert not failed, failed
             names = {check.name for check in report.checks}
@@ -342,7 +340,7 @@ class Contract(Wiring):
     @pytest.mark.one_connector
     def test_verify_checks_a_random_matrix(self, case: Case, tmp_path: Path) -> None:
         write_delta(case.tiny.folder, tmp_path / "out", case.weight, **case.options)
-        report = dcsurgery.verify_checkpoint(tmp_path / "out")
+        report = dcsurgery.verify(tmp_path / "out")
         assert report.passed, report.checks
         assert "features: branch against the formula" in {check.name for check in report.checks}
 
@@ -354,11 +352,9 @@ class StockContract(Contract):
 
     def test_stock_form_is_the_base(self, case: Case, base: Any, tmp_path: Path) -> None:
         out = tmp_path / "stock"
-        plan = dcsurgery.convert_checkpoint(case.tiny.folder, out, **case.options).plan
+        plan = dcsurgery.convert(case.tiny.folder, out, **case.options).plan
         assert (logits(case, load(out)) - logits(case, base)).abs().max() <= TOLERANCE
-        assert (
-            logits(case, dcsurgery.load_model(out)) - logits(case, base)
-        ).abs().max() <= TOLERANCE
+        assert (logits(case, dcsurgery.load(out)) - logits(case, base)).abs().max() <= TOLERANCE
         self._check_untouched(case, out, plan)
 
     def test_folded_matrix_is_the_attached_one(self, case: Case, tmp_path: Path) -> None:
@@ -371,10 +367,10 @@ class StockContract(Contract):
 
     def test_paper_init_agrees_in_both_forms(self, case: Case, tmp_path: Path) -> None:
         for form in ("stock", "delta"):
-            dcsurgery.convert_checkpoint(
+            dcsurgery.convert(
                 case.tiny.folder, tmp_path / form, form=form, init="paper", seed=5, **case.options
             )
-        model = dcsurgery.load_model(tmp_path / "delta", dtype=torch.float32)
+        model = dcsurgery.load(tmp_path / "delta", dtype=torch.float32)
         expected = logits(case, model)
         difference = logits(case, load(tmp_path / "stock")) - expected
         assert difference.abs().max() <= TOLERANCE * max(1, expected.abs().max())

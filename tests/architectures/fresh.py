@@ -44,14 +44,14 @@ def check_whole_way(contract: Contract, folder: Path, inputs: Inputs, out: Path)
         contract.test_anatomy_is_the_loaded_model(case, base)
         contract.test_site_reads_the_feature_layer(case, base)
         contract.test_random_matrix_is_the_formula(case, base)
-    offers = dcsurgery.inspect_checkpoint(folder).offers
+    offers = dcsurgery.inspect(folder).offers
     assert {offer.kind for offer in offers if offer.refused is None} >= {"dci", "sci", "mix"}
-    assert dcsurgery.inspect_checkpoint(folder).anatomy == case.anatomy
+    assert dcsurgery.inspect(folder).anatomy == case.anatomy
     for form in case.architecture.forms:
-        dcsurgery.convert_checkpoint(folder, out / form, form=form)
-        report = dcsurgery.verify_checkpoint(out / form, logits=True)
+        dcsurgery.convert(folder, out / form, form=form)
+        report = dcsurgery.verify(out / form, logits=True)
         assert report.passed, report.checks
-        model = dcsurgery.load_model(out / form, dtype=torch.float32)
+        model = dcsurgery.load(out / form, dtype=torch.float32)
         difference = logits(case, model, 2, 1) - logits(case, base, 2, 1)
         assert difference.abs().max() <= (0 if form == "delta" else TOLERANCE)
 
@@ -63,15 +63,15 @@ def check_fresh_model(config: dict[str, Any], work: Path, tiny: TinyModel) -> No
     """
     base = load(save_fresh(work / "base", config))
     vision = config["vision_config"]
-    tower = dcsurgery.inspect_checkpoint(work / "base").anatomy.tower
+    tower = dcsurgery.inspect(work / "base").anatomy.tower
     assert (tower.depth, tower.width) == (vision["num_hidden_layers"], vision["hidden_size"])
     inputs = tiny.inputs(base, 2, 1)
     with torch.no_grad():
         expected = tiny.forward(base, inputs)
     for form in find_architecture(config).forms:
-        dcsurgery.convert_checkpoint(work / "base", work / form, form=form)
-        report = dcsurgery.verify_checkpoint(work / form, logits=True)
+        dcsurgery.convert(work / "base", work / form, form=form)
+        report = dcsurgery.verify(work / form, logits=True)
         assert report.passed, report.checks
         with torch.no_grad():
-            found = tiny.forward(dcsurgery.load_model(work / form, dtype=torch.float32), inputs)
+            found = tiny.forward(dcsurgery.load(work / form, dtype=torch.float32), inputs)
         assert (found - expected).abs().max() <= (TOLERANCE if form == "stock" else 0)

@@ -15,7 +15,7 @@ import dcsurgery
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures._packed import NOMINAL_GRID
 from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.verification.images import open_images
+from dcsurgery.data.open_images import open_images
 from dcsurgery.verification.models import image_features
 from tests.architectures.cases import Case, TinyModel, load, logits, make_case
 from tests.architectures.contract import TOLERANCE, Contract
@@ -210,10 +210,10 @@ class PackedContract(Contract):
         sites = [site.module for site in published.projector.sites]
         assert [site.module for site in case.anatomy.projector.sites] == sites
         out = tmp_path / "out"
-        dcsurgery.convert_checkpoint(tmp_path / "base", out)
-        model = dcsurgery.load_model(out, dtype=torch.float32)
+        dcsurgery.convert(tmp_path / "base", out)
+        model = dcsurgery.load(out, dtype=torch.float32)
         assert torch.equal(logits(case, model), logits(case, load(tmp_path / "base")))
-        report = dcsurgery.verify_checkpoint(out, logits=True)
+        report = dcsurgery.verify(out, logits=True)
         assert report.passed, report.checks
 
     def test_image_tokens_are_counted_right(self, tiny_model: TinyModel) -> None:

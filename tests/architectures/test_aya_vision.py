@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 import dcsurgery
 from dcsurgery.errors import AnatomyError
-from dcsurgery.tiny.aya_vision import aya_vision_config, write_tiny_aya_vision
-from dcsurgery.tiny.parts import vision_section
 from tests.architectures.cases import TinyModel
 from tests.architectures.contract import Contract
 from tests.architectures.fresh import check_whole_way, save_fresh
 from tests.architectures.inputs import image_inputs
+from tests.tiny.aya_vision import aya_vision_config, write_tiny_aya_vision
+from tests.tiny.parts import vision_section
 
 
 class TestAyaVision(Contract):
@@ -37,7 +37,7 @@ def test_a_fresh_model_that_reads_an_earlier_layer(tmp_path: Path) -> None:
     config = aya_vision_config(3, depth=5, width=24, image_size=36, patch_size=6)
     config["vision_feature_layer"] = -2
     folder = save_fresh(tmp_path / "base", config)
-    assert dcsurgery.inspect_checkpoint(folder).anatomy.feature_layers == (4,)
+    assert dcsurgery.inspect(folder).anatomy.feature_layers == (4,)
     check_whole_way(TestAyaVision(), folder, image_inputs(4, 36), tmp_path / "out")
 
 
@@ -65,4 +65,4 @@ def test_configs_its_code_cannot_compute_are_refused(
     config[key] = value
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(AnatomyError, match=reason):
-        dcsurgery.inspect_checkpoint(folder)
+        dcsurgery.inspect(folder)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 import dcsurgery
 from dcsurgery.errors import AnatomyError
-from dcsurgery.tiny.cohere2_vision import cohere2_vision_config, write_tiny_cohere2_vision
 from tests.architectures.cases import TinyModel
 from tests.architectures.contract import Contract
 from tests.architectures.fresh import check_whole_way, save_fresh
 from tests.architectures.inputs import image_inputs
+from tests.tiny.cohere2_vision import cohere2_vision_config, write_tiny_cohere2_vision
 
 
 class TestCohere2Vision(Contract):
@@ -44,7 +44,7 @@ def test_a_factor_the_matrix_contradicts_is_refused(tmp_path: Path) -> None:
     config["downsample_factor"] = 4
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(AnatomyError, match=r"reads 64 channels.* gives 256 \(4 x 4 patches of 16"):
-        dcsurgery.inspect_checkpoint(folder)
+        dcsurgery.inspect(folder)
 
 
 def test_verify_does_without_an_image_processor_that_needs_torchvision(tmp_path: Path) -> None:
@@ -55,8 +55,8 @@ def test_verify_does_without_an_image_processor_that_needs_torchvision(tmp_path:
         "size": {"height": 16, "width": 16},
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    dcsurgery.convert_checkpoint(folder, tmp_path / "out")
-    report = dcsurgery.verify_checkpoint(tmp_path / "out")
+    dcsurgery.convert(folder, tmp_path / "out")
+    report = dcsurgery.verify(tmp_path / "out")
     assert report.passed, report.checks
     noted = any("needs torchvision" in check.measured for check in report.checks)
     assert noted == (find_spec("torchvision") is None)

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.tiny.deepseek_vl import (
-    deepseek_vl_config,
-    deepseek_vl_hybrid_config,
-    write_tiny_deepseek_vl,
-    write_tiny_deepseek_vl_hybrid,
-)
 from tests.architectures.cases import TinyModel, load, make_case
 from tests.architectures.contract import Contract
 from tests.architectures.fresh import check_whole_way, save_fresh
 from tests.architectures.inputs import Inputs, image_inputs
 from tests.surgery import random_matrix
+from tests.tiny.deepseek_vl import (
+    deepseek_vl_config,
+    deepseek_vl_hybrid_config,
+    write_tiny_deepseek_vl,
+    write_tiny_deepseek_vl_hybrid,
+)
 
 
 def two_resolutions(tokens: int, side: int) -> Inputs:

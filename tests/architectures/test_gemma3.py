@@ -13,11 +13,11 @@ from torch import Tensor, nn
 import dcsurgery
 from dcsurgery.anatomy import Site
 from dcsurgery.errors import AnatomyError, PlanError
-from dcsurgery.tiny.gemma3 import gemma3_config, write_tiny_gemma3
 from tests.architectures.cases import TinyModel
 from tests.architectures.contract import Contract
 from tests.architectures.fresh import check_whole_way, save_fresh
 from tests.architectures.inputs import Inputs, image_inputs
+from tests.tiny.gemma3 import gemma3_config, write_tiny_gemma3
 
 
 def typed_inputs(tokens: int, side: int) -> Inputs:
@@ -68,7 +68,7 @@ def test_a_fresh_model_of_other_sizes(tmp_path: Path) -> None:
 
 def test_a_matrix_as_wide_as_the_tower_is_still_read_transposed(tmp_path: Path) -> None:
     folder = write_tiny_gemma3(tmp_path / "base", width=32)
-    site = dcsurgery.inspect_checkpoint(folder).anatomy.projector.sites[0]
+    site = dcsurgery.inspect(folder).anatomy.projector.sites[0]
     assert (site.module, site.in_features, site.out_features) == ("multi_modal_projector", 32, 24)
 
 
@@ -79,11 +79,11 @@ def test_tokens_the_grid_cannot_be_pooled_to_are_refused(tokens: int, tmp_path: 
     config["mm_tokens_per_image"] = tokens
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(AnatomyError, match=f"mm_tokens_per_image.* '?{tokens}"):
-        dcsurgery.inspect_checkpoint(folder)
+        dcsurgery.inspect(folder)
 
 
 def test_paper_init_is_refused_for_a_projector_with_a_norm(tmp_path: Path) -> None:
     folder = write_tiny_gemma3(tmp_path / "base")
     with pytest.raises(PlanError, match="mm_soft_emb_norm"):
-        dcsurgery.convert_checkpoint(folder, tmp_path / "out", init="paper")
+        dcsurgery.convert(folder, tmp_path / "out", init="paper")
     assert not (tmp_path / "out").exists()

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.tiny.glm4v import glm4v_config, write_tiny_glm4v
 from tests.architectures.cases import TinyModel, logits, make_case
 from tests.architectures.fresh import save_fresh
 from tests.architectures.packed import (
@@ -21,6 +20,7 @@ from tests.architectures.packed import (
     packed_forward,
 )
 from tests.surgery import random_matrix
+from tests.tiny.glm4v import glm4v_config, write_tiny_glm4v
 
 
 class TestGlm4v(VideoContract):

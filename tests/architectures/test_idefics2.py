@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 import dcsurgery
 from dcsurgery.architectures import named
-from dcsurgery.tiny.idefics2 import idefics2_config, write_tiny_idefics2
 from dcsurgery.verification.models import image_features
 from tests.architectures.cases import TinyModel, load, make_case
 from tests.architectures.contract import TOLERANCE, Contract
 from tests.architectures.fresh import check_whole_way, save_fresh
 from tests.surgery import random_matrix
+from tests.tiny.idefics2 import idefics2_config, write_tiny_idefics2
 
 
 def idefics2_inputs(model: Any, batch: int, images: int) -> dict[str, Tensor]:
@@ -96,8 +96,8 @@ class TestIdefics2(Idefics2Contract):
         """Pictures of different shapes through the published processor, cut in five each."""
         from transformers import AutoProcessor
 
-        dcsurgery.convert_checkpoint(tiny_model.folder, tmp_path / "out")
-        model = dcsurgery.load_model(tmp_path / "out")
+        dcsurgery.convert(tiny_model.folder, tmp_path / "out")
+        model = dcsurgery.load(tmp_path / "out")
         processor = AutoProcessor.from_pretrained(tiny_model.folder)
         pictures = [Image.new("RGB", size, "teal") for size in ((64, 40), (30, 60))]
         given = processor(
@@ -117,4 +117,4 @@ def test_a_fresh_model_of_other_sizes(tmp_path: Path) -> None:
     config = idefics2_config(latents=3, depth=3, width=24, image_size=18, patch_size=6)
     folder = save_fresh(tmp_path / "base", config)
     check_whole_way(Idefics2Contract(), folder, idefics2_inputs, tmp_path / "out")
-    assert dcsurgery.inspect_checkpoint(folder).anatomy.image_tokens == 3
+    assert dcsurgery.inspect(folder).anatomy.image_tokens == 3

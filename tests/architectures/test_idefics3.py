@@ -13,17 +13,17 @@ from torch import Tensor, nn
 import dcsurgery
 from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.errors import AnatomyError
-from dcsurgery.tiny.idefics3 import (
-    Family,
-    idefics3_config,
-    write_tiny_idefics3,
-    write_tiny_smolvlm,
-)
 from tests.architectures.cases import TinyModel, load, logits, make_case
 from tests.architectures.contract import Contract
 from tests.architectures.fresh import check_whole_way, save_fresh
 from tests.architectures.inputs import Inputs, image_inputs
 from tests.surgery import random_matrix
+from tests.tiny.idefics3 import (
+    Family,
+    idefics3_config,
+    write_tiny_idefics3,
+    write_tiny_smolvlm,
+)
 
 FAMILIES: tuple[Family, ...] = ("idefics3", "smolvlm")
 
@@ -79,7 +79,7 @@ class TestSmolVLM(Idefics3Contract):
 def test_a_fresh_model_that_joins_windows_of_nine(family: Family, tmp_path: Path) -> None:
     config = idefics3_config(family, 3, depth=3, width=24, image_size=36, patch_size=6)
     folder = save_fresh(tmp_path / "base", config)
-    assert dcsurgery.inspect_checkpoint(folder).anatomy.feature_width == 9 * 24
+    assert dcsurgery.inspect(folder).anatomy.feature_width == 9 * 24
     check_whole_way(Idefics3Contract(), folder, nested_inputs(4, 36), tmp_path / "out")
 
 
@@ -129,4 +129,4 @@ def test_a_config_the_tensors_contradict_is_refused(
     stated = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**stated, **config}))
     with pytest.raises(AnatomyError, match=reason):
-        dcsurgery.inspect_checkpoint(folder)
+        dcsurgery.inspect(folder)

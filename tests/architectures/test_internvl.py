@@ -13,12 +13,12 @@ from torch import Tensor, nn
 import dcsurgery
 from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.errors import AnatomyError
-from dcsurgery.tiny.internvl import internvl_config, write_internvl, write_tiny_internvl
 from tests.architectures.cases import TinyModel, make_case
 from tests.architectures.contract import Contract
 from tests.architectures.fresh import check_whole_way, save_fresh
 from tests.architectures.inputs import image_inputs
 from tests.surgery import random_matrix
+from tests.tiny.internvl import internvl_config, write_internvl, write_tiny_internvl
 
 
 class InternVLContract(Contract):
@@ -49,14 +49,14 @@ def test_a_fresh_model_like_the_large_tower(tmp_path: Path) -> None:
     """InternViT-6B: RMS norms, normed queries and keys."""
     config = other_config(norm_type="rms_norm", use_qk_norm=True, attention_bias=False)
     folder = save_fresh(tmp_path / "base", config)
-    anatomy = dcsurgery.inspect_checkpoint(folder).anatomy
+    anatomy = dcsurgery.inspect(folder).anatomy
     assert (anatomy.feature_layers, anatomy.feature_width, anatomy.normed) == ((3,), 384, False)
     check_whole_way(InternVLContract(), folder, image_inputs(4, 48), tmp_path / "out")
 
 
 def test_a_fresh_model_with_a_last_norm(tmp_path: Path) -> None:
     folder = save_fresh(tmp_path / "base", other_config(use_mean_pooling=False))
-    assert dcsurgery.inspect_checkpoint(folder).anatomy.normed
+    assert dcsurgery.inspect(folder).anatomy.normed
     check_whole_way(InternVLContract(), folder, image_inputs(4, 48), tmp_path / "out")
 
 
@@ -65,7 +65,7 @@ def test_a_named_layer_is_read_without_the_last_norm(layer: int, tmp_path: Path)
     """Only -1 means the tower's output: the last state by its number has not passed the norm."""
     config = {**other_config(use_mean_pooling=False), "vision_feature_layer": layer}
     folder = save_fresh(tmp_path / "base", config)
-    anatomy = dcsurgery.inspect_checkpoint(folder).anatomy
+    anatomy = dcsurgery.inspect(folder).anatomy
     assert (anatomy.feature_layers, anatomy.normed) == ((layer,), False)
     tiny = TinyModel(folder, image_inputs(4, 48))
     case = make_case(tiny, ConnectorSpec("sci", layers=((0, 2),)))
@@ -75,11 +75,11 @@ def test_a_named_layer_is_read_without_the_last_norm(layer: int, tmp_path: Path)
 def test_pixel_sizes_may_be_lists_or_numbers(tmp_path: Path) -> None:
     config = internvl_config()
     assert config["vision_config"]["image_size"] == [16, 16]
-    listed = dcsurgery.inspect_checkpoint(write_internvl(tmp_path / "lists", config)).anatomy
+    listed = dcsurgery.inspect(write_internvl(tmp_path / "lists", config)).anatomy
     path = tmp_path / "lists" / "config.json"
     config["vision_config"] |= {"image_size": 16, "patch_size": 4}
     path.write_text(json.dumps(config))
-    assert dcsurgery.inspect_checkpoint(tmp_path / "lists").anatomy == listed
+    assert dcsurgery.inspect(tmp_path / "lists").anatomy == listed
     assert (listed.tower.grid, listed.image_tokens) == (4, 4)
 
 
@@ -114,4 +114,4 @@ def test_configs_its_code_cannot_compute_are_refused(
     config[key] = value
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(AnatomyError, match=reason):
-        dcsurgery.inspect_checkpoint(folder)
+        dcsurgery.inspect(folder)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.tiny.janus import janus_config, write_tiny_janus
 from tests.architectures.cases import TinyModel, load, make_case
 from tests.architectures.contract import Contract
 from tests.architectures.fresh import check_whole_way, save_fresh
 from tests.architectures.inputs import image_inputs
 from tests.surgery import random_matrix
+from tests.tiny.janus import janus_config, write_tiny_janus
 
 
 class TestJanus(Contract):

@@ -17,15 +17,15 @@ from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import named
 from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.connectors.attach import find_module
+from dcsurgery.data.open_images import open_images
 from dcsurgery.errors import AnatomyError, RequestError
-from dcsurgery.tiny.lfm2_vl import lfm2_vl_config, write_tiny_lfm2_vl
-from dcsurgery.verification.images import open_images
 from dcsurgery.verification.inputs import NO_TORCHVISION, prepare_inputs
 from dcsurgery.verification.models import image_features
 from tests.architectures.cases import TinyModel, load, make_case
 from tests.architectures.contract import TOLERANCE, Contract
 from tests.architectures.fresh import check_whole_way, save_fresh
 from tests.surgery import random_matrix, write_delta
+from tests.tiny.lfm2_vl import lfm2_vl_config, write_tiny_lfm2_vl
 
 LENGTH = 40
 # In windows: square, wide, tall, longer than the tower's nominal picture.
@@ -134,7 +134,7 @@ class TestLfm2Vl(Lfm2VlContract):
 
     def test_verify_without_torchvision(self, tiny_model: TinyModel) -> None:
         checkpoint = open_checkpoint(tiny_model.folder)
-        anatomy = dcsurgery.inspect_checkpoint(tiny_model.folder).anatomy
+        anatomy = dcsurgery.inspect(tiny_model.folder).anatomy
         inputs = prepare_inputs(checkpoint, anatomy, open_images([]))
         assert (inputs.note == NO_TORCHVISION) == (find_spec("torchvision") is None)
         with torch.no_grad():
@@ -148,7 +148,7 @@ class TestLfm2Vl(Lfm2VlContract):
         for turn in (0, 90):
             Image.linear_gradient("L").rotate(turn).save(tmp_path / f"{turn}.png")
         pictures = [tmp_path / "0.png", tmp_path / "90.png"]
-        report = dcsurgery.verify_checkpoint(tmp_path / "out", images=pictures)
+        report = dcsurgery.verify(tmp_path / "out", images=pictures)
         assert report.passed, report.checks
 
     def test_another_factor_contradicts_the_matrix(self, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ class TestLfm2Vl(Lfm2VlContract):
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "downsample_factor": 4}))
         with pytest.raises(AnatomyError, match="reads 64 channels, not 4 x 4 patches of 16"):
-            dcsurgery.inspect_checkpoint(folder)
+            dcsurgery.inspect(folder)
 
 
 def test_a_fresh_model_of_other_sizes(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_fresh_model_of_other_sizes(tmp_path: Path) -> None:
     )
     folder = save_fresh(tmp_path / "base", config)
     check_whole_way(Lfm2VlContract(), folder, lfm2_vl_inputs, tmp_path / "out")
-    anatomy = dcsurgery.inspect_checkpoint(folder).anatomy
+    anatomy = dcsurgery.inspect(folder).anatomy
     assert (anatomy.image_tokens, anatomy.feature_width) == (4, 9 * 24)
 
 
@@ -177,5 +177,5 @@ def test_absent_keys_mean_what_the_config_classes_say(tmp_path: Path) -> None:
         config["vision_config"].pop(key)
     del config["downsample_factor"]
     (folder / "config.json").write_text(json.dumps(config))
-    anatomy = dcsurgery.inspect_checkpoint(folder).anatomy
+    anatomy = dcsurgery.inspect(folder).anatomy
     assert (anatomy.tower.image_size, anatomy.image_tokens) == (256, 64)

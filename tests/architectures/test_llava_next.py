@@ -18,10 +18,10 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 import dcsurgery
 from dcsurgery.architectures import find_architecture
 from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.data.open_images import sample_photo
 from dcsurgery.errors import PlanError
 from dcsurgery.tiny.llava import write_llava
 from dcsurgery.tiny.llava_next import llava_next_config, write_tiny_llava_next
-from dcsurgery.verification.images import sample_photo
 from tests.architectures.cases import TinyModel, load, make_case
 from tests.architectures.contract import StockContract
 from tests.architectures.fresh import check_fresh_model
@@ -143,8 +143,8 @@ def pool_base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def test_pooled_tiles_are_put_together_as_before(pool_base: Path, tmp_path: Path) -> None:
-    plan = dcsurgery.convert_checkpoint(pool_base, tmp_path / "out", pool=2).plan
-    plain, model = load(pool_base), dcsurgery.load_model(tmp_path / "out")
+    plan = dcsurgery.convert(pool_base, tmp_path / "out", pool=2).plan
+    plain, model = load(pool_base), dcsurgery.load(tmp_path / "out")
     inputs = wide_images(plain, 1)
     seen: list[Tensor] = []
     projector = plain.model.multi_modal_projector
@@ -163,10 +163,10 @@ def test_pooled_tiles_are_put_together_as_before(pool_base: Path, tmp_path: Path
 
 
 def test_pool_end_to_end(pool_base: Path, tmp_path: Path) -> None:
-    plan = dcsurgery.convert_checkpoint(pool_base, tmp_path / "zero", pool=2).plan
+    plan = dcsurgery.convert(pool_base, tmp_path / "zero", pool=2).plan
     write_delta(pool_base, tmp_path / "out", random_matrix(plan), pool=2)
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
-    model = dcsurgery.load_model(tmp_path / "out")
+    model = dcsurgery.load(tmp_path / "out")
     with Image.open(sample_photo()) as photo:
         pictures = [photo.convert("RGB"), photo.convert("RGB").rotate(90, expand=True)]
     texts = ["USER: <image> What is this? <image> And this?", "USER: <image> Who?"]
@@ -182,12 +182,12 @@ def test_pool_end_to_end(pool_base: Path, tmp_path: Path) -> None:
         images=pictures[:1], text=texts[1:], return_tensors="pt"
     )
     assert alone["input_ids"].shape[1] < before["input_ids"].shape[1]
-    report = dcsurgery.verify_checkpoint(tmp_path / "out", logits=True)
+    report = dcsurgery.verify(tmp_path / "out", logits=True)
     assert report.passed, report.checks
 
 
 def test_sti_is_refused(tmp_path: Path) -> None:
     base = write_tiny_llava_next(tmp_path / "base")
     with pytest.raises(PlanError, match="llava_next cannot be told"):
-        dcsurgery.convert_checkpoint(base, tmp_path / "out", connector="sti")
+        dcsurgery.convert(base, tmp_path / "out", connector="sti")
     assert not (tmp_path / "out").exists()

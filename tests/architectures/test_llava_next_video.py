@@ -15,7 +15,6 @@ import dcsurgery
 from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.errors import AnatomyError, PlanError
 from dcsurgery.tiny.llava import write_llava
-from dcsurgery.tiny.llava_next_video import llava_next_video_config, write_tiny_llava_next_video
 from tests.architectures.cases import TinyModel, load
 from tests.architectures.contract import StockContract
 from tests.architectures.fresh import check_fresh_model
@@ -29,6 +28,7 @@ from tests.architectures.tiles import (
     pixels,
     tile_inputs,
 )
+from tests.tiny.llava_next_video import llava_next_video_config, write_tiny_llava_next_video
 
 
 class TestImages(Tiles, StockContract):
@@ -89,10 +89,10 @@ def test_model_saved_by_transformers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("side", [4, 8])
 def test_pool_gives_as_many_tokens_as_the_processor_counts(side: int, tmp_path: Path) -> None:
     base = write_tiny_llava_next_video(tmp_path / "base", image_size=4 * side)
-    dcsurgery.convert_checkpoint(base, tmp_path / "out", pool=2)
+    dcsurgery.convert(base, tmp_path / "out", pool=2)
     check_counts(LlavaNextVideoProcessor, tmp_path / "out")
     video = {"pixel_values_videos": pixels(load(base), 1, FRAMES)}
-    model = dcsurgery.load_model(tmp_path / "out")
+    model = dcsurgery.load(tmp_path / "out")
     with torch.no_grad():
         found = model.model.get_video_features(**video).pooler_output
     assert found.shape[1] == FRAMES * (side // 4) ** 2
@@ -101,5 +101,5 @@ def test_pool_gives_as_many_tokens_as_the_processor_counts(side: int, tmp_path: 
 def test_pool_is_refused_where_videos_would_be_miscounted(tmp_path: Path) -> None:
     base = write_tiny_llava_next_video(tmp_path / "base", image_size=24)
     with pytest.raises(PlanError, match="6 x 6 grid"):
-        dcsurgery.convert_checkpoint(base, tmp_path / "out", pool=2)
+        dcsurgery.convert(base, tmp_path / "out", pool=2)
     assert not (tmp_path / "out").exists()

@@ -11,13 +11,13 @@ from transformers.models.llava_onevision.processing_llava_onevision import Llava
 
 import dcsurgery
 from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.tiny.llava_onevision import llava_onevision_config, write_tiny_llava_onevision
 from tests.architectures.cases import TinyModel, load, make_case
 from tests.architectures.contract import StockContract
 from tests.architectures.fresh import check_fresh_model
 from tests.architectures.published import dissect, llava_shapes
 from tests.architectures.tiles import Tiles, Videos, check_counts, pixels, tile_inputs
 from tests.surgery import random_matrix, write_folded
+from tests.tiny.llava_onevision import llava_onevision_config, write_tiny_llava_onevision
 
 
 class TestImages(Tiles, StockContract):
@@ -82,6 +82,6 @@ def test_pool_gives_as_many_tokens_as_the_processor_counts(
 ) -> None:
     sizes = {"image_size": image, "patch_size": patch}
     base = write_tiny_llava_onevision(tmp_path / "base", **sizes)
-    plan = dcsurgery.convert_checkpoint(base, tmp_path / "out", pool=2).plan
+    plan = dcsurgery.convert(base, tmp_path / "out", pool=2).plan
     assert plan.image_tokens == (image // patch // 2) ** 2
     check_counts(LlavaOnevisionProcessor, tmp_path / "out")

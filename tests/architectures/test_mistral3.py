@@ -20,7 +20,6 @@ from dcsurgery.architectures._mistral import arrange
 from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.connectors.passes import TowerPass
 from dcsurgery.errors import AnatomyError
-from dcsurgery.tiny.mistral3 import mistral3_config, write_tiny_mistral3
 from dcsurgery.tiny.weights import write_weights
 from dcsurgery.verification.inputs import prepare_inputs
 from dcsurgery.verification.models import image_features
@@ -28,6 +27,7 @@ from tests.architectures.cases import Case, TinyModel, load, make_case
 from tests.architectures.contract import TOLERANCE, Contract
 from tests.architectures.fresh import check_whole_way, save_fresh
 from tests.surgery import random_matrix
+from tests.tiny.mistral3 import mistral3_config, write_tiny_mistral3
 
 LENGTH = 40
 # In windows: square, wide, tall, and one that fills the tower's largest picture in one direction.
@@ -140,7 +140,7 @@ class TestMistral3(LayoutContract):
 
     def test_pictures_prepared_by_the_published_processor(self, tiny_model: TinyModel) -> None:
         checkpoint = open_checkpoint(tiny_model.folder)
-        anatomy = dcsurgery.inspect_checkpoint(tiny_model.folder).anatomy
+        anatomy = dcsurgery.inspect(tiny_model.folder).anatomy
         pictures = [Image.new("RGB", size, "teal") for size in ((64, 64), (64, 20))]
         inputs = prepare_inputs(checkpoint, anatomy, pictures)
         assert not inputs.note
@@ -164,7 +164,7 @@ class TestMistral3(LayoutContract):
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, **edit}))
         with pytest.raises(AnatomyError, match=message):
-            dcsurgery.inspect_checkpoint(folder)
+            dcsurgery.inspect(folder)
 
     def test_a_fresh_model_of_other_sizes(self, tmp_path: Path) -> None:
         """Windows of 3 x 3 patches, biases, another layer, named as a list of one."""
@@ -174,7 +174,7 @@ class TestMistral3(LayoutContract):
         config |= {"vision_feature_layer": [-2], "multimodal_projector_bias": True}
         folder = save_fresh(tmp_path / "base", config)
         check_whole_way(self, folder, mistral3_inputs, tmp_path / "out")
-        anatomy = dcsurgery.inspect_checkpoint(folder).anatomy
+        anatomy = dcsurgery.inspect(folder).anatomy
         assert (anatomy.feature_layer, anatomy.feature_width) == (4, 9 * 24)
 
     def test_absent_keys_mean_what_the_config_class_says(self, tmp_path: Path) -> None:
@@ -184,10 +184,10 @@ class TestMistral3(LayoutContract):
             config["vision_config"].pop(key)
         del config["spatial_merge_size"], config["vision_feature_layer"]
         (folder / "config.json").write_text(json.dumps(config))
-        anatomy = dcsurgery.inspect_checkpoint(folder).anatomy
+        anatomy = dcsurgery.inspect(folder).anatomy
         assert (anatomy.image_tokens, anatomy.feature_layer) == (32 * 32, 4)
         (folder / "config.json").write_text(json.dumps({**config, "vision_config": None}))
-        assert dcsurgery.inspect_checkpoint(folder).anatomy.image_tokens == 55 * 55
+        assert dcsurgery.inspect(folder).anatomy.image_tokens == 55 * 55
 
 
 class TestLightOnOcr(LayoutContract):
@@ -228,7 +228,7 @@ class TestMistralLarge4(LayoutContract):
         return TinyModel(folder, mistral3_inputs)
 
     def test_published_names(self, tiny_model: TinyModel) -> None:
-        projector = dcsurgery.inspect_checkpoint(tiny_model.folder).anatomy.projector
+        projector = dcsurgery.inspect(tiny_model.folder).anatomy.projector
         assert projector.sites[0].weight == "vision_language_adapter.w_in.weight"
         assert len(projector.tensors) == 4
         model = load(tiny_model.folder)

@@ -17,12 +17,12 @@ from dcsurgery.architectures import named
 from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.connectors.passes import block_input
 from dcsurgery.errors import AnatomyError, PlanError
-from dcsurgery.tiny.mllama import mllama_config, write_tiny_mllama
 from dcsurgery.verification.inputs import prepare_inputs
 from dcsurgery.verification.models import image_features
 from tests.architectures.cases import Case, TinyModel, load
 from tests.architectures.contract import StockContract
 from tests.architectures.fresh import check_whole_way, save_fresh
+from tests.tiny.mllama import mllama_config, write_tiny_mllama
 
 TILES = 4
 VISION = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
@@ -105,18 +105,14 @@ class TestMllama(MllamaContract):
     def test_state_zero_has_no_stock_form(self, tiny_model: TinyModel, tmp_path: Path) -> None:
         """The list counts block outputs; the delta reads state 0 all the same."""
         with pytest.raises(PlanError, match="cannot name hidden state 0"):
-            dcsurgery.convert_checkpoint(
-                tiny_model.folder, tmp_path / "out", layers="0,1", form="stock"
-            )
-        dcsurgery.convert_checkpoint(
-            tiny_model.folder, tmp_path / "out", connector="sci", layers="0,1"
-        )
-        assert dcsurgery.verify_checkpoint(tmp_path / "out", logits=True).passed
+            dcsurgery.convert(tiny_model.folder, tmp_path / "out", layers="0,1", form="stock")
+        dcsurgery.convert(tiny_model.folder, tmp_path / "out", connector="sci", layers="0,1")
+        assert dcsurgery.verify(tmp_path / "out", logits=True).passed
 
     def test_config_of_a_fold(self, tiny_model: TinyModel, tmp_path: Path) -> None:
         """Only the two words change, in the raw JSON; outputs are counted from 0."""
         before = json.loads((tiny_model.folder / "config.json").read_text())
-        dcsurgery.convert_checkpoint(
+        dcsurgery.convert(
             tiny_model.folder, tmp_path / "out", connector="sci", layers="2,4", form="stock"
         )
         after = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -150,12 +146,12 @@ class TestMllama(MllamaContract):
         config["vision_config"] |= edit
         (folder / "config.json").write_text(json.dumps(config))
         with pytest.raises(AnatomyError, match=message):
-            dcsurgery.inspect_checkpoint(folder)
+            dcsurgery.inspect(folder)
 
     def test_processor_prepares_several_tiles(self, tiny_model: TinyModel) -> None:
         """Verification has its pictures cut into tiles by the base's own processor."""
         checkpoint = open_checkpoint(tiny_model.folder)
-        anatomy = dcsurgery.inspect_checkpoint(tiny_model.folder).anatomy
+        anatomy = dcsurgery.inspect(tiny_model.folder).anatomy
         pictures = [Image.new("RGB", size, "teal") for size in ((16, 16), (32, 32))]
         inputs = prepare_inputs(checkpoint, anatomy, pictures)
         assert not inputs.note
@@ -182,4 +178,4 @@ def test_a_fresh_model_of_other_sizes(tmp_path: Path) -> None:
     del config["vision_config"]["supported_aspect_ratios"]
     folder = save_fresh(tmp_path / "base", config)
     check_whole_way(MllamaContract(), folder, mllama_inputs, tmp_path / "out")
-    assert dcsurgery.inspect_checkpoint(folder).anatomy.feature_layers == (4, 2, 2)
+    assert dcsurgery.inspect(folder).anatomy.feature_layers == (4, 2, 2)

@@ -16,15 +16,15 @@ from torch import Tensor
 import dcsurgery
 from dcsurgery.architectures import named
 from dcsurgery.checkpoint.contents import open_checkpoint
+from dcsurgery.data.open_images import open_images
 from dcsurgery.errors import AnatomyError
-from dcsurgery.tiny.molmo2 import molmo2_config, write_tiny_molmo2
-from dcsurgery.verification.images import open_images
 from dcsurgery.verification.inputs import NO_TORCHVISION, prepare_inputs
 from dcsurgery.verification.models import image_features
 from tests.architectures.cases import TinyModel, load, logits, make_case
 from tests.architectures.contract import TOLERANCE, StockContract
 from tests.architectures.fresh import check_whole_way, save_fresh
 from tests.surgery import random_matrix
+from tests.tiny.molmo2 import molmo2_config, write_tiny_molmo2
 
 LENGTH = 48
 
@@ -132,9 +132,9 @@ class TestMolmo2(Molmo2Contract):
         before = json.loads((tiny_model.folder / "config.json").read_text())
         assert before["adapter_config"]["vit_layers"] == [-3, -5]
         assert before["vit_config"]["num_hidden_layers"] == 6
-        anatomy = dcsurgery.inspect_checkpoint(tiny_model.folder).anatomy
+        anatomy = dcsurgery.inspect(tiny_model.folder).anatomy
         assert (anatomy.tower.depth, anatomy.feature_layers) == (4, (4, 2))
-        dcsurgery.convert_checkpoint(tiny_model.folder, tmp_path / "out", form="stock")
+        dcsurgery.convert(tiny_model.folder, tmp_path / "out", form="stock")
         after = json.loads((tmp_path / "out" / "config.json").read_text())
         before["adapter_config"]["vit_layers"] = [0, 1, 2, 3]
         assert after == before
@@ -144,9 +144,7 @@ class TestMolmo2(Molmo2Contract):
         folder = save_fresh(tmp_path / "base", molmo2_config())
         before = json.loads((folder / "config.json").read_text())
         assert before["adapter_config"]["vision_feature_layer"] == [3, 1]
-        dcsurgery.convert_checkpoint(
-            folder, tmp_path / "out", connector="sci", layers="1", form="stock"
-        )
+        dcsurgery.convert(folder, tmp_path / "out", connector="sci", layers="1", form="stock")
         after = json.loads((tmp_path / "out" / "config.json").read_text())
         before["adapter_config"]["vision_feature_layer"] = [0, 1, 3]
         assert after == before
@@ -172,7 +170,7 @@ class TestMolmo2(Molmo2Contract):
         config["adapter_config"]["vit_layers"] = layers
         (folder / "config.json").write_text(json.dumps(config))
         with pytest.raises(AnatomyError, match=message):
-            dcsurgery.inspect_checkpoint(folder)
+            dcsurgery.inspect(folder)
 
     def test_video_frames_are_whole_pictures(self, tiny_model: TinyModel) -> None:
         case = make_case(tiny_model, self.specs[0])
@@ -215,7 +213,7 @@ class TestMolmo2(Molmo2Contract):
     def test_verify_without_torchvision(self, tiny_model: TinyModel) -> None:
         """The published image processor needs it; the repository's own code is never run."""
         checkpoint = open_checkpoint(tiny_model.folder)
-        anatomy = dcsurgery.inspect_checkpoint(tiny_model.folder).anatomy
+        anatomy = dcsurgery.inspect(tiny_model.folder).anatomy
         inputs = prepare_inputs(checkpoint, anatomy, open_images([]))
         assert (inputs.note == NO_TORCHVISION) == (find_spec("torchvision") is None)
         with torch.no_grad():
@@ -228,7 +226,7 @@ def test_a_fresh_model_of_other_sizes(tmp_path: Path) -> None:
     config = molmo2_config(layers=(-2, 0, 3), depth=5, width=24, image_size=18, patch_size=3)
     folder = save_fresh(tmp_path / "base", config)
     check_whole_way(Molmo2Contract(), folder, molmo2_inputs, tmp_path / "out")
-    anatomy = dcsurgery.inspect_checkpoint(folder).anatomy
+    anatomy = dcsurgery.inspect(folder).anatomy
     assert (anatomy.feature_layers, anatomy.image_tokens) == ((4, 1, 4), 18)
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from dcsurgery import inspect_checkpoint
 from dcsurgery.errors import AnatomyError
-from dcsurgery.tiny.glm4v import write_tiny_glm4v
-from dcsurgery.tiny.qwen2_vl import write_tiny_qwen2_vl
-from dcsurgery.tiny.qwen3_vl import write_tiny_qwen3_vl
-from dcsurgery.tiny.video_llama_3 import write_tiny_video_llama_3
+from dcsurgery.surgery.inspection import inspect_checkpoint
+from tests.tiny.glm4v import write_tiny_glm4v
+from tests.tiny.qwen2_vl import write_tiny_qwen2_vl
+from tests.tiny.qwen3_vl import write_tiny_qwen3_vl
+from tests.tiny.video_llama_3 import write_tiny_video_llama_3
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dcsurgery.tiny.paddleocr_vl import write_tiny_paddleocr_vl
 from tests.architectures.cases import TinyModel, make_case
 from tests.architectures.packed import GRIDS, PackedContract, Picture, packed_forward
 from tests.surgery import random_matrix
+from tests.tiny.paddleocr_vl import write_tiny_paddleocr_vl
 
 
 class TestPaddleOCRVL(PackedContract):

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import dcsurgery
-from dcsurgery.tiny.paligemma import paligemma_config, write_tiny_paligemma
 from tests.architectures.cases import TinyModel
 from tests.architectures.contract import Contract
 from tests.architectures.fresh import check_whole_way, save_fresh
 from tests.architectures.inputs import Inputs, image_inputs
+from tests.tiny.paligemma import paligemma_config, write_tiny_paligemma
 
 
 def prefix_inputs(tokens: int, side: int) -> Inputs:
@@ -72,4 +72,4 @@ def test_absent_keys_mean_what_the_config_class_says(
     config.pop(absent, None)
     config["vision_config"].pop(absent, None) if "vision_config" in config else None
     (folder / "config.json").write_text(json.dumps(config))
-    assert dcsurgery.inspect_checkpoint(folder).anatomy.image_tokens == tokens
+    assert dcsurgery.inspect(folder).anatomy.image_tokens == tokens

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 import dcsurgery
-from dcsurgery.tiny.aya_vision import write_tiny_aya_vision
-from dcsurgery.tiny.deepseek_vl import write_tiny_deepseek_vl, write_tiny_deepseek_vl_hybrid
-from dcsurgery.tiny.gemma3 import write_tiny_gemma3
-from dcsurgery.tiny.idefics3 import write_tiny_idefics3
-from dcsurgery.tiny.janus import write_tiny_janus
-from dcsurgery.tiny.paligemma import write_tiny_paligemma
+from tests.tiny.aya_vision import write_tiny_aya_vision
+from tests.tiny.deepseek_vl import write_tiny_deepseek_vl, write_tiny_deepseek_vl_hybrid
+from tests.tiny.gemma3 import write_tiny_gemma3
+from tests.tiny.idefics3 import write_tiny_idefics3
+from tests.tiny.janus import write_tiny_janus
+from tests.tiny.paligemma import write_tiny_paligemma
 
 # Family -> writer, what a prompt holds for a picture, squares a picture of 64 x 32 becomes.
 CASES: dict[str, tuple[Callable[[Path], Path], str, int]] = {
@@ -38,14 +38,14 @@ def test_processor_and_upgraded_model_agree_on_tokens(family: str, tmp_path: Pat
 
     write, image_token, squares = CASES[family]
     folder = write(tmp_path / "base")
-    dcsurgery.convert_checkpoint(folder, tmp_path / "out")
-    model = dcsurgery.load_model(tmp_path / "out")
+    dcsurgery.convert(folder, tmp_path / "out")
+    model = dcsurgery.load(tmp_path / "out")
     processor = AutoProcessor.from_pretrained(folder)
     pixels = np.random.default_rng(0).integers(0, 255, (32, 64, 3), dtype=np.uint8)
     prepared = processor(
         images=[Image.fromarray(pixels)], text=[f"{image_token} what is it?"], return_tensors="pt"
     )
-    tokens = dcsurgery.inspect_checkpoint(folder).anatomy.image_tokens
+    tokens = dcsurgery.inspect(folder).anatomy.image_tokens
     found = torch.eq(prepared["input_ids"], model.config.image_token_id).sum()
     assert found == squares * tokens
     prepared.pop("labels", None)

@@ -10,11 +10,11 @@ from torch import nn
 
 import dcsurgery
 from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.tiny.qianfan_ocr import qianfan_ocr_config, write_tiny_qianfan_ocr
 from tests.architectures.cases import TinyModel, make_case
 from tests.architectures.fresh import check_whole_way, save_fresh
 from tests.architectures.inputs import image_inputs
 from tests.architectures.test_internvl import InternVLContract
+from tests.tiny.qianfan_ocr import qianfan_ocr_config, write_tiny_qianfan_ocr
 
 
 class TestQianfanOCR(InternVLContract):
@@ -27,7 +27,7 @@ class TestQianfanOCR(InternVLContract):
 def test_a_fresh_model_of_other_sizes(original: bool, tmp_path: Path) -> None:
     config = qianfan_ocr_config(0.25, depth=3, width=24, image_size=48, patch_size=6)
     folder = save_fresh(tmp_path / "base", config, save_original_format=original)
-    names = dcsurgery.inspect_checkpoint(folder).anatomy.projector.tensors
+    names = dcsurgery.inspect(folder).anatomy.projector.tensors
     assert ("mlp1.1.weight" in names) == original
     check_whole_way(InternVLContract(), folder, image_inputs(4, 48), tmp_path / "out")
 
@@ -39,7 +39,7 @@ def test_the_last_state_has_passed_the_last_norm(layer: int, normed: bool, tmp_p
     config["vision_config"]["use_mean_pooling"] = False
     config["vision_feature_layer"] = layer
     folder = save_fresh(tmp_path / "base", config)
-    assert dcsurgery.inspect_checkpoint(folder).anatomy.normed is normed
+    assert dcsurgery.inspect(folder).anatomy.normed is normed
     case = make_case(TinyModel(folder, image_inputs(4, 16)), ConnectorSpec("sci", layers=((0, 2),)))
     base = case.attached()
     InternVLContract().test_site_reads_the_feature_layer(case, base)

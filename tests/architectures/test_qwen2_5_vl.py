@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.tiny.qwen2_5_vl import qwen2_5_vl_config, write_tiny_qwen2_5_vl
 from tests.architectures.cases import TinyModel, make_case
 from tests.architectures.fresh import save_fresh
 from tests.architectures.packed import VideoContract
+from tests.tiny.qwen2_5_vl import qwen2_5_vl_config, write_tiny_qwen2_5_vl
 
 
 class TestQwen25VL(VideoContract):

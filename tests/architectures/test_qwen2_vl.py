@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import dcsurgery
 from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.tiny.qwen2_vl import qwen2_vl_config, write_tiny_qwen2_vl
 from dcsurgery.tiny.weights import write_model
 from tests.architectures.cases import load, logits, make_case
 from tests.architectures.packed import VideoContract
+from tests.tiny.qwen2_vl import qwen2_vl_config, write_tiny_qwen2_vl
 
 
 class TestQwen2VL(VideoContract):
@@ -42,6 +42,6 @@ def test_module_names_and_a_config_that_is_flat_and_nested(tmp_path: Path) -> No
     assert case.anatomy.language_model == "qwen2_vl_text"
     # vision_config.hidden_size is the language model's width: only embed_dim is the tower's.
     assert case.anatomy.tower.width == 32 != config["vision_config"]["hidden_size"]
-    dcsurgery.convert_checkpoint(base, tmp_path / "out", connector="sci")
-    model = dcsurgery.load_model(tmp_path / "out", dtype=torch.float32)
+    dcsurgery.convert(base, tmp_path / "out", connector="sci")
+    model = dcsurgery.load(tmp_path / "out", dtype=torch.float32)
     assert torch.equal(logits(case, model), logits(case, load(base)))

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.tiny.qwen3_vl import qwen3_vl_config, write_tiny_qwen3_vl
 from tests.architectures.cases import TinyModel, load, make_case
 from tests.architectures.fresh import save_fresh
 from tests.architectures.packed import VideoContract
 from tests.surgery import random_matrix
+from tests.tiny.qwen3_vl import qwen3_vl_config, write_tiny_qwen3_vl
 
 
 class TestQwen3VL(VideoContract):

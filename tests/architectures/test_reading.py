@@ -17,21 +17,21 @@ import dcsurgery
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.connectors.attach import find_module
 from dcsurgery.errors import AnatomyError
-from dcsurgery.tiny.aya_vision import aya_vision_config
-from dcsurgery.tiny.cohere2_vision import cohere2_vision_config
-from dcsurgery.tiny.deepseek_vl import (
+from tests.architectures.cases import load
+from tests.architectures.fresh import save_fresh
+from tests.tiny.aya_vision import aya_vision_config
+from tests.tiny.cohere2_vision import cohere2_vision_config
+from tests.tiny.deepseek_vl import (
     deepseek_vl_config,
     deepseek_vl_hybrid_config,
     write_tiny_deepseek_vl,
 )
-from dcsurgery.tiny.gemma3 import gemma3_config
-from dcsurgery.tiny.idefics3 import idefics3_config
-from dcsurgery.tiny.internvl import internvl_config
-from dcsurgery.tiny.janus import janus_config
-from dcsurgery.tiny.paligemma import paligemma_config
-from dcsurgery.tiny.qianfan_ocr import qianfan_ocr_config
-from tests.architectures.cases import load
-from tests.architectures.fresh import save_fresh
+from tests.tiny.gemma3 import gemma3_config
+from tests.tiny.idefics3 import idefics3_config
+from tests.tiny.internvl import internvl_config
+from tests.tiny.janus import janus_config
+from tests.tiny.paligemma import paligemma_config
+from tests.tiny.qianfan_ocr import qianfan_ocr_config
 
 CONFIGS: dict[str, Callable[[], dict[str, Any]]] = {
     "aya_vision": aya_vision_config,
@@ -61,7 +61,7 @@ def test_the_layout_of_names_does_not_matter(family: str, tmp_path: Path) -> Non
     found = []
     for original in (True, False):
         folder = save_fresh(tmp_path / str(original), config, save_original_format=original)
-        found.append(dcsurgery.inspect_checkpoint(folder).anatomy)
+        found.append(dcsurgery.inspect(folder).anatomy)
     assert found[0].architecture == family
     assert without_names(found[0]) == without_names(found[1])
     model = load(folder)
@@ -112,7 +112,7 @@ def test_broken_tensors_are_refused(case: str, tmp_path: Path) -> None:
     name, change, reason = BROKEN[case]
     edit(folder, name, change)
     with pytest.raises(AnatomyError, match=reason):
-        dcsurgery.inspect_checkpoint(folder)
+        dcsurgery.inspect(folder)
 
 
 OTHER_CONFIGS: dict[str, tuple[str, tuple[str, ...], Any, str]] = {
@@ -164,4 +164,4 @@ def test_a_config_the_tensors_contradict_is_refused(case: str, tmp_path: Path) -
     table[path[-1]] = value
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(AnatomyError, match=reason):
-        dcsurgery.inspect_checkpoint(folder)
+        dcsurgery.inspect(folder)

@@ -31,7 +31,7 @@ def checkpoint_of(class_name: str, folder: Path) -> Path:
 def test_a_refused_class_exists_and_is_refused_with_its_reason(name: str, tmp_path: Path) -> None:
     assert hasattr(transformers, name)
     with pytest.raises(UnknownArchitectureError) as caught:
-        dcsurgery.inspect_checkpoint(checkpoint_of(name, tmp_path / "base"))
+        dcsurgery.inspect(checkpoint_of(name, tmp_path / "base"))
     assert caught.value.message == f"{name} cannot take a dense connector: {REFUSED[name]}"
     assert "dcsurgery architectures" in str(caught.value.hint)
 
@@ -43,6 +43,7 @@ def test_a_class_is_supported_once_or_refused() -> None:
 
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_a_supported_class_is_one_that_transformers_loads(name: str) -> None:
+    dcsurgery.register()
     known = set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values())
     taught = transformers.AutoModelForImageTextToText._model_mapping._extra_content.values()
     assert name in known | {model.__name__ for model in taught}
@@ -51,7 +52,7 @@ def test_a_supported_class_is_one_that_transformers_loads(name: str) -> None:
 @pytest.mark.parametrize("name", ["Inkling2ForConditionalGeneration", "LlamaForCausalLM", ""])
 def test_a_class_nobody_knows_is_said_to_be_unknown(name: str, tmp_path: Path) -> None:
     with pytest.raises(UnknownArchitectureError, match="is not supported"):
-        dcsurgery.inspect_checkpoint(checkpoint_of(name, tmp_path / "base"))
+        dcsurgery.inspect(checkpoint_of(name, tmp_path / "base"))
 
 
 @pytest.mark.parametrize("architecture", available(), ids=lambda found: found.name)

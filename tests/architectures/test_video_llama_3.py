@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dcsurgery.tiny.video_llama_3 import write_tiny_video_llama_3
 from tests.architectures.packed import Picture, VideoContract
+from tests.tiny.video_llama_3 import write_tiny_video_llama_3
 
 # Merge size of each picture: published image processors say 1, video processors 2.
 MERGES = (2, 1, 2, 2)

@@ -13,15 +13,15 @@ from transformers import AutoImageProcessor
 
 import dcsurgery
 from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.data.open_images import sample_photo
 from dcsurgery.errors import AnatomyError, PlanError
-from dcsurgery.tiny.video_llava import video_llava_config, write_tiny_video_llava
-from dcsurgery.verification.images import sample_photo
 from tests.architectures.cases import TinyModel, load, make_case
 from tests.architectures.contract import StockContract
 from tests.architectures.fresh import check_fresh_model
 from tests.architectures.published import dissect, llava_shapes
 from tests.architectures.tiles import FRAMES, Videos, pixels, square_inputs
 from tests.surgery import random_matrix
+from tests.tiny.video_llava import video_llava_config, write_tiny_video_llava
 
 
 class TestImages(StockContract):
@@ -90,8 +90,8 @@ def test_towers_do_not_mix(tmp_path: Path) -> None:
 def test_generate_from_the_image_processor_s_old_names(tmp_path: Path) -> None:
     """transformers' Video-LLaVA image processor says pixel_values_images."""
     base = write_tiny_video_llava(tmp_path / "base")
-    dcsurgery.convert_checkpoint(base, tmp_path / "out", form="delta")
-    model, plain = dcsurgery.load_model(tmp_path / "out"), load(base)
+    dcsurgery.convert(base, tmp_path / "out", form="delta")
+    model, plain = dcsurgery.load(tmp_path / "out"), load(base)
     processor = AutoImageProcessor.from_pretrained(base)
     with Image.open(sample_photo()) as photo:
         values = processor(images=[photo.convert("RGB")], return_tensors="pt")
@@ -106,5 +106,5 @@ def test_generate_from_the_image_processor_s_old_names(tmp_path: Path) -> None:
 def test_other_token_counts_are_refused(options: dict[str, Any], tmp_path: Path) -> None:
     base = write_tiny_video_llava(tmp_path / "base")
     with pytest.raises(PlanError, match="video_llava cannot be told"):
-        dcsurgery.convert_checkpoint(base, tmp_path / "out", **options)
+        dcsurgery.convert(base, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()

@@ -12,15 +12,15 @@ from transformers import AutoProcessor
 
 import dcsurgery
 from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.data.open_images import sample_photo
 from dcsurgery.errors import PlanError
-from dcsurgery.tiny.vipllava import vipllava_config, write_tiny_vipllava
-from dcsurgery.verification.images import sample_photo
 from tests.architectures.cases import TinyModel
 from tests.architectures.contract import Contract
 from tests.architectures.fresh import check_fresh_model
 from tests.architectures.published import dissect, llava_shapes
 from tests.architectures.tiles import square_inputs
 from tests.surgery import random_matrix, write_delta
+from tests.tiny.vipllava import vipllava_config, write_tiny_vipllava
 
 
 class VipLlavaContract(Contract):
@@ -71,16 +71,16 @@ def test_model_saved_by_transformers(tmp_path: Path) -> None:
 
 def test_pool_end_to_end(tmp_path: Path) -> None:
     base = write_tiny_vipllava(tmp_path / "base")
-    plan = dcsurgery.convert_checkpoint(base, tmp_path / "zero", pool=2).plan
+    plan = dcsurgery.convert(base, tmp_path / "zero", pool=2).plan
     write_delta(base, tmp_path / "out", random_matrix(plan), pool=2)
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
-    model = dcsurgery.load_model(tmp_path / "out")
+    model = dcsurgery.load(tmp_path / "out")
     with Image.open(sample_photo()) as photo:
         inputs = processor(images=photo.convert("RGB"), text="<image> Who?", return_tensors="pt")
     assert (inputs["input_ids"] == model.config.image_token_id).sum() == plan.image_tokens == 4
     answer = model.generate(**inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False)
     assert answer.shape[1] == inputs["input_ids"].shape[1] + 3
-    report = dcsurgery.verify_checkpoint(tmp_path / "out", logits=True)
+    report = dcsurgery.verify(tmp_path / "out", logits=True)
     assert report.passed, report.checks
 
 
@@ -88,5 +88,5 @@ def test_stock_form_is_refused(tmp_path: Path) -> None:
     """Zero columns under the LayerNorm would change what every other column reads."""
     base = write_tiny_vipllava(tmp_path / "base")
     with pytest.raises(PlanError, match="no stock form"):
-        dcsurgery.convert_checkpoint(base, tmp_path / "out", form="stock")
+        dcsurgery.convert(base, tmp_path / "out", form="stock")
     assert not (tmp_path / "out").exists()

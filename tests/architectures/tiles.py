@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor
 
 import dcsurgery
-from dcsurgery.verification.images import sample_photo
+from dcsurgery.data.open_images import sample_photo
 from dcsurgery.verification.restated import restated_connector
 from tests.architectures.cases import Case, TinyModel, load, logits
 from tests.architectures.contract import TOLERANCE, Wiring
@@ -160,7 +160,7 @@ def check_counts(processor_class: type, folder: Path) -> None:
     words = json.loads((folder / "processor_config.json").read_text())
     processor: Any = processor_class.__new__(processor_class)
     vars(processor).update(words, image_processor=AutoImageProcessor.from_pretrained(folder))
-    model = dcsurgery.load_model(folder)
+    model = dcsurgery.load(folder)
     with Image.open(sample_photo()) as photo:
         picture = photo.convert("RGB")
     for size in ((40, 40), (300, 100), (70, 100)):

@@ -24,7 +24,7 @@ import torch
 from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.connectors.attach import attach
 from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.plan import make_plan
+from dcsurgery.surgery.plan import make_plan
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.training.trainer import train
 from tests.benchmarks.forward import peak_memory, start_counting

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dcsurgery.checkpoint.reference import ModelRef, fetch, is_cache_path, parse_reference
+from dcsurgery.checkpoint.model_ref import ModelRef, fetch, is_cache_path, parse_reference
 from dcsurgery.errors import CheckpointNotFoundError, RequestError
 from tests.checkpoint.folders import sharded
 from tests.hub_server import Hub, running_hub

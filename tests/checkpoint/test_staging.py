@@ -15,7 +15,7 @@ import pytest
 
 from dcsurgery.checkpoint import output as outputs
 from dcsurgery.checkpoint import staging
-from dcsurgery.checkpoint.output import check_output, on_same_disk
+from dcsurgery.checkpoint.destination import check_output, on_same_disk
 from dcsurgery.checkpoint.staging import LOCK, NEW, OLD, staged_output
 from dcsurgery.errors import CheckpointError, DcSurgeryError, OutputExistsError, RequestError
 from tests.checkpoint.folders import write

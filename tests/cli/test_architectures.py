@@ -15,7 +15,7 @@ def test_the_table_names_every_family_and_what_loads_it(run: Run) -> None:
     for found in available():
         for word in (found.name, *found.checkpoints, *found.forms, *found.stock_loader.split()):
             assert word in result.stdout
-    assert "dcsurgery.load_model(OUT)" in result.stdout
+    assert "dcsurgery.load(OUT)" in result.stdout
 
 
 def test_the_json_table_has_the_same(run: Run) -> None:
@@ -28,7 +28,7 @@ def test_the_json_table_has_the_same(run: Run) -> None:
         "forms"
     ] == ["stock", "delta"]
     assert llava["towers"] == "CLIP, SigLIP, Pixtral"
-    assert llava["loaders"]["delta"] == "dcsurgery.load_model"
+    assert llava["loaders"]["delta"] == "dcsurgery.load"
     assert llava["loaders"]["stock"].startswith("transformers >= 4.49")
 
 

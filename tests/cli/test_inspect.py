@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dcsurgery import inspect_checkpoint
+from dcsurgery.surgery.inspection import inspect_checkpoint
 
 from .conftest import Run
 

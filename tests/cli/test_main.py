@@ -21,7 +21,7 @@ from .conftest import Run
 # Runs the command line with a conversion that writes a file, says so, and then waits.
 WAITING = """
 import sys, time
-import dcsurgery.convert as convert
+import dcsurgery.surgery.convert as convert
 def wait(checkpoint, plan, folder, *rest, **options):
     (folder / "half").write_text("half")
     print("ready", file=sys.stderr, flush=True)
@@ -93,7 +93,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Run:
         def fail(*_: object, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr("dcsurgery.inspection.inspect_checkpoint", fail)
+        monkeypatch.setattr("dcsurgery.surgery.inspection.inspect_checkpoint", fail)
 
     return call
 

@@ -13,7 +13,7 @@ from .conftest import Run
 @pytest.fixture(scope="module")
 def converted(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model in stock form. Do not write into it."""
-    from dcsurgery import convert_checkpoint
+    from dcsurgery.surgery.convert import convert_checkpoint
 
     return convert_checkpoint(model, tmp_path_factory.mktemp("verify") / "out").output
 

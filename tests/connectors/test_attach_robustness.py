@@ -19,15 +19,15 @@ import dcsurgery
 from dcsurgery.connectors.attach import attach, find_module
 from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.errors import RequestError
-from dcsurgery.loading import install
+from dcsurgery.loading.load import install
 from dcsurgery.tiny import write_tiny_llava
-from dcsurgery.tiny.idefics2 import write_tiny_idefics2
-from dcsurgery.tiny.qwen2_5_vl import write_tiny_qwen2_5_vl
 from tests.architectures.cases import Case, TinyModel, load, make_case
 from tests.architectures.packed import PackedContract, packed_forward
 from tests.architectures.test_idefics2 import idefics2_inputs
 from tests.architectures.test_llava import llava_inputs
 from tests.surgery import random_matrix, write_delta
+from tests.tiny.idefics2 import write_tiny_idefics2
+from tests.tiny.qwen2_5_vl import write_tiny_qwen2_5_vl
 
 
 @dataclass(frozen=True)
@@ -222,9 +222,9 @@ def test_offloaded_parts_compute_the_same(family: str, group: str, tmp_path: Pat
     case = make_case(FAMILIES[family].tiny(tmp_path / "base"), ConnectorSpec("dci"))
     matrix = random_matrix(case.plan)
     write_delta(case.tiny.folder, tmp_path / "delta", matrix)
-    whole = dcsurgery.load_model(tmp_path / "delta", device_map="cpu")
+    whole = dcsurgery.load(tmp_path / "delta", device_map="cpu")
     parts = device_map(load(case.tiny.folder), FAMILIES[family].offloads[group])
-    model = dcsurgery.load_model(
+    model = dcsurgery.load(
         tmp_path / "delta", device_map=parts, offload_folder=tmp_path / "offload"
     )
     assert any(item.is_meta for item in model.parameters())
@@ -241,7 +241,7 @@ def test_a_four_bit_language_model_keeps_the_start_exact(
     from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
     case = make_case(tiny, ConnectorSpec("dci"))
-    dcsurgery.convert_checkpoint(tiny.folder, tmp_path / "zero", form="delta")
+    dcsurgery.convert(tiny.folder, tmp_path / "zero", form="delta")
     write_delta(tiny.folder, tmp_path / "loud", random_matrix(case.plan))
     for skipped in ([*FAMILIES[name].unquantised, "lm_head"], None):
         settings = BitsAndBytesConfig(
@@ -253,13 +253,13 @@ def test_a_four_bit_language_model_keeps_the_start_exact(
         base = AutoModelForImageTextToText.from_pretrained(
             tiny.folder, quantization_config=settings
         ).eval()
-        model = dcsurgery.load_model(tmp_path / "zero", quantization_config=settings)
+        model = dcsurgery.load(tmp_path / "zero", quantization_config=settings)
         site = find_module(model, case.anatomy.projector.sites[0].module)
         assert next(site.parameters()).is_floating_point() is (skipped is not None)
         assert model.dense_connector.weight.dtype == torch.float32
         expected = run(case, base)
         assert torch.equal(run(case, model), expected)
-        loud = dcsurgery.load_model(tmp_path / "loud", quantization_config=settings)
+        loud = dcsurgery.load(tmp_path / "loud", quantization_config=settings)
         assert (run(case, loud) - expected).abs().max() > 0.05
         found = gradients(case, loud, trained=False)
         assert found.keys() == {"dense_connector.weight"}
@@ -269,7 +269,7 @@ def test_a_four_bit_language_model_keeps_the_start_exact(
 def test_a_redrawn_projector_cannot_be_quantised(tmp_path: Path) -> None:
     """The delta's own values have no place in packed integers."""
     base = write_tiny_llava(tmp_path / "base")
-    dcsurgery.convert_checkpoint(base, tmp_path / "delta", form="delta", init="paper")
+    dcsurgery.convert(base, tmp_path / "delta", form="delta", init="paper")
     model = load(base)
     packed = torch.zeros(288, 1, dtype=torch.uint8)
     linear = model.model.multi_modal_projector.linear_2

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import dcsurgery
 from dcsurgery.connectors.attach import attach, detach
+from dcsurgery.connectors.folding import learned_shares
 from dcsurgery.errors import RequestError
-from dcsurgery.folding import learned_shares
 from tests.architectures.cases import load
 from tests.architectures.test_llava import llava_inputs
 from tests.surgery import random_matrix, write_delta, write_folded
@@ -28,14 +28,14 @@ def draw(*shape: int, seed: int = 5) -> Tensor:
 
 
 def test_mix_starts_as_dci(tiny_clip: Path, tmp_path: Path) -> None:
-    plan = dcsurgery.convert_checkpoint(tiny_clip, tmp_path / "mix", connector="mix").plan
+    plan = dcsurgery.convert(tiny_clip, tmp_path / "mix", connector="mix").plan
     matrix = random_matrix(plan)
     write_delta(tiny_clip, tmp_path / "dci", matrix)
     states = sum(map(len, plan.blocks))
     write_delta(
         tiny_clip, tmp_path / "d", {"weight": matrix, "mix": torch.zeros(states)}, connector="mix"
     )
-    dci, mix = dcsurgery.load_model(tmp_path / "dci"), dcsurgery.load_model(tmp_path / "d")
+    dci, mix = dcsurgery.load(tmp_path / "dci"), dcsurgery.load(tmp_path / "d")
     torch.testing.assert_close(logits(mix), logits(dci), atol=1e-5, rtol=0)
     assert not torch.equal(logits(mix), logits(load(tiny_clip)))
 
@@ -43,13 +43,13 @@ def test_mix_starts_as_dci(tiny_clip: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("groups", [1, 2, 3])
 def test_learned_weights_fold(tiny_siglip: Path, tmp_path: Path, groups: int) -> None:
     options = {"connector": "mix", "groups": groups}
-    plan = dcsurgery.convert_checkpoint(tiny_siglip, tmp_path / "zero", **options).plan
+    plan = dcsurgery.convert(tiny_siglip, tmp_path / "zero", **options).plan
     assert plan.form == "stock"
     matrix, mix = random_matrix(plan), draw(sum(map(len, plan.blocks)))
     write_delta(tiny_siglip, tmp_path / "delta", {"weight": matrix, "mix": mix}, **options)
-    report = dcsurgery.verify_checkpoint(tmp_path / "delta")
+    report = dcsurgery.verify(tmp_path / "delta")
     assert report.passed, report.checks
-    branch = logits(dcsurgery.load_model(tmp_path / "delta"))
+    branch = logits(dcsurgery.load(tmp_path / "delta"))
     shares = learned_shares(plan.layout, mix.tolist())
     for span, block in zip(plan.layout.spans, shares, strict=True):
         torch.testing.assert_close(torch.tensor(block), mix[span].softmax(0))
@@ -61,7 +61,7 @@ def test_learned_weights_fold(tiny_siglip: Path, tmp_path: Path, groups: int) ->
 
 
 def test_gradients_reach_the_weights_of_mix(tiny_clip: Path, tmp_path: Path) -> None:
-    plan = dcsurgery.convert_checkpoint(tiny_clip, tmp_path / "zero", connector="mix").plan
+    plan = dcsurgery.convert(tiny_clip, tmp_path / "zero", connector="mix").plan
     model = load(tiny_clip).requires_grad_(False)
     connector = attach(model, plan.anatomy, plan.layout, tensors={"weight": random_matrix(plan)})
     assert connector.mix is not None and connector.mix.dtype == torch.float32
@@ -75,17 +75,17 @@ def test_gradients_reach_the_weights_of_mix(tiny_clip: Path, tmp_path: Path) -> 
 
 def test_norm_starts_exact_and_is_a_layer_norm(tiny_clip: Path, tmp_path: Path) -> None:
     options = {"connector": "sci", "layers": "1,3", "norm": True}
-    plan = dcsurgery.convert_checkpoint(tiny_clip, tmp_path / "zero", **options).plan
+    plan = dcsurgery.convert(tiny_clip, tmp_path / "zero", **options).plan
     assert plan.form == "delta"
     names = {record.name: (record.dtype, record.shape) for record in plan.delta}
     assert names["dense_connector.norm_weight"] == ("F32", [2, 16])
     base = load(tiny_clip)
-    assert torch.equal(logits(dcsurgery.load_model(tmp_path / "zero")), logits(base))
+    assert torch.equal(logits(dcsurgery.load(tmp_path / "zero")), logits(base))
     tensors = {"weight": random_matrix(plan), "norm_weight": draw(2, 16), "norm_bias": draw(2, 16)}
     write_delta(tiny_clip, tmp_path / "out", tensors, **options)
-    report = dcsurgery.verify_checkpoint(tmp_path / "out", logits=True)
+    report = dcsurgery.verify(tmp_path / "out", logits=True)
     assert report.passed, report.checks
-    found = logits(dcsurgery.load_model(tmp_path / "out"))
+    found = logits(dcsurgery.load(tmp_path / "out"))
     pixels = llava_inputs(base, 2, 1)["pixel_values"]
     norms = [nn.LayerNorm(16), nn.LayerNorm(16)]
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_norm_starts_exact_and_is_a_layer_norm(tiny_clip: Path, tmp_path: Path) 
 
 
 def test_detach_gives_the_base_back(tiny_clip: Path, tmp_path: Path) -> None:
-    plan = dcsurgery.convert_checkpoint(tiny_clip, tmp_path / "zero").plan
+    plan = dcsurgery.convert(tiny_clip, tmp_path / "zero").plan
     model, base = load(tiny_clip), load(tiny_clip)
     with pytest.raises(RequestError, match="no dense connector"):
         detach(model)

@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import AutoProcessor
 
 import dcsurgery
+from dcsurgery.data.open_images import sample_photo
 from dcsurgery.errors import PlanError, RequestError
 from dcsurgery.tiny import llava_config, write_tiny_llava
 from dcsurgery.tiny.llava import write_llava
-from dcsurgery.verification.images import sample_photo
 from tests.architectures.cases import load
 from tests.surgery import random_matrix, write_delta
 
@@ -53,8 +53,8 @@ def states(model: Any, pixels: Tensor) -> list[Tensor]:
 
 
 def test_sti_appends_pooled_states_and_keeps_the_rest(base: Path, tmp_path: Path) -> None:
-    plan = dcsurgery.convert_checkpoint(base, tmp_path / "out", connector="sti", layers="1,2").plan
-    plain, model = load(base), dcsurgery.load_model(tmp_path / "out")
+    plan = dcsurgery.convert(base, tmp_path / "out", connector="sti", layers="1,2").plan
+    plain, model = load(base), dcsurgery.load(tmp_path / "out")
     pixels = pixels_for(plain)
     before, after = features(plain, pixels), features(model, pixels)
     count = before.shape[1]
@@ -69,8 +69,8 @@ def test_sti_appends_pooled_states_and_keeps_the_rest(base: Path, tmp_path: Path
 
 
 def test_pool_is_the_mean_of_every_window(base: Path, tmp_path: Path) -> None:
-    plan = dcsurgery.convert_checkpoint(base, tmp_path / "zero", pool=2).plan
-    plain, model = load(base), dcsurgery.load_model(tmp_path / "zero")
+    plan = dcsurgery.convert(base, tmp_path / "zero", pool=2).plan
+    plain, model = load(base), dcsurgery.load(tmp_path / "zero")
     pixels = pixels_for(plain)
     before, after = features(plain, pixels), features(model, pixels)
     side = plan.anatomy.tower.grid
@@ -90,10 +90,10 @@ def test_pool_is_the_mean_of_every_window(base: Path, tmp_path: Path) -> None:
 def test_processor_and_model_agree_end_to_end(
     base: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    plan = dcsurgery.convert_checkpoint(base, tmp_path / "out", **options).plan
+    plan = dcsurgery.convert(base, tmp_path / "out", **options).plan
     assert not (tmp_path / "out" / "config.json").exists()
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
-    model = dcsurgery.load_model(tmp_path / "out")
+    model = dcsurgery.load(tmp_path / "out")
     with Image.open(sample_photo()) as photo:
         pictures = [photo.convert("RGB"), photo.convert("RGB").rotate(90, expand=True)]
     prompts = ["USER: <image> What is this? <image> And this?", "USER: <image> Who?"]
@@ -108,19 +108,19 @@ def test_processor_and_model_agree_end_to_end(
         batch = model(**inputs).logits[1, -1]
         single = model(**alone).logits[0, -1]
     torch.testing.assert_close(batch, single, atol=1e-4, rtol=0)
-    report = dcsurgery.verify_checkpoint(tmp_path / "out", logits=True)
+    report = dcsurgery.verify(tmp_path / "out", logits=True)
     assert report.passed, report.checks
 
 
 def test_random_connector_with_pool_is_verified(base: Path, tmp_path: Path) -> None:
-    plan = dcsurgery.convert_checkpoint(base, tmp_path / "zero", pool=2).plan
+    plan = dcsurgery.convert(base, tmp_path / "zero", pool=2).plan
     write_delta(base, tmp_path / "out", random_matrix(plan), pool=2)
-    report = dcsurgery.verify_checkpoint(tmp_path / "out", logits=True)
+    report = dcsurgery.verify(tmp_path / "out", logits=True)
     assert report.passed, report.checks
 
 
 def test_processor_keeps_every_other_key(tiny_clip: Path, tmp_path: Path) -> None:
-    plan = dcsurgery.convert_checkpoint(tiny_clip, tmp_path / "out", pool=2).plan
+    plan = dcsurgery.convert(tiny_clip, tmp_path / "out", pool=2).plan
     before = json.loads((tiny_clip / "processor_config.json").read_text())
     after = json.loads((tmp_path / "out" / "processor_config.json").read_text())
     assert list(after) == list(before)
@@ -131,7 +131,7 @@ def test_processor_keeps_every_other_key(tiny_clip: Path, tmp_path: Path) -> Non
 
 def test_base_without_processor_says_how_many_tokens(tmp_path: Path) -> None:
     base = write_tiny_llava(tmp_path / "base", processor=False)
-    plan = dcsurgery.convert_checkpoint(base, tmp_path / "out", connector="sti").plan
+    plan = dcsurgery.convert(base, tmp_path / "out", connector="sti").plan
     assert any("repeat the image token 20 times" in note for note in plan.notes)
 
 
@@ -143,7 +143,7 @@ def test_refused_where_tokens_are_no_square_grid(
     config["vision_feature_select_strategy"] = "full"
     for base in (tiny_pixtral, write_llava(tmp_path / "full", config)):
         with pytest.raises(PlanError, match="square grid"):
-            dcsurgery.convert_checkpoint(base, tmp_path / "out", **options)
+            dcsurgery.convert(base, tmp_path / "out", **options)
         assert not (tmp_path / "out").exists()
 
 
@@ -151,7 +151,7 @@ def test_sti_is_refused_where_the_projector_reads_several_states(tmp_path: Path)
     config = llava_config("siglip", feature_layer=[-2, 1])
     base = write_llava(tmp_path / "base", config)
     with pytest.raises(PlanError, match="reads 2 hidden states"):
-        dcsurgery.convert_checkpoint(base, tmp_path / "out", connector="sti")
+        dcsurgery.convert(base, tmp_path / "out", connector="sti")
     assert not (tmp_path / "out").exists()
 
 
@@ -168,5 +168,5 @@ def test_requests_that_cannot_be_meant(tiny_clip: Path, tmp_path: Path) -> None:
     ]
     for error, options in refused:
         with pytest.raises(error):
-            dcsurgery.convert_checkpoint(tiny_clip, tmp_path / "out", **options)
+            dcsurgery.convert(tiny_clip, tmp_path / "out", **options)
         assert not (tmp_path / "out").exists()

@@ -6,9 +6,9 @@ from math import isnan
 
 import pytest
 
+from dcsurgery.demo.comparison import compare, quantile, share, shares, summarise, within
 from dcsurgery.demo.outcome import Outcome, read_outcome
 from dcsurgery.demo.questions import KINDS
-from dcsurgery.demo.statistics import compare, quantile, share, shares, summarise, within
 from dcsurgery.demo.tables import (
     interval,
     markdown_table,

@@ -25,7 +25,7 @@ from dcsurgery.demo.rows import exam_rows, said
 from dcsurgery.demo.training_story import check_fairness
 from dcsurgery.demo.worker import Unit, Work, run_workers
 from dcsurgery.errors import OutputExistsError, RequestError, TrainingError, VerificationError
-from dcsurgery.records import PLAN_FILE, read_plan
+from dcsurgery.surgery.plan_file import PLAN_FILE, read_plan
 from dcsurgery.verification import verify_checkpoint
 
 SHORT = Exercise(

@@ -19,9 +19,9 @@ from dcsurgery.demo.questions import KINDS
 from dcsurgery.demo.rows import exam_rows, said
 from dcsurgery.demo.tower import train_tower
 from dcsurgery.demo.training import run_arm, run_once
-from dcsurgery.inspection import inspect_checkpoint
-from dcsurgery.loading import load_model, load_stock
-from dcsurgery.records import read_plan
+from dcsurgery.loading.load import load_model, load_stock
+from dcsurgery.surgery.inspection import inspect_checkpoint
+from dcsurgery.surgery.plan_file import read_plan
 from dcsurgery.verification import verify_checkpoint
 
 SHORT = Exercise(
@@ -157,7 +157,7 @@ def test_embedded_models_are_plain_checkpoints_that_see(folder: Path) -> None:
 
 
 def test_an_embedded_model_converts_and_verifies_as_it_is_stored(tmp_path: Path) -> None:
-    from dcsurgery.convert import convert_checkpoint
+    from dcsurgery.surgery.convert import convert_checkpoint
 
     convert_checkpoint(embedded()[0], tmp_path / "out")
     assert verify_checkpoint(tmp_path / "out").passed

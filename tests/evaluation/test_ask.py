@@ -13,7 +13,8 @@ from PIL import Image
 from transformers import AutoProcessor
 
 import dcsurgery.tiny
-from dcsurgery.convert import convert_checkpoint
+import tests.tiny
+from dcsurgery.data.open_images import sample_photo
 from dcsurgery.errors import RequestError
 from dcsurgery.evaluation.ask import (
     Loading,
@@ -23,8 +24,8 @@ from dcsurgery.evaluation.ask import (
     make_question,
 )
 from dcsurgery.evaluation.video import Clip, pool_tokens
-from dcsurgery.loading import load_model
-from dcsurgery.verification.images import sample_photo
+from dcsurgery.loading.load import load_model
+from dcsurgery.surgery.convert import convert_checkpoint
 from tests.architectures.cases import load
 from tests.evaluation.clips import write_clip
 
@@ -35,7 +36,8 @@ def writers() -> dict[str, Callable[[Path], Path]]:
     """What writes the tiny model of every family."""
     return {
         name.removeprefix("write_tiny_"): value
-        for item in pkgutil.iter_modules(dcsurgery.tiny.__path__, "dcsurgery.tiny.")
+        for package in (dcsurgery.tiny, tests.tiny)
+        for item in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
         for name, value in vars(importlib.import_module(item.name)).items()
         if name.startswith("write_tiny_")
     }

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from dcsurgery.data.conversations import Row
 from dcsurgery.evaluation.metrics import chosen, score, vqa_normalised, with_options
-from dcsurgery.training.conversations import Row
 
 
 def row(*answers: str, options: tuple[str, ...] = ()) -> Row:

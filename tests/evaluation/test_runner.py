@@ -12,19 +12,19 @@ import torch
 from PIL import Image
 
 import dcsurgery
+from dcsurgery.data.batches import Collator
+from dcsurgery.data.conversations import ask
+from dcsurgery.data.processor import load_processor
+from dcsurgery.data.prompts import Prompter
 from dcsurgery.errors import OutputExistsError, RequestError
 from dcsurgery.evaluation import runner
 from dcsurgery.evaluation.generation import answer_losses, generate_answers, model_inputs
 from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
-from dcsurgery.loading import load_model
+from dcsurgery.loading.load import load_model
 from dcsurgery.tiny import write_tiny_llava
-from dcsurgery.tiny.idefics3 import write_tiny_idefics3
-from dcsurgery.tiny.paligemma import write_tiny_paligemma
-from dcsurgery.tiny.qwen2_vl import write_tiny_qwen2_vl
-from dcsurgery.training.batches import Collator
-from dcsurgery.training.conversations import ask
-from dcsurgery.training.processing import load_processor
-from dcsurgery.training.prompts import Prompter
+from tests.tiny.idefics3 import write_tiny_idefics3
+from tests.tiny.paligemma import write_tiny_paligemma
+from tests.tiny.qwen2_vl import write_tiny_qwen2_vl
 from tests.training.pictures import ONE, TEXT, TWO, save_picture
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
@@ -73,8 +73,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model, its conversion at zero and at random, and seven questions on four pictures."""
     folder = tmp_path_factory.mktemp("world")
     write_tiny_llava(folder / "base")
-    dcsurgery.convert_checkpoint(folder / "base", folder / "dci", form="delta")
-    dcsurgery.convert_checkpoint(folder / "base", folder / "random", form="stock", init="paper")
+    dcsurgery.convert(folder / "base", folder / "dci", form="delta")
+    dcsurgery.convert(folder / "base", folder / "random", form="stock", init="paper")
     for index in range(4):
         save_picture(folder / f"{index}.png", seed=index)
     rows = [

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dcsurgery.evaluation.statistics import EXACT, compare_rows, score_rows, sign_flip
+from dcsurgery.evaluation.intervals import EXACT, compare_rows, score_rows, sign_flip
 
 
 def mcnemar(better: int, worse: int) -> float:

@@ -11,18 +11,18 @@ from typing import Any, cast
 import pytest
 from huggingface_hub import ModelCard
 
-from dcsurgery.convert import make_spec, preview_conversion
 from dcsurgery.errors import PublishError
-from dcsurgery.evaluation.report import Comparison, EvalReport, ModelResult, Score
+from dcsurgery.evaluation.eval_report import Comparison, EvalReport, ModelResult, Score
 from dcsurgery.publishing.base import PublicBase
 from dcsurgery.publishing.card import CardFacts, write_card
 from dcsurgery.publishing.changes import local_files
 from dcsurgery.publishing.documents import all_evaluations, make_documents, public_plan
 from dcsurgery.publishing.formula import write_formula
-from dcsurgery.publishing.marks import BEGIN, END
 from dcsurgery.publishing.picture import draw_wiring
 from dcsurgery.publishing.privacy import without_paths
-from dcsurgery.records import DELTA_FOLDER, PLAN_FILE, AdapterRecord, TrainingRecord
+from dcsurgery.surgery.convert import make_spec, preview_conversion
+from dcsurgery.surgery.delta_readme import BEGIN, END
+from dcsurgery.surgery.plan_file import DELTA_FOLDER, PLAN_FILE, AdapterRecord, TrainingRecord
 from dcsurgery.verification.report import Check, Report
 from tests.publishing.numbers import unheld
 
@@ -90,7 +90,7 @@ def test_a_card_tells_what_was_done(facts: CardFacts) -> None:
         "LoRA adapters of the language model (1,234,567 parameters)",
         "| data | me/rows, 4,321 rows, 7 skipped |", "| loss | 2.718 at first, 1.414 at last |",
         "| lr | 2e-05 |", "| passed | features | max difference 3.25e-06 | 1e-05 x 4.98 |",
-        'dcsurgery.load_model("me/model")', 'AutoProcessor.from_pretrained("org/base")',
+        'dcsurgery.load("me/model")', 'AutoProcessor.from_pretrained("org/base")',
         "@inproceedings{yao2024dense", "2405.13800", "[org/base](https://hub/org/base)",
     ):  # fmt: skip
         assert told in card, told

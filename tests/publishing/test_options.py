@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dcsurgery.publishing.marks import BEGIN
+from dcsurgery.surgery.delta_readme import BEGIN
 from tests.checkpoint.folders import llava, write
 from tests.hub import Hub, User, running_hub
 from tests.publishing.pusher import Done, Pusher, running_pusher

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dcsurgery.records import DELTA_FILE, PLAN_FILE, read_plan
+from dcsurgery.surgery.plan_file import DELTA_FILE, PLAN_FILE, read_plan
 from dcsurgery.verification.structure import open_pair, structure_checks
 from tests.checkpoint.folders import write
 from tests.hub import Hub, User, running_hub
@@ -50,8 +50,8 @@ exec(readme, names)
 logits("readme stock", names["stock"])
 logits("readme delta", names["delta"])
 import dcsurgery
-logits("delta", dcsurgery.load_model("my-name/delta"))
-logits("delta here", dcsurgery.load_model(here))
+logits("delta", dcsurgery.load("my-name/delta"))
+logits("delta here", dcsurgery.load(here))
 logits("base", AutoModelForImageTextToText.from_pretrained(base, dtype="auto"))
 for name in (name, "my-name/delta"):
     card = ModelCard.load(name)
@@ -113,7 +113,7 @@ def delta(pusher: Pusher, place: Path, hub: Hub) -> tuple[Path, dict[str, Any]]:
 
 
 def _plan(base: Path, place: Path) -> Any:
-    from dcsurgery.convert import make_spec, preview_conversion
+    from dcsurgery.surgery.convert import make_spec, preview_conversion
 
     return preview_conversion(base, make_spec(form="delta")).plan
 

@@ -18,14 +18,14 @@ from dcsurgery.cli.recipe import run as cli_run
 from dcsurgery.errors import DcSurgeryError, OutputExistsError, RequestError, VerificationError
 from dcsurgery.recipes.catalog import load_recipe
 from dcsurgery.recipes.lockfile import LOCK_FILE
-from dcsurgery.recipes.report import compare
+from dcsurgery.recipes.recipe_report import compare
 from dcsurgery.recipes.resolve import installed, missing, other_versions, pin_base, pinned
 from dcsurgery.recipes.runner import RecipeRun, _hashes, plan_of, read_source, run_recipe
 from dcsurgery.recipes.schema import Expected
 from dcsurgery.recipes.stamps import Stamp, begin, merged_versions
 from dcsurgery.recipes.steps import build_steps
 from dcsurgery.recipes.sweep import run_sweep
-from dcsurgery.records import DELTA_FILE
+from dcsurgery.surgery.plan_file import DELTA_FILE
 
 SMALL = ("smoke.options={tower: clip, depth: 4}", "verify.logits=false")
 QUICK = (*SMALL, "verify=null")

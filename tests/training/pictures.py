@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dcsurgery.training.conversations import Row, Turn
-from dcsurgery.training.pictures import ImageSource
+from dcsurgery.data.conversations import Row, Turn
+from dcsurgery.data.pictures import ImageSource
 
 
 def picture(width: int = 64, height: int = 32, seed: int = 0) -> Image.Image:

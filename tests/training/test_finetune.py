@@ -14,16 +14,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 import dcsurgery
-from dcsurgery.convert import convert_checkpoint
+from dcsurgery.data.batches import TrainingDataset
+from dcsurgery.data.processor import load_processor
+from dcsurgery.data.prompts import Prompter
+from dcsurgery.data.rows import read_rows
 from dcsurgery.errors import DcSurgeryError, OutputExistsError, RequestError, TrainingError
-from dcsurgery.loading import load_model
-from dcsurgery.records import DELTA_FILE, read_plan
+from dcsurgery.loading.load import load_model
+from dcsurgery.surgery.convert import convert_checkpoint
+from dcsurgery.surgery.plan_file import DELTA_FILE, read_plan
 from dcsurgery.training import finetune
-from dcsurgery.training.batches import TrainingDataset
 from dcsurgery.training.finetune import Finetuned, finetune_connector, preview_finetune
-from dcsurgery.training.processing import load_processor
-from dcsurgery.training.prompts import Prompter
-from dcsurgery.training.rows import read_rows
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.training.start import Origin, start
 from tests.surgery import digests
@@ -100,7 +100,7 @@ def test_out_computes_what_the_training_ended_with(
 
 
 def test_verify_proves_that_only_the_trained_tensors_changed(once: Finetuned) -> None:
-    report = dcsurgery.verify_checkpoint(once.output)
+    report = dcsurgery.verify(once.output)
     assert report.passed, [check for check in report.checks if not check.passed]
 
 
@@ -161,7 +161,7 @@ def test_stage_two_from_an_unconverted_model_is_one_step(
     after = digests(done.output)
     changed = {name for name in before if after[name] != before[name]}
     assert changed == {name for name in before if "vision_tower" not in name}
-    assert dcsurgery.verify_checkpoint(done.output).passed
+    assert dcsurgery.verify(done.output).passed
 
 
 def test_lora_on_top_of_a_first_training(once: Finetuned, data: Path, place: Path) -> None:

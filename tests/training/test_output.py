@@ -15,18 +15,18 @@ import dcsurgery
 from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.connectors.attach import attach
 from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.convert import convert_checkpoint
 from dcsurgery.errors import (
     CheckpointNotFoundError,
     OutputExistsError,
     RequestError,
     TrainingError,
 )
-from dcsurgery.loading import load_for_training
-from dcsurgery.plan import make_plan
-from dcsurgery.records import DELTA_FILE, SurgeryPlan, read_plan
+from dcsurgery.loading.load import load_for_training
+from dcsurgery.surgery.convert import convert_checkpoint
+from dcsurgery.surgery.plan import make_plan
+from dcsurgery.surgery.plan_file import DELTA_FILE, SurgeryPlan, read_plan
 from dcsurgery.tiny import write_tiny_llava
-from dcsurgery.training.output import checkpoint_names, write_trained
+from dcsurgery.training.trained_files import checkpoint_names, write_trained
 from tests.architectures.cases import load
 from tests.surgery import digest, digests
 from tests.training.trained import MATRIX, a_record, logits, move, of_stage_one, stage_one
@@ -55,7 +55,7 @@ def once(converted: Path, work: Path) -> tuple[Any, Path]:
 
 def test_what_was_trained_is_what_is_loaded(once: tuple[Any, Path], tiny_siglip: Path) -> None:
     model, out = once
-    found = dcsurgery.load_model(out)
+    found = dcsurgery.load(out)
     assert torch.equal(logits(found), logits(model))
     assert (logits(found) - logits(load(tiny_siglip))).abs().max() > 0.05
     assert torch.equal(found.dense_connector.mix, model.dense_connector.mix)
@@ -114,7 +114,7 @@ def test_a_model_that_was_attached_in_memory_can_be_written(
         tmp_path / "OUT", plan=plan, model=model, trained=trained, record=a_record()
     )
     assert all(done.plan.relies_on.values())
-    assert torch.equal(logits(dcsurgery.load_model(tmp_path / "OUT")), logits(model))
+    assert torch.equal(logits(dcsurgery.load(tmp_path / "OUT")), logits(model))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -131,7 +131,7 @@ def test_values_are_rounded_once_to_the_dtype_of_the_base(dtype: str, tmp_path: 
         assert value.dtype == getattr(torch, dtype)
         assert torch.equal(value, parameters[name].to(value.dtype))
     assert any("trained in float32, rounded to" in note for note in done.plan.notes)
-    found = dcsurgery.load_model(tmp_path / "OUT")
+    found = dcsurgery.load(tmp_path / "OUT")
     assert found.dtype == getattr(torch, dtype) and not logits(found).isnan().any()
 
 

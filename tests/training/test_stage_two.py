@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from safetensors.torch import load_file
 import dcsurgery
 from dcsurgery.architectures import named
 from dcsurgery.checkpoint.contents import open_checkpoint
-from dcsurgery.convert import convert_checkpoint
 from dcsurgery.errors import TrainingError
-from dcsurgery.export import export_checkpoint
-from dcsurgery.loading import load_for_training
-from dcsurgery.records import DELTA_FILE, read_plan
-from dcsurgery.training.output import checkpoint_names, write_trained
+from dcsurgery.loading.load import load_for_training
+from dcsurgery.surgery.convert import convert_checkpoint
+from dcsurgery.surgery.export import export_checkpoint
+from dcsurgery.surgery.plan_file import DELTA_FILE, read_plan
+from dcsurgery.training.trained_files import checkpoint_names, write_trained
 from tests.architectures.cases import load
 from tests.surgery import digests
 from tests.training.trained import a_record, move
@@ -28,7 +29,8 @@ FAMILIES = ("llava", "llava_next", "paligemma", "qwen2_vl", "mllama", "mini_gemi
 
 def tiny(family: str, folder: Path, **options: Any) -> Path:
     """Write a family's tiny checkpoint."""
-    module = importlib.import_module(f"dcsurgery.tiny.{family}")
+    home = "dcsurgery" if find_spec(f"dcsurgery.tiny.{family}") else "tests"
+    module = importlib.import_module(f"{home}.tiny.{family}")
     base: Path = getattr(module, f"write_tiny_{family}")(folder, **options)
     return base
 
@@ -56,8 +58,8 @@ def test_everything_that_is_trained_comes_back(family: str, tmp_path: Path) -> N
     given = {"plan": plan, "model": model, "trained": trained, "record": record}
     done = write_trained(tmp_path / "OUT", source=tmp_path / "zero", **given)
     assert {item.name for item in done.plan.delta} >= set(found.values())
-    same_parameters(dcsurgery.load_model(tmp_path / "OUT"), model)
-    report = dcsurgery.verify_checkpoint(tmp_path / "OUT")
+    same_parameters(dcsurgery.load(tmp_path / "OUT"), model)
+    report = dcsurgery.verify(tmp_path / "OUT")
     assert report.passed, report.checks
     if "stock" not in named(plan.architecture).forms:
         return
@@ -70,7 +72,7 @@ def test_everything_that_is_trained_comes_back(family: str, tmp_path: Path) -> N
     for name, value in model.state_dict().items():
         if not name.startswith("dense_connector") and not name.endswith(tuple(sites)):
             assert torch.equal(plain[name], value), name
-    assert dcsurgery.verify_checkpoint(tmp_path / "stock").passed
+    assert dcsurgery.verify(tmp_path / "stock").passed
     again, after = load_for_training(tmp_path / "stock")
     same_parameters(again, model)
     assert after == read_plan(tmp_path / "stock") == stock
@@ -94,7 +96,7 @@ def test_a_tied_matrix_that_is_stored_twice_is_replaced_twice(tmp_path: Path) ->
     held = load_file(tmp_path / "OUT" / DELTA_FILE)
     assert {words, head} <= held.keys() and torch.equal(held[words], held[head])
     assert done.plan.training[0].trained == sorted([words, head])
-    same_parameters(dcsurgery.load_model(tmp_path / "OUT"), model)
+    same_parameters(dcsurgery.load(tmp_path / "OUT"), model)
 
 
 def test_what_transformers_splits_is_refused_before_it_is_trained(tmp_path: Path) -> None:
@@ -129,4 +131,4 @@ def test_tensors_that_were_trained_are_all_that_differ(tiny_siglip: Path, tmp_pa
     moved = {name for name in before if before[name] != after[name]}
     first = "multi_modal_projector.linear_1.weight"
     assert moved - {first} == {name for name in before if "layers.1.mlp" in name}
-    assert dcsurgery.verify_checkpoint(tmp_path / "OUT", logits=True).passed
+    assert dcsurgery.verify(tmp_path / "OUT", logits=True).passed

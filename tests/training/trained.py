@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcsurgery.loading import load_for_training
-from dcsurgery.records import SurgeryPlan, TrainingRecord
-from dcsurgery.training.output import write_trained
+from dcsurgery.loading.load import load_for_training
+from dcsurgery.surgery.plan_file import SurgeryPlan, TrainingRecord
+from dcsurgery.training.trained_files import write_trained
 from tests.architectures.test_llava import llava_inputs
 
 MATRIX = "dense_connector.weight"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dcsurgery.checkpoint.contents import INDEX
 from dcsurgery.checkpoint.headers import read_header
-from dcsurgery.records import DELTA_FILE, PLAN_FILE
+from dcsurgery.surgery.plan_file import DELTA_FILE, PLAN_FILE
 
 Damage = Callable[[Path], object]
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from dcsurgery import load_model, verify_checkpoint
 from dcsurgery.checkpoint.contents import INDEX
-from dcsurgery.convert import convert_checkpoint
 from dcsurgery.errors import DcSurgeryError, VerificationError
-from dcsurgery.records import DELTA_FILE, PLAN_FILE, read_plan
-from dcsurgery.verification import Report
+from dcsurgery.loading.load import load_model
+from dcsurgery.surgery.convert import convert_checkpoint
+from dcsurgery.surgery.plan_file import DELTA_FILE, PLAN_FILE, read_plan
+from dcsurgery.verification import Report, verify_checkpoint
 from dcsurgery.verification.structure import open_pair, structure_checks
 from tests.verification.damage import Damage, copy_of, edit_json, remove, write
 

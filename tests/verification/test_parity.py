@@ -14,17 +14,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dcsurgery import verify_checkpoint
 from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.connectors.attach import DenseConnector
 from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.convert import convert_checkpoint
+from dcsurgery.data.open_images import open_images, sample_photo
 from dcsurgery.errors import RequestError, VerificationError
-from dcsurgery.plan import make_plan
-from dcsurgery.records import DELTA_FILE, SurgeryPlan
+from dcsurgery.surgery.convert import convert_checkpoint
+from dcsurgery.surgery.plan import make_plan
+from dcsurgery.surgery.plan_file import DELTA_FILE, SurgeryPlan
 from dcsurgery.tiny import llava_config, write_tiny_llava
 from dcsurgery.tiny.llava import Tower, write_llava
-from dcsurgery.verification.images import open_images, sample_photo
+from dcsurgery.verification import verify_checkpoint
 from dcsurgery.verification.inputs import PLAIN, prepare_inputs
 from dcsurgery.verification.parity import feature_checks, load_vision, logit_checks
 from dcsurgery.verification.report import Check

@@ -12,16 +12,15 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from dcsurgery import verify_checkpoint
 from dcsurgery.checkpoint.contents import INDEX
 from dcsurgery.checkpoint.digests import tensor_bytes
 from dcsurgery.checkpoint.headers import Header
-from dcsurgery.convert import convert_checkpoint
 from dcsurgery.errors import CheckpointNotFoundError, DcSurgeryError
-from dcsurgery.records import DELTA_FILE, PLAN_FILE
+from dcsurgery.surgery.convert import convert_checkpoint
+from dcsurgery.surgery.plan_file import DELTA_FILE, PLAN_FILE
 from dcsurgery.tiny import write_tiny_llava
 from dcsurgery.tiny.llava import Tower
-from dcsurgery.verification import Report
+from dcsurgery.verification import Report, verify_checkpoint
 from dcsurgery.verification.structure import open_pair, structure_checks
 from tests.verification.damage import (
     Damage,

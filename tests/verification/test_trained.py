@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dcsurgery import verify_checkpoint
-from dcsurgery.convert import convert_checkpoint
 from dcsurgery.errors import MalformedCheckpointError
-from dcsurgery.export import export_checkpoint
-from dcsurgery.loading import load_for_training, load_model
-from dcsurgery.records import DELTA_FILE, PLAN_FILE, read_plan
-from dcsurgery.training.output import write_trained
+from dcsurgery.loading.load import load_for_training, load_model
+from dcsurgery.surgery.convert import convert_checkpoint
+from dcsurgery.surgery.export import export_checkpoint
+from dcsurgery.surgery.plan_file import DELTA_FILE, PLAN_FILE, read_plan
+from dcsurgery.training.trained_files import write_trained
+from dcsurgery.verification import verify_checkpoint
 from tests.surgery import digest
 from tests.training.trained import a_record, move, of_stage_one, with_lora
 from tests.verification.damage import (

@@ -91,6 +91,3 @@ def _section(given: Any, default: dict[str, Any]) -> Any:
         return given
     values = dict(default) if given is None else dict(given)
     return AutoConfig.for_model(values.pop("model_type", default["model_type"]), **values)
-
-
-AutoConfig.register(MiniGeminiConfig.model_type, MiniGeminiConfig, exist_ok=True)

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import (
     OPENAI_CLIP_MEAN,
@@ -139,8 +138,3 @@ def _as_picture(image: Any) -> Image.Image:
     if np.issubdtype(array.dtype, np.floating):
         array = np.clip(array * 255, 0, 255).round()
     return Image.fromarray(array.astype(np.uint8)).convert("RGB")
-
-
-AutoImageProcessor.register(
-    MiniGeminiConfig, slow_image_processor_class=MiniGeminiImageProcessor, exist_ok=True
-)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
     AutoModel,
-    AutoModelForImageTextToText,
     GenerationMixin,
     PreTrainedModel,
 )
@@ -297,9 +296,3 @@ def _resized(maps: Tensor, **size: Any) -> Tensor:
     """Return feature maps [B, C, h, w] of another size, interpolated in fp32."""
     found = functional.interpolate(maps.float(), mode="bilinear", align_corners=False, **size)
     return found.to(maps.dtype)
-
-
-AutoModel.register(MiniGeminiConfig, MiniGeminiModel, exist_ok=True)
-AutoModelForImageTextToText.register(
-    MiniGeminiConfig, MiniGeminiForConditionalGeneration, exist_ok=True
-)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from transformers import AutoProcessor, BatchFeature, ProcessorMixin
-
-from dcsurgery.modeling.mini_gemini.configuration_mini_gemini import MiniGeminiConfig
+from transformers import BatchFeature, ProcessorMixin
 
 
 class MiniGeminiProcessor(ProcessorMixin):
@@ -70,6 +68,3 @@ class MiniGeminiProcessor(ProcessorMixin):
         """Return what the model takes."""
         names = [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
         return list(dict.fromkeys(names))
-
-
-AutoProcessor.register(MiniGeminiConfig, MiniGeminiProcessor, exist_ok=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dcsurgery.convert import convert_checkpoint
+from dcsurgery.surgery.convert import convert_checkpoint
 from tests.evaluation.lmms_eval import utils
 
 HERE = Path(__file__).parent

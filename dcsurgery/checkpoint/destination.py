@@ -1,0 +1,107 @@
+"""Whether a folder may be written where the user wants it: every refusal before the first byte."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from dcsurgery.checkpoint.model_ref import is_cache_path
+from dcsurgery.errors import CheckpointError, OutputExistsError, RequestError
+
+ELSEWHERE = "choose another --output"
+
+
+def absolute_output(output: Path) -> Path:
+    """Return the output's absolute path; its last part is a real name, never `..`."""
+    return output.absolute() if output.name not in ("", "..") else output.resolve()
+
+
+def staging_root(output: Path) -> Path:
+    """Return the folder beside an absolute output in which it is prepared."""
+    return output.with_name(output.name + ".partial")
+
+
+def check_output(
+    output: Path, *, overwrite: bool, sources: Sequence[Path] = (), needed: int = 0
+) -> None:
+    """Refuse an output that cannot or must not be written; writes nothing.
+
+    Raises OutputExistsError, RequestError or CheckpointError (no room for `needed` bytes).
+    """
+    try:
+        output = absolute_output(output)
+        _check_place(output, sources)
+        _check_existing(output, overwrite)
+        parent = _existing_parent(output)
+        writable = os.access(parent, os.W_OK | os.X_OK)
+        free = shutil.disk_usage(parent).free
+    except (OSError, ValueError, RuntimeError) as error:
+        # Too long, NUL inside, a loop of links, a folder that may not be entered.
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(
+            f"{str(output)[:200]!r} cannot be written: {reason}", hint=ELSEWHERE
+        ) from None
+    if not writable:
+        raise RequestError(f"{parent} is not writable", hint=ELSEWHERE)
+    if needed > free:
+        raise CheckpointError(
+            f"{needed / 1e9:.2f} GB are needed at {parent}, {free / 1e9:.2f} GB are free",
+            hint="free some space, choose another disk, or use --link or --form delta",
+        )
+
+
+def _check_place(output: Path, sources: Sequence[Path]) -> None:
+    resolved = output.resolve()
+    root = staging_root(resolved)
+    for source in (path.resolve() for path in sources):
+        if resolved == source or source in resolved.parents or resolved in source.parents:
+            raise RequestError(
+                f"the output {output} and the model {source} contain each other",
+                hint="choose an --output outside the model's folder",
+            )
+        if source == root or root in source.parents:
+            raise RequestError(
+                f"the model {source} lies where {output} is prepared, and would be cleared",
+                hint="move the model, or choose another --output",
+            )
+    if is_cache_path(output):
+        raise RequestError(f"{output} is inside a Hub cache", hint=ELSEWHERE)
+
+
+def _check_existing(output: Path, overwrite: bool) -> None:
+    if output.is_symlink() or (output.exists() and not output.is_dir()):
+        raise OutputExistsError(f"{output} exists and is not a folder", hint=ELSEWHERE)
+    if not output.is_dir():
+        return
+    if not overwrite and any(output.iterdir()):
+        raise OutputExistsError(
+            f"{output} exists and is not empty",
+            hint="choose another --output, or replace it with --overwrite",
+        )
+    # Also for an empty folder: it is replaced by another one, not filled.
+    resolved = output.resolve()
+    here, home = Path.cwd().resolve(), Path(os.path.expanduser("~")).resolve()
+    if resolved in {here, *here.parents, home, *home.parents} or os.path.ismount(resolved):
+        raise RequestError(
+            f"{output} is not a folder to replace", hint="choose an --output inside it"
+        )
+
+
+def on_same_disk(source: Path, output: Path) -> bool:
+    """Return whether files of a folder could be hard links below the output."""
+    try:
+        parent = _existing_parent(absolute_output(output))
+        return os.stat(source).st_dev == os.stat(parent).st_dev
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def _existing_parent(output: Path) -> Path:
+    parent = output.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise RequestError(f"{parent} is not a folder", hint=ELSEWHERE)
+    return parent

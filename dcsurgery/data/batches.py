@@ -1,0 +1,300 @@
+"""Encoded rows as a data set, and as batches that any family's forward pass takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from dcsurgery.data.conversations import BadRow, BadRows, Row, for_training
+from dcsurgery.data.pictures import RowError
+from dcsurgery.data.prompts import IGNORED, TOKEN_FIELDS, Encoded, Prompter
+from dcsurgery.data.rows import Rows
+from dcsurgery.errors import RequestError
+
+Values = dict[str, Tensor]
+# Rows of a stream that are read before the share of bad ones means anything.
+ENOUGH = 100
+LETTERS_PER_TOKEN = 4
+REPEATED = 4
+
+
+class TrainingDataset(Dataset[Values]):
+    """Rows encoded when asked for: token fields [T, ...], labels [T], the pictures' inputs.
+
+    All rows are looked at first, pictures without decoding them; bad ones are skipped. A row that
+    only fails when it is encoded is counted then, and the next usable one takes its place, so that
+    batches keep their size and a seed its order. `bad` holds both kinds. Raises RequestError when
+    more than `max_bad` (a share) of the rows are bad.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        prompter: Prompter,
+        *,
+        max_length: int | None = None,
+        max_bad: float = 0.01,
+    ) -> None:
+        self.rows = rows
+        self.prompter = prompter
+        self.max_length = max_length
+        self.bad = BadRows(len(rows), max_bad)
+        self.truncated: set[int] = set()
+        self._late: dict[int, BadRow] = {}
+        self._bad_file: Path | None = None
+        self.usable: list[int] = []
+        self.lengths: list[int] = []
+        for index, row in enumerate(rows):
+            length = self._look(index, row)
+            if length is not None:
+                self.usable.append(index)
+                self.lengths.append(length)
+        self.bad.check()
+        if not self.usable:
+            raise RequestError(f"{rows.name} has no row to train on", hint="see --max-bad")
+
+    def __len__(self) -> int:
+        return len(self.usable)
+
+    def __getitem__(self, place: int) -> Values:
+        for step in range(len(self.usable)):
+            index = self.usable[(place + step) % len(self.usable)]
+            if index in self.bad:
+                continue
+            try:
+                return self.encode(index).values
+            except RowError as error:
+                self._note(index, BadRow(self.rows.name_of(index), error.message))
+        raise RequestError(f"{self.rows.name} has no row to train on", hint="see the bad rows")
+
+    def name_of(self, place: int) -> str:
+        """Return the id of the row that a place gives, as far as is known by now."""
+        order = self.usable[place:] + self.usable[:place]
+        return self.rows.name_of(next((row for row in order if row not in self.bad), order[0]))
+
+    def collect_bad(self, file: Path) -> None:
+        """Write rows that only fail when they are encoded, old ones too: a JSON object per line."""
+        self._bad_file = file
+        for index, bad in self._late.items():
+            self._write(index, bad)
+
+    def encode(self, index: int) -> Encoded:
+        """Return the row at an index of the source, encoded. Raises RowError."""
+        encoded = self.prompter.encode(self.rows[index], self.max_length)
+        if encoded.truncated:
+            self.truncated.add(index)
+        return encoded
+
+    def _look(self, index: int, row: Row | BadRow) -> int | None:
+        """Return a row's estimated length; None, noted, for a bad one."""
+        if isinstance(row, BadRow):
+            self.bad.add(index, row)
+            return None
+        try:
+            for_training(row)
+            for image in row.images:
+                image.check()
+        except RowError as error:
+            self.bad.add(index, BadRow(row.id, error.message))
+            return None
+        return estimated_length(row)
+
+    def _note(self, index: int, bad: BadRow) -> None:
+        self.bad.add(index, bad)
+        self._late[index] = bad
+        self._write(index, bad)
+        self.bad.check()
+
+    def _write(self, index: int, bad: BadRow) -> None:
+        if self._bad_file is not None:
+            line = json.dumps({"row": index, "id": bad.id, "reason": bad.reason})
+            with self._bad_file.open("a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
+
+
+class StreamedDataset(IterableDataset[Values]):
+    """Rows of a stream, encoded as they come; bad ones are counted and skipped.
+
+    Raises RequestError, while iterating, when more than `max_bad` of the rows so far are bad.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        prompter: Prompter,
+        *,
+        max_length: int | None = None,
+        max_bad: float = 0.01,
+    ) -> None:
+        self.rows = rows
+        self.prompter = prompter
+        self.max_length = max_length
+        self.bad = BadRows(0, max_bad)
+        self.truncated: set[int] = set()
+
+    def __iter__(self) -> Iterator[Values]:
+        worker: Any = get_worker_info()
+        own, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for index, row in enumerate(self.rows):
+            self.bad.total = max(self.bad.total, index + 1)
+            if index % workers == own:
+                encoded = self._encode(index, row)
+                if encoded is not None:
+                    yield encoded.values
+            if self.bad.total >= ENOUGH:
+                self.bad.check()
+        self.bad.check()
+
+    def _encode(self, index: int, row: Row | BadRow) -> Encoded | None:
+        if isinstance(row, BadRow):
+            self.bad.add(index, row)
+            return None
+        try:
+            encoded = self.prompter.encode(row, self.max_length)
+        except RowError as error:
+            self.bad.add(index, BadRow(row.id, error.message))
+            return None
+        if encoded.truncated:
+            self.truncated.add(index)
+        return encoded
+
+
+def estimated_length(row: Row) -> int:
+    """Return about how many text tokens a row has, four letters each; negative without a picture.
+
+    For grouping by length, where rows of text alone keep to themselves.
+    """
+    length = sum(len(turn.text) for turn in row.turns) // LETTERS_PER_TOKEN + 1
+    return length if row.images else -length
+
+
+class Collator:
+    """Joins encoded rows into one batch.
+
+    Token fields are padded to [B, T, ...] on the `side`; pictures are joined along their first
+    axis, other axes padded with zeros. Rows without pictures may stand beside rows with some.
+    """
+
+    def __init__(self, processor: Any, *, side: Literal["left", "right"] = "right") -> None:
+        self.processor = processor
+        self.side = side
+        tokenizer = processor.tokenizer
+        found = tokenizer.pad_token_id
+        self.padding = {"input_ids": tokenizer.eos_token_id or 0 if found is None else found}
+        self.padding["labels"] = IGNORED
+
+    def __call__(self, rows: Sequence[Mapping[str, Tensor]]) -> Values:
+        lengths = [len(row["input_ids"]) for row in rows]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        batch = {}
+        for name in names:
+            found = [row.get(name) for row in rows]
+            if name in TOKEN_FIELDS:
+                batch[name] = self._tokens(name, found, lengths)
+            else:
+                batch[name] = self._pictures(name, found)
+        return batch
+
+    def _tokens(self, name: str, found: list[Tensor | None], lengths: list[int]) -> Tensor:
+        first = next(value for value in found if value is not None)
+        rest = _largest([value.shape[1:] for value in found if value is not None])
+        shape = (len(found), max(lengths), *rest)
+        batch = first.new_full(shape, self.padding.get(name, 0))
+        for row, value, length in zip(batch, found, lengths, strict=True):
+            if value is not None:
+                start = len(row) - length if self.side == "left" else 0
+                _put(row, value, start)
+        return batch
+
+    def _pictures(self, name: str, found: list[Tensor | None]) -> Tensor:
+        given = [value for value in found if value is not None]
+        if self._by_row and len(given) < len(found):
+            empty = torch.zeros_like(given[0][:, :1])
+            given = [empty if value is None else value for value in found]
+        rest = _largest([value.shape[1:] for value in given])
+        batch = given[0].new_zeros((sum(map(len, given)), *rest))
+        start = 0
+        for value in given:
+            _put(batch, value, start)
+            start += len(value)
+        if name == "aspect_ratio_mask":
+            batch[..., 0] = 1  # Mllama: a picture of padding shows its first tile
+        return batch
+
+    @cached_property
+    def _by_row(self) -> bool:
+        """Whether the first axis of pictures counts conversations: two pictures of one show it."""
+        from PIL import Image
+
+        grey = Image.new("RGB", (64, 64), (128, 128, 128))
+        found = self.processor.image_processor(images=[[grey, grey]], return_tensors="pt")
+        return next(len(value) for name, value in found.items() if "pixel_values" in name) == 1
+
+
+def _largest(shapes: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    return tuple(max(sizes) for sizes in zip(*shapes, strict=True))
+
+
+def _put(batch: Tensor, value: Tensor, start: int) -> None:
+    """Copy a value into the corner of batch[start:], as large as it is."""
+    corner = tuple(slice(0, size) for size in value.shape[1:])
+    batch[(slice(start, start + len(value)), *corner)] = value
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One encoded row for people: `pieces` are (text, whether it carries loss)."""
+
+    id: str
+    pieces: tuple[tuple[str, bool], ...]
+    tokens: int
+    supervised: int
+    truncated: bool
+
+
+def dry_run_samples(dataset: TrainingDataset, count: int = 3) -> list[Sample]:
+    """Return the first usable rows as the model will read them, answers marked."""
+    samples: list[Sample] = []
+    for index in dataset.usable:
+        if len(samples) == count:
+            break
+        try:
+            encoded = dataset.encode(index)
+        except RowError as error:
+            dataset.bad.add(index, BadRow(dataset.rows.name_of(index), error.message))
+            continue
+        samples.append(_sample(dataset.rows.name_of(index), encoded, dataset.prompter))
+    dataset.bad.check()
+    return samples
+
+
+def _sample(name: str, encoded: Encoded, prompter: Prompter) -> Sample:
+    ids = encoded.values["input_ids"].tolist()
+    marked = [label != IGNORED for label in encoded.values["labels"].tolist()]
+    pieces = []
+    for supervised, group in groupby(zip(marked, ids, strict=True), key=lambda pair: pair[0]):
+        tokens = [token for _, token in group]
+        pieces.append((_readable(tokens, prompter), supervised))
+    return Sample(name, tuple(pieces), len(ids), sum(marked), encoded.truncated)
+
+
+def _readable(tokens: list[int], prompter: Prompter) -> str:
+    """Return decoded tokens with long runs of one token written as token(xN)."""
+    text, plain = "", []
+    for token, group in groupby(tokens):
+        count = len(list(group))
+        if count < REPEATED:
+            plain += [token] * count
+            continue
+        text += f"{prompter.tokenizer.decode(plain)}{prompter.tokenizer.decode([token])}(x{count})"
+        plain = []
+    return text + str(prompter.tokenizer.decode(plain))

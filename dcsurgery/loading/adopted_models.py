@@ -1,0 +1,80 @@
+"""Load a model whose checkpoint is presented: transformers gets its config and its tensors."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcsurgery.checkpoint.contents import CONFIG, Checkpoint
+from dcsurgery.modeling import register
+from dcsurgery.originals.adopted import Adopted
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+def load_config(checkpoint: Checkpoint) -> Any:
+    """Return a checkpoint's config as transformers reads it."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    register()
+    if not isinstance(checkpoint, Adopted):
+        return AutoConfig.from_pretrained(checkpoint.ref.folder)
+    return CONFIG_MAPPING[checkpoint.config["model_type"]].from_dict(checkpoint.config)
+
+
+def from_checkpoint(source: Checkpoint | Path | str | None, **kwargs: Any) -> Any:
+    """Return what from_pretrained returns for a folder, or for a checkpoint that is presented.
+
+    transformers is given the tensors of a presented one in memory, mapped from their files.
+    """
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText
+
+    register()
+    if not isinstance(source, Adopted):
+        folder = source.ref.folder if isinstance(source, Checkpoint) else source
+        return AutoModelForImageTextToText.from_pretrained(folder, **kwargs)
+    config = kwargs.pop("config", None) or load_config(source)
+    model_class = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    state = {name: _tensor(source, name) for name in source.tensors}
+    return model_class.from_pretrained(None, config=config, state_dict=state, **kwargs)
+
+
+def _tensor(checkpoint: Adopted, name: str) -> torch.Tensor:
+    """Return a presented tensor, mapped from the file it lies in where it lies in one."""
+    entry = checkpoint.tensors[name]
+    dtype = _DTYPES[entry.dtype]
+    span = checkpoint.span(name)
+    if span is not None and span[1] % dtype.itemsize == 0 and entry.nbytes:
+        path, start, length = span
+        # Private: what is written to the tensor never reaches the file.
+        whole = torch.from_file(str(path), shared=False, size=start + length, dtype=torch.uint8)
+        return whole[start:].view(dtype).reshape(entry.shape)
+    raw = bytearray(b"".join(checkpoint.tensor_chunks(name)))
+    if not raw:
+        return torch.empty(entry.shape, dtype=dtype)
+    return torch.frombuffer(raw, dtype=dtype).reshape(entry.shape)
+
+
+@contextmanager
+def small_files(checkpoint: Checkpoint) -> Iterator[Path]:
+    """Yield a folder that holds config.json and side files: a temporary one where some are made."""
+    if not isinstance(checkpoint, Adopted):
+        yield checkpoint.ref.folder or Path()
+        return
+    with tempfile.TemporaryDirectory(prefix="dcsurgery-") as made:
+        folder = Path(made)
+        (folder / CONFIG).write_text(checkpoint.config_text, encoding="utf-8")
+        for name in checkpoint.side_files:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(checkpoint.read_file(name))
+        yield folder

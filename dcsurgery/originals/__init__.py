@@ -1,0 +1,103 @@
+"""Checkpoints in formats of other code bases, opened as the Hugging Face models they mean.
+
+One file per format exports a `FORMAT`; the file is the registration.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
+from dcsurgery.errors import RequestError
+from dcsurgery.originals.adopted import Adopted, TowerRecord
+from dcsurgery.originals.format import OriginalFormat
+from dcsurgery.originals.towers import Towers
+
+
+@dataclass(frozen=True)
+class TowerPlaces:
+    """Where towers are: as the user said (--tower NAME=PATH), or as a plan remembers them.
+
+    `optional` lets the user name one for a model that holds its tower itself.
+    """
+
+    given: Mapping[str, str] = field(default_factory=dict)
+    remembered: Mapping[str, TowerRecord] = field(default_factory=dict)
+    optional: bool = False
+
+
+@cache
+def formats() -> tuple[OriginalFormat, ...]:
+    """Every original format in this package, by name."""
+    modules = (
+        importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)
+    )
+    found = (module.FORMAT for module in modules if hasattr(module, "FORMAT"))
+    return tuple(sorted(found, key=lambda item: item.name))
+
+
+def find_format(config: dict[str, Any]) -> OriginalFormat | None:
+    """Return the original format of a config, None for a Hugging Face one."""
+    return next((item for item in formats() if item.recognises(config)), None)
+
+
+def open_model(
+    model: str | Path,
+    revision: str | None = None,
+    *,
+    weights: bool = False,
+    towers: TowerPlaces | None = None,
+) -> Checkpoint:
+    """Open a folder or a Hub model as open_checkpoint does; one in an original format is adopted.
+
+    Weights that are torch's zip files are accepted of original formats alone. Raises
+    CheckpointError of the fitting kind, and AnatomyError or UnknownArchitectureError for an
+    original that has no Hugging Face form.
+    """
+    places = towers or TowerPlaces()
+    source = open_checkpoint(model, revision, weights=weights, pickles=is_original)
+    found = find_format(source.config)
+    if found is None:
+        if places.given and not places.optional:
+            raise RequestError(
+                f"{source.ref.name} holds its vision tower itself: --tower is not for it",
+                hint="leave --tower out",
+            )
+        return source
+    return adopt_checkpoint(found, source, places, weights=weights)
+
+
+def _is_there(place: str) -> bool:
+    """Return whether a remembered place is worth a look: a folder that moved is looked for anew."""
+    return bool(place) and (not Path(place).is_absolute() or Path(place).is_dir())
+
+
+def is_original(config: dict[str, Any]) -> bool:
+    """Return whether a config belongs to an original format."""
+    return find_format(config) is not None
+
+
+def adopt_checkpoint(
+    found: OriginalFormat, source: Checkpoint, places: TowerPlaces, *, weights: bool
+) -> Adopted:
+    """Return an open original checkpoint as the Hugging Face one. Raises what open_model raises."""
+    remembered = {n: item.place for n, item in places.remembered.items() if _is_there(item.place)}
+    finder = Towers(
+        given={**remembered, **places.given},
+        home=source.ref.folder,
+        weights=weights,
+        found={} if places.given else dict(places.remembered),
+    )
+    adopted = found.adopt(source, finder)
+    stated = [
+        str(value) for key, value in source.config.items() if key.startswith("mm_vision_tower")
+    ]
+    if not places.remembered and not places.optional:
+        finder.require_all_used(stated)
+    return adopted

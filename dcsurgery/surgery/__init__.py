@@ -1,0 +1,1 @@
+"""Surgery on checkpoints: look, plan, convert, export. Nothing here imports torch."""

@@ -1,0 +1,23 @@
+"""The connector that a checkpoint has been trained with already."""
+
+from __future__ import annotations
+
+from dcsurgery.connectors import sti
+from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.errors import PlanError
+from dcsurgery.features import FeatureBlock, FeatureLayout
+from dcsurgery.originals.adopted import InstalledConnector
+
+
+def installed_layout(installed: InstalledConnector, spec: ConnectorSpec) -> FeatureLayout:
+    """Return the layout a checkpoint was trained with. Raises PlanError for a wish for another."""
+    plain = ConnectorSpec(kind=spec.kind, seed=spec.seed, form=spec.form)
+    if spec != plain or spec.kind not in (installed.kind, ConnectorSpec().kind):
+        raise PlanError(
+            f"this checkpoint was trained with a {installed.kind} connector: the surgery is done",
+            hint="leave the connector's options out; its own connector is written",
+        )
+    blocks = tuple(FeatureBlock(layers) for layers in installed.blocks)
+    if installed.kind == "sti":
+        return FeatureLayout("sti", blocks, "token", stride=sti.STRIDE)
+    return FeatureLayout(installed.kind, blocks)

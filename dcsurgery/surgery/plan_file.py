@@ -1,0 +1,214 @@
+"""The plan as it is written down: dense_connector/plan.json.
+
+Enough to verify a converted folder against its base and to go on training.
+"""
+
+from __future__ import annotations
+
+from errno import EINVAL
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dcsurgery import __version__
+from dcsurgery.anatomy import Anatomy
+from dcsurgery.architectures import Form
+from dcsurgery.connectors.spec import Init
+from dcsurgery.errors import CheckpointNotFoundError, MalformedCheckpointError
+from dcsurgery.features import FeatureBlock, FeatureLayout
+
+DELTA_FOLDER = "dense_connector"
+PLAN_FILE = f"{DELTA_FOLDER}/plan.json"
+DELTA_FILE = f"{DELTA_FOLDER}/model.safetensors"
+CONNECTOR_PREFIX = "dense_connector."
+CONNECTOR_TENSOR = f"{CONNECTOR_PREFIX}weight"
+ADAPTER_FOLDER = f"{DELTA_FOLDER}/lora"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+DELTA_LOADER = "dcsurgery.load"
+# What loads a form, whatever the family.
+MINI_GEMINI_LOADER = "dvlab-research/MGM with the mgm_arch.py of DenseConnector-with-mgm-7B"
+LOADERS = {"delta": DELTA_LOADER, "reference": "HJYao00/DenseConnector's own code"}
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileRecord(_Record):
+    """A weight file of the base: its length and the SHA-256 of its tensor table."""
+
+    size: int
+    header_sha256: str
+
+
+class TowerPlace(_Record):
+    """Where a tower was found: a Hub id at `commit`, or a folder; empty when it was inside."""
+
+    place: str
+    commit: str | None = None
+
+
+class BaseRecord(_Record):
+    """Where the base is (`folder` for a local one) and how to recognise it.
+
+    A base in an original format is presented as the Hugging Face one: config and files are those
+    presented, `original` says its own format, `towers` where each tower it names was found.
+    """
+
+    id: str
+    folder: str | None
+    revision: str | None
+    commit: str | None
+    config_sha256: str
+    files: dict[str, FileRecord]
+    original: str | None = None
+    towers: dict[str, TowerPlace] = {}
+
+
+class TensorRecord(_Record):
+    """A tensor that is written. `base_*` are None for a tensor the base does not have."""
+
+    name: str
+    file: str
+    dtype: str
+    shape: list[int]
+    sha256: str | None = None
+    base_shape: list[int] | None = None
+    base_sha256: str | None = None
+
+
+class AdapterRecord(_Record):
+    """A LoRA adapter of the language model in peft's own files, in dense_connector/lora/.
+
+    `files` are their SHA-256; `targets` says which tensor of the base each adapted module's matrix
+    is (modules of which no whole tensor is stored are missing). `merged` means that the stock form
+    has it in its weights; else it is loaded beside them.
+    """
+
+    files: dict[str, str]
+    targets: dict[str, str]
+    merged: bool = False
+
+
+class TrainingRecord(_Record):
+    """One finished training: what was trained, on what, how. Rates and counts as they were used.
+
+    `trained` are the names of the tensors that may differ from before it, as the delta holds them;
+    `adapter` the LoRA settings (None without one). Losses are means over supervised tokens.
+    """
+
+    train: Literal["connector", "projector", "lora", "full"]
+    trained: list[str]
+    trained_parameters: int
+    adapter: dict[str, Any] | None = None
+    data: str
+    data_sha256: str
+    rows: int
+    skipped_rows: int
+    seed: int
+    steps: int
+    epochs: float
+    batch_size: int
+    settings: dict[str, Any]
+    first_loss: float
+    last_loss: float
+    seconds: float
+    device: str
+    versions: dict[str, str]
+
+
+class SurgeryPlan(_Record):
+    """The whole surgery. Hashes are None until the tensors are written."""
+
+    schema_version: Literal[1] = 1
+    tool: str = f"dcsurgery {__version__}"
+    base: BaseRecord
+    architecture: str
+    anatomy: Anatomy
+    kind: str
+    groups: int
+    blocks: list[Annotated[list[int], Field(min_length=1)]] = Field(min_length=1)
+    axis: Literal["channel", "token"] = "channel"
+    stride: int = Field(default=1, ge=1)
+    mixed: bool = False
+    normed: bool = False
+    pool: int = Field(default=1, ge=1)
+    feature_layers: list[int]
+    form: Form
+    init: Init
+    seed: int
+    stock_layers: list[int] | None
+    config_changes: dict[str, dict[str, Any]]
+    processor_changes: dict[str, dict[str, Any]] = {}
+    changed: list[TensorRecord]
+    delta: list[TensorRecord]
+    relies_on: dict[str, str | None]
+    new_parameters: int
+    extra_flops_per_image: int
+    image_tokens: int
+    loader: str
+    notes: list[str]
+    training: list[TrainingRecord] = []
+    adapter: AdapterRecord | None = None
+
+    @property
+    def layout(self) -> FeatureLayout:
+        """The feature layout the plan installs."""
+        return FeatureLayout(
+            self.kind,
+            tuple(FeatureBlock(tuple(layers)) for layers in self.blocks),
+            self.axis,
+            stride=self.stride,
+            mixed=self.mixed,
+            normed=self.normed,
+            pool=self.pool,
+        )
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> SurgeryPlan:
+        depth = self.anatomy.tower.depth
+        for layer in [*self.layout.layers, *self.feature_layers]:
+            if not 0 <= layer <= depth:
+                raise ValueError(f"hidden state {layer} does not exist in {depth} blocks")
+        return self
+
+    @model_validator(mode="after")
+    def _check_files(self) -> SurgeryPlan:
+        """A plan may come from a stranger: its delta is read from the files it may be in alone."""
+        weights = set(self.base.files) if self.form == "stock" else set()
+        for record in self.delta:
+            parts = PurePosixPath(record.file).parts
+            inside = record.file in weights and ".." not in parts and parts[:1] != ("/",)
+            if record.file != DELTA_FILE and not inside:
+                raise ValueError(f"{record.name} cannot be in {record.file[:200]!r}")
+        return self
+
+
+def read_plan(folder: str | Path) -> SurgeryPlan:
+    """Read dense_connector/plan.json of a converted folder.
+
+    Raises CheckpointNotFoundError when there is none, MalformedCheckpointError when it is broken.
+    """
+    path = Path(folder) / PLAN_FILE
+    try:
+        if path.exists() and not path.is_file():  # reading a FIFO would wait for ever
+            raise OSError(EINVAL, "it is not a regular file")
+        return SurgeryPlan.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointNotFoundError(
+            f"{folder} has no {PLAN_FILE}: dcsurgery did not write it",
+            hint="convert a model first: dcsurgery convert MODEL -o OUT",
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the whole file"
+        raise MalformedCheckpointError(
+            f"{path} is not a plan this version can read: {place}: {first['msg']}",
+            hint="convert the base again, or update dcsurgery",
+        ) from None
+    except OSError as error:
+        raise MalformedCheckpointError(
+            f"{path} cannot be read: {error.strerror}", hint="check the folder's permissions"
+        ) from None
