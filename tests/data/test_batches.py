@@ -23,6 +23,7 @@ from dcsurgery.errors import RequestError
 from dcsurgery.loading.load import load_model
 from dcsurgery.tiny import write_tiny_llava
 from dcsurgery.tiny.llava_next import write_tiny_llava_next
+from tests.closeness import assert_near
 from tests.tiny.idefics3 import write_tiny_idefics3
 from tests.tiny.internvl import write_tiny_internvl
 from tests.tiny.mistral3 import write_tiny_mistral3
@@ -92,7 +93,7 @@ def test_a_row_computes_the_same_alone_and_in_a_mixed_batch(family: Path) -> Non
     together = _answers(model, collator(encoded))
     for row, found in zip(encoded, together, strict=True):
         alone = _answers(model, collator([row]))[0]
-        assert torch.allclose(found, alone, atol=2e-5)
+        assert_near(found, alone)
 
 
 def _answers(model: Any, batch: dict[str, Any]) -> list[torch.Tensor]:

@@ -23,6 +23,7 @@ from dcsurgery.modeling.mini_gemini import (
 )
 from dcsurgery.tiny.mini_gemini import mini_gemini_config, write_tiny_mini_gemini
 from tests.architectures.test_mini_gemini import mini_gemini_inputs
+from tests.closeness import assert_near
 
 MESSAGES: list[Any] = [
     {
@@ -97,8 +98,8 @@ def test_pictures_are_prepared_as_the_reference_prepares_them(size: tuple[int, i
     tiles = [middle[..., :16, :16], middle[..., :16, 16:], middle[..., 16:, :16]]
     wanted = torch.cat([*tiles, middle[..., 16:, 16:], small])
     found = MiniGeminiImageProcessor(size=16, size_aux=64, image_grid=2, image_global=True)(image)
-    assert (found["pixel_values_aux"] - large).abs().max() < 1e-5
-    assert (found["pixel_values"][0] - wanted).abs().max() < 1e-5
+    assert_near(found["pixel_values_aux"], large)
+    assert_near(found["pixel_values"][0], wanted)
 
 
 def test_arrays_are_pictures_too_and_the_middle_can_be_cut_out() -> None:
@@ -110,7 +111,7 @@ def test_arrays_are_pictures_too_and_the_middle_can_be_cut_out() -> None:
     square = {"height": 32, "width": 32}
     oracle = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=square, resample=3)
     middle = torch.as_tensor(np.stack(oracle(image)["pixel_values"]))
-    assert (prepare(image, do_pad=False)["pixel_values_aux"] - middle).abs().max() < 1e-5
+    assert_near(prepare(image, do_pad=False)["pixel_values_aux"], middle)
 
 
 def test_prompts_are_those_of_the_reference(processor: Any) -> None:
@@ -202,7 +203,7 @@ def test_gradient_checkpointing_reaches_the_mining(model: Any, reentrant: bool) 
     assert len(gradients[0]) == 12
     for name, wanted in gradients[0].items():
         assert wanted is not None and wanted.abs().max() > 0, name
-        assert torch.allclose(gradients[1][name], wanted, atol=1e-6), name
+        assert_near(gradients[1][name], wanted, what=name)
 
 
 def test_parts_on_other_places_compute_the_same(model: Any, folder: Path, tmp_path: Path) -> None:
@@ -264,7 +265,7 @@ def test_logits_are_the_language_models_own(language: Any, tmp_path: Path) -> No
         later = hasattr(built.model.language_model.embed_tokens, "embed_scale")
         scale = 24**0.5 if language == "gemma" and later else 1.0
         wanted = alone(inputs_embeds=torch.cat(words)[None] * scale).logits
-        assert (built(**inputs).logits - wanted).abs().max() < 1e-5
+        assert_near(built(**inputs).logits, wanted)
 
 
 def test_outputs_are_a_tuple_on_request(model: Any) -> None:
