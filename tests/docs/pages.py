@@ -2,10 +2,11 @@
 
 A block runs as it stands unless a comment on the line before it says otherwise:
 
-    <!-- needs: network -->            what is missing here; its commands are only parsed
-    <!-- run by: tests/some_test.py --> who runs it instead
-    <!-- output -->                    not to run: what the block before it prints; a line `...` stands for any lines
-    <!-- before: COMMAND -->           anywhere on a page: run first, so that the page's blocks find what they name
+    <!-- needs: network -->              it cannot run in a test; its commands are parsed
+    <!-- run by: tests/some_test.py -->  who runs it instead
+    <!-- output -->                      what the block before it prints; `...` stands for any lines
+
+Anywhere on a page, `<!-- before: COMMAND -->` runs first, so that the blocks find what they name.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from functools import cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FENCE = re.compile(r"(?:^<!-- (?P<mark>.+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+FENCE = re.compile(
+    r"(?:^<!-- (?P<mark>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S
+)
 HEREDOC = re.compile(r"<<'(\w+)'\n(.*?)^\1$", re.M | re.S)
 
 
@@ -67,7 +70,11 @@ class Page:
     @cached_property
     def blocks(self) -> list[Block]:
         return [
-            Block(self.text.count("\n", 0, found.start()) + 1, *found.group("language", "text"), found["mark"] or "")
+            Block(
+                self.text.count("\n", 0, found.start()) + 1,
+                *found.group("language", "text"),
+                found["mark"] or "",
+            )
             for found in FENCE.finditer(self.text)
         ]
 

@@ -1,10 +1,10 @@
-"""The README's picture, drawn by the code that draws a model card's: python -m tests.docs.picture."""
+"""The README's picture, drawn as a model card's is: python -m tests.docs.picture."""
 
 from __future__ import annotations
 
 from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.plan import make_plan
 from dcsurgery.publishing.picture import draw_wiring
+from dcsurgery.surgery.plan import make_plan
 from tests.docs.pages import ROOT
 from tests.headers_only import checkpoint, llava_like
 

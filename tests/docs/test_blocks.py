@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 import subprocess
@@ -95,7 +96,7 @@ def outputs(page: Page) -> dict[int, Block]:
     blocks = page.blocks
     return {
         place: after
-        for place, (block, after) in enumerate(zip(blocks, blocks[1:], strict=False))
+        for place, (block, after) in enumerate(itertools.pairwise(blocks))
         if block.runs and after.mark == "output"
     }
 
@@ -118,9 +119,7 @@ def pattern(stated: str) -> str:
     "page", [page for page in PAGES.values() if any(block.runs for block in page.blocks)],
     ids=lambda page: page.name,
 )  # fmt: skip
-def test_the_blocks_of_a_page_run_in_order(
-    page: Page, tmp_path: Path, tiny_deep: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_blocks_of_a_page_run_in_order(page: Page, tmp_path: Path, tiny_deep: Path) -> None:
     place = write_workplace(tmp_path / "work", tiny_deep)
     if "liuhaotian/" in page.text:
         write_originals(place)
@@ -145,7 +144,12 @@ def test_the_blocks_of_a_page_run_in_order(
         done = subprocess.run(
             command, cwd=place, env=environment, capture_output=True, text=True, check=False
         )
-        assert done.returncode == 0, (page.name, command[-1], done.stdout[-1000:], done.stderr[-3000:])
+        assert done.returncode == 0, (
+            page.name,
+            command[-1],
+            done.stdout[-1000:],
+            done.stderr[-3000:],
+        )
         if at in stated:
             found = normalised(done.stdout.strip("\n"), place)
             assert re.fullmatch(pattern(stated[at].text), found), (command[-1], found)
