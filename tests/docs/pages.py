@@ -79,6 +79,10 @@ class Page:
         ]
 
     @property
+    def runs(self) -> bool:
+        return any(block.runs for block in self.blocks)
+
+    @property
     def prose(self) -> str:
         """The page without its fenced blocks."""
         return FENCE.sub("", self.text)
