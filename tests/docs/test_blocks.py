@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -79,6 +80,8 @@ def test_a_block_says_what_the_program_understands(page: Page, block: Block) -> 
         check_command(words)
     for script in block.scripts:
         compile(script, f"{page.name}:{block.line}", "exec")
+    if block.language == "json":
+        json.loads(block.text)
     if block.mark:
         found = ELSEWHERE.match(block.mark)
         assert found, block.mark

@@ -50,6 +50,27 @@ def test_links_lead_somewhere(page: Page) -> None:
         assert not anchor or anchor in anchors(Path(path or page.path)), link
 
 
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+def test_paths_in_the_text_exist(page: Page) -> None:
+    for path in re.findall(r"`((?:dcsurgery|docs|recipes|tests)/[\w./-]+)`", page.prose):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_readme_quotes_the_evidence() -> None:
+    def rows(page: Page, title: str) -> dict[str, list[str]]:
+        lines = [
+            line.split("|")[1:-1] for line in page.section(title).split("\n") if line[:1] == "|"
+        ]
+        return {line[0].strip(): [cell.strip() for cell in line[1:]] for line in lines[2:]}
+
+    quoted = rows(PAGES["README.md"], "What it is worth")
+    measured = rows(PAGES["docs/demo.md"], "The full run")
+    assert len(quoted) == 11
+    for name, cells in quoted.items():
+        base, control, _, retrofit, gain, _ = measured[name]
+        assert cells == [base, control, retrofit, gain], name
+
+
 def test_the_project_links_to_one_repository() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["urls"].pop("Homepage") == URL
