@@ -93,6 +93,11 @@ def test_every_public_name_is_on_the_api_page() -> None:
     assert sorted([*named, "__version__"]) == sorted([*dcsurgery.__all__, "errors"])
 
 
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+def test_names_of_the_package_exist(page: Page) -> None:
+    assert {*re.findall(r"\bdc\.(\w+)", page.text)} <= {*dcsurgery.__all__}
+
+
 def test_every_page_is_in_the_navigation_and_the_index() -> None:
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     listed = [page for entry in nav for page in entry.values()]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from dcsurgery.tiny.original_mini_gemini import write_original_mini_gemini
 from dcsurgery.tiny.published import write_tiny_published
+from dcsurgery.tiny.published_mini_gemini import write_tiny_published_mini_gemini
 from tests.evaluation.clips import write_clip
 
 LLAVA = "llava-hf/llava-1.5-7b-hf"
@@ -35,4 +35,4 @@ def write_originals(place: Path) -> None:
         place / "liuhaotian/llava-v1.6-mistral-7b", tower="clip", connector=None, anyres=True
     )
     write_tiny_published(place / "HuanjinYao/DenseConnector-v1.5-7B", tower="clip")
-    write_original_mini_gemini(place / "YanweiLi/MGM-7B", depth=24)
+    write_tiny_published_mini_gemini(place / "YanweiLi/MGM-7B")
