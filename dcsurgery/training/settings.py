@@ -19,7 +19,7 @@ STAGES: dict[int, dict[str, Any]] = {
 }
 # The paper's LoRA: the language model's adapters fast, what was trained before slowly.
 LORA: dict[str, Any] = {"lr": 2e-4, "connector_lr": 2e-5, "projector_lr": 2e-5}
-# A connector for a model that works already, when no stage is asked for (README.md beside this:
+# A connector for a model that works already, when no stage is asked for (docs/rates.md:
 # warm-up and average were measured on small models, the rates are theirs scaled to CLIP-L's width).
 RETROFIT: dict[str, Any] = {
     "train": "projector",
