@@ -7,7 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dcsurgery.connectors.spec import ConnectorSpec
+    from dcsurgery.connectors.request import Connector
     from dcsurgery.demo.story import run_demo
     from dcsurgery.evaluation.ask import Answer
     from dcsurgery.evaluation.ask import ask_model as ask
@@ -35,7 +35,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Answer",
-    "ConnectorSpec",
+    "Connector",
     "Conversion",
     "EvalReport",
     "EvalSettings",
@@ -68,7 +68,7 @@ __all__ = [
 
 _HOMES = {
     "Answer": "evaluation.ask:Answer",
-    "ConnectorSpec": "connectors.spec:ConnectorSpec",
+    "Connector": "connectors.request:Connector",
     "Conversion": "surgery.convert:Conversion",
     "EvalReport": "evaluation.eval_report:EvalReport",
     "EvalSettings": "evaluation.runner:EvalSettings",
@@ -99,6 +99,7 @@ _HOMES = {
 }
 # Names of 0.1, kept for one release.
 _RENAMED = {
+    "ConnectorSpec": "Connector",
     "ask_model": "ask",
     "convert_checkpoint": "convert",
     "evaluate_checkpoints": "evaluate",

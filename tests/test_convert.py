@@ -21,6 +21,7 @@ import dcsurgery
 from dcsurgery.checkpoint import copying
 from dcsurgery.checkpoint import output as outputs
 from dcsurgery.checkpoint.contents import INDEX
+from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import (
     CheckpointError,
     DcSurgeryError,
@@ -29,7 +30,7 @@ from dcsurgery.errors import (
     PlanError,
     RequestError,
 )
-from dcsurgery.surgery.convert import convert_checkpoint, make_spec, preview_conversion
+from dcsurgery.surgery.convert import convert_checkpoint, preview_conversion
 from dcsurgery.surgery.plan_file import DELTA_FILE, PLAN_FILE, read_plan
 from tests.checkpoint.folders import (
     LLAVA_CONFIG,
@@ -89,7 +90,7 @@ def test_every_other_file_is_the_same_bytes(base: Path, tmp_path: Path) -> None:
     for name in before.keys() - {WEIGHT}:
         assert same(before[name], after[name])
     assert {item.file for item in done.transfers} == names(out)
-    assert done.bytes_written <= preview_conversion(base, make_spec()).bytes_to_write
+    assert done.bytes_written <= preview_conversion(base).bytes_to_write
 
 
 def test_a_delta_holds_no_base_weights(base: Path, tmp_path: Path) -> None:
@@ -329,8 +330,8 @@ def test_links_need_room_for_what_is_copied_only(
     with pytest.raises(CheckpointError, match="are needed"):
         convert_checkpoint(base, tmp_path / "OUT")
     with pytest.raises(CheckpointError, match="are needed"):
-        preview_conversion(base, make_spec(), output=tmp_path / "OUT")
-    preview_conversion(base, make_spec(), output=tmp_path / "OUT", link=True)
+        preview_conversion(base, tmp_path / "OUT")
+    preview_conversion(base, tmp_path / "OUT", link=True)
     convert_checkpoint(base, tmp_path / "OUT", link=True)
     # On another disk no link is possible, and everything needs room.
     monkeypatch.setattr("dcsurgery.surgery.convert.on_same_disk", lambda *_: False)
@@ -355,12 +356,12 @@ def test_outputs_that_are_refused(overwrite: bool, form: str, base: Path, tmp_pa
 
 
 def preview(base: Path, output: Path, *, form: str, overwrite: bool) -> object:
-    return preview_conversion(base, make_spec(form=form), output=output, overwrite=overwrite)
+    return preview_conversion(base, output, form=form, overwrite=overwrite)
 
 
 def test_a_preview_writes_nothing(base: Path, tmp_path: Path) -> None:
     before = snapshot(tmp_path)
-    found = preview_conversion(base, make_spec(), output=tmp_path / "a" / "OUT")
+    found = preview_conversion(base, tmp_path / "a" / "OUT")
     assert snapshot(tmp_path) == before
     assert not (tmp_path / "a").exists()
     done = convert_checkpoint(base, tmp_path / "OUT")
@@ -538,11 +539,11 @@ def test_raw_files_are_what_the_fuzz_starts_from() -> None:
 
 
 OPTIONS: dict[str, Callable[[], object]] = {
-    "connector": lambda: make_spec("nope").kind and convert_checkpoint(".", "x", connector="nope"),
-    "init": lambda: make_spec(init="zero"),
-    "form": lambda: make_spec(form="both"),
-    "seed": lambda: make_spec(seed=-1),
-    "layers": lambda: make_spec(layers="a-b"),
+    "connector": lambda: convert_checkpoint(".", "x", connector="nope"),
+    "init": lambda: Connector.of(init="zero"),
+    "form": lambda: Connector.of(form="both"),
+    "seed": lambda: Connector.of(seed=-1),
+    "layers": lambda: Connector.of(layers="a-b"),
 }
 
 

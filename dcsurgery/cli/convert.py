@@ -16,7 +16,6 @@ import typer
 from dcsurgery.cli import units
 from dcsurgery.cli.options import (
     AsJson,
-    ConnectorOptions,
     Model,
     Quiet,
     Revision,
@@ -24,6 +23,7 @@ from dcsurgery.cli.options import (
     read_towers,
 )
 from dcsurgery.cli.output import Output
+from dcsurgery.connectors.request import Connector
 
 if TYPE_CHECKING:
     from dcsurgery.checkpoint.copying import Transfer
@@ -42,7 +42,7 @@ LISTED_FILES = 8
 def convert(
     model: Model,
     write: WriteOptions,
-    choice: ConnectorOptions,
+    connector: Connector,
     revision: Revision = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -54,7 +54,7 @@ def convert(
     """
     out = Output(as_json=as_json, quiet=quiet)
     if write.dry_run:
-        _preview(model, write, choice, revision, out)
+        _preview(model, write, connector, revision, out)
         return
     if write.output is None:
         raise typer.BadParameter("say where to write: -o OUT", param_hint="--output")
@@ -66,11 +66,11 @@ def convert(
         done = convert_checkpoint(
             model,
             write.output,
+            connector=connector,
             revision=revision,
             overwrite=write.overwrite,
             link=write.link,
             towers=read_towers(write.tower),
-            **asdict(choice),
         )
     if as_json:
         out.data(_done(done))
@@ -81,16 +81,15 @@ def convert(
 
 
 def _preview(
-    model: str, write: WriteOptions, choice: ConnectorOptions, revision: str | None, out: Output
+    model: str, write: WriteOptions, connector: Connector, revision: str | None, out: Output
 ) -> None:
-    from dcsurgery.surgery.convert import make_spec, preview_conversion
+    from dcsurgery.surgery.convert import preview_conversion
 
-    spec = make_spec(**asdict(choice))
     with out.working(f"planning the conversion of {model}"):
         preview = preview_conversion(
             model,
-            spec,
-            output=write.output,
+            write.output,
+            connector=connector,
             overwrite=write.overwrite,
             link=write.link,
             revision=revision,

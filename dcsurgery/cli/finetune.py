@@ -13,11 +13,8 @@ import typer
 from dcsurgery.cli import units
 from dcsurgery.cli.options import AsJson, Model, Quiet, Revision
 from dcsurgery.cli.output import Output
-from dcsurgery.cli.training_options import (
-    DataOptions,
-    FreshConnector,
-    SettingOptions,
-)
+from dcsurgery.cli.training_options import DataOptions, SettingOptions
+from dcsurgery.connectors.request import Connector
 
 if TYPE_CHECKING:
     from dcsurgery.data.conversations import BadRow
@@ -77,20 +74,20 @@ def finetune(
     model: Model,
     job: JobOptions,
     settings: SettingOptions,
-    fresh: FreshConnector,
+    connector: Connector | None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a connector on pictures and answers.
 
-    Only what is announced changes; OUT says in its plan what was trained, on what, and how. Ctrl-C
-    ends the step under way, saves a checkpoint and leaves with 130. Several processes: start it
-    with torchrun or accelerate launch.
+    A MODEL without a connector gets one on the way: --connector, with its options as `dcsurgery
+    convert` takes them. Only what is announced changes; OUT says in its plan what was trained, on
+    what, and how. Ctrl-C ends the step under way, saves a checkpoint and leaves with 130. Several
+    processes: start it with torchrun or accelerate launch.
     """
     out = Output(as_json=as_json, quiet=quiet)
     if job.output is None and not job.dry_run:
         raise typer.BadParameter("say where to write: -o OUT", param_hint="--output")
-    connector = fresh.keywords(settings.seed or 0)
     with out.working(f"preparing to train {model}", fetches=not Path(model).is_dir()):
         from dcsurgery.training.finetune import preview_finetune
         from dcsurgery.training.settings import make_settings

@@ -5,9 +5,9 @@ None means that the setting's own default holds, which depends on --stage and --
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -231,48 +231,3 @@ class ScheduleOptions:
 @dataclass(frozen=True)
 class SettingOptions(ScheduleOptions, RateOptions, TrainOptions):
     """All fields of TrainingSettings."""
-
-
-@dataclass(frozen=True)
-class FreshConnector:
-    """The connector that an unconverted model gets on the way: as `dcsurgery convert` does it."""
-
-    connector: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KIND",
-            help="Connector for a MODEL that has none yet, as in `dcsurgery convert`: dci, sci, "
-            "sti or mix.",
-        ),
-    ] = None
-    groups: Annotated[
-        int | None, typer.Option(metavar="N", help="Number of groups of that connector.")
-    ] = None
-    layers: Annotated[
-        str | None, typer.Option(metavar="LAYERS", help="Hidden states that it reads.")
-    ] = None
-    norm: Annotated[
-        bool, typer.Option("--norm", help="A LayerNorm on every state it adds (sci).")
-    ] = False
-    pool: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="2 keeps a quarter of the image tokens, 1 all."),
-    ] = None
-    init: Annotated[
-        str | None, typer.Option(metavar="INIT", help="Its start: preserve or paper.")
-    ] = None
-    form: Annotated[
-        str | None, typer.Option(metavar="FORM", help="Form of OUT: stock or delta.")
-    ] = None
-
-    def keywords(self, seed: int) -> dict[str, Any] | None:
-        """Return make_spec's keywords; None when no connector is asked for.
-
-        Raises BadParameter for an option that needs --connector.
-        """
-        given = {key: value for key, value in asdict(self).items() if value}
-        if self.connector is None:
-            for key in given:
-                raise typer.BadParameter("needs --connector", param_hint=f"--{key}")
-            return None
-        return {**given, "seed": seed}

@@ -16,7 +16,7 @@ from dcsurgery.checkpoint.checks import parse_object, read_text
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.checkpoint.digests import digest, file_bytes
 from dcsurgery.connectors.attach import attach
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import CheckpointNotFoundError, MalformedCheckpointError, RequestError
 from dcsurgery.loading.adopted_models import from_checkpoint
 from dcsurgery.loading.parameter_names import (
@@ -69,7 +69,7 @@ def load_model(
 def _load_original(checkpoint: Checkpoint, kwargs: dict[str, Any]) -> Any:
     model = load_stock(checkpoint, **kwargs)
     if isinstance(checkpoint, Adopted) and checkpoint.connector is not None:
-        plan = make_plan(checkpoint, ConnectorSpec(kind=checkpoint.connector.kind))
+        plan = make_plan(checkpoint, Connector.of(checkpoint.connector.kind))
         _attach(model, plan, published_tensors(checkpoint, plan))
     return model
 

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from dcsurgery.errors import RequestError
+from dcsurgery.connectors.request import Connector
+from dcsurgery.errors import DcSurgeryError, RequestError
 from dcsurgery.evaluation.eval_report import Metric
+from dcsurgery.fields import told_fields
 from dcsurgery.training.settings import TrainingSettings
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
@@ -29,19 +31,6 @@ class Base(_Section):
     model: str
     revision: str | None = None
     tower: dict[str, str] = {}
-
-
-class Connector(_Section):
-    """The options of `dcsurgery convert`; `kind` is --connector."""
-
-    kind: str = "dci"
-    groups: int = 2
-    layers: str | None = None
-    norm: bool = False
-    pool: int = 1
-    init: Literal["preserve", "paper"] = "preserve"
-    seed: int = 0
-    form: Literal["stock", "delta"] | None = None
 
 
 class Verify(_Section):
@@ -160,6 +149,13 @@ def parse_recipe(values: Any, where: str) -> Recipe:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise RequestError(f"{where}: {place}: {_said(first)}", hint=_meant(first)) from None
+    except DcSurgeryError as error:  # what a request refuses by itself
+        raise RequestError(f"{where}: {error.message}", hint=error.hint) from None
+    if recipe.connector.form == "reference":
+        raise RequestError(
+            f"{where}: connector.form: what comes after reads no reference form",
+            hint="leave it out; export: {form: reference} writes it at the end",
+        )
     names = {step.name for step in recipe.eval}
     for row in recipe.expected:
         if row.eval is not None and row.eval not in names:
@@ -189,7 +185,7 @@ def _meant(problem: Any) -> str:
 
 def _keys_at(location: tuple[str | int, ...]) -> list[str]:
     """The keys a section knows; list positions in the location do not count."""
-    sections: dict[tuple[str, ...], type[BaseModel]] = {
+    sections: dict[tuple[str, ...], type] = {
         (): Recipe,
         ("base",): Base,
         ("connector",): Connector,
@@ -203,4 +199,6 @@ def _keys_at(location: tuple[str | int, ...]) -> list[str]:
         ("smoke",): Smoke,
     }
     found = sections.get(tuple(part for part in location if isinstance(part, str)))
-    return [] if found is None else list(found.model_fields)
+    if found is None:
+        return []
+    return list(found.model_fields if issubclass(found, BaseModel) else told_fields(found))

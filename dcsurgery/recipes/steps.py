@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,20 +93,16 @@ def _folder(place: Place, step: Step) -> Path:
 
 
 def _convert(recipe: Recipe) -> Step:
-    options = recipe.connector.model_dump()
-    kind = options.pop("kind")
-
     def run(place: Place) -> dict[str, Any]:
         from dcsurgery.surgery.convert import convert_checkpoint
 
         done = convert_checkpoint(
             place.base,
             place.work / "convert",
-            connector=kind,
+            connector=recipe.connector,
             revision=place.revision,
             towers=place.towers,
             overwrite=True,
-            **options,
         )
         plan = done.plan
         return {
@@ -116,7 +112,7 @@ def _convert(recipe: Recipe) -> Step:
             "loader": plan.loader,
         }
 
-    return Step("convert", {"connector": recipe.connector.model_dump()}, (), "convert", run)
+    return Step("convert", {"connector": asdict(recipe.connector)}, (), "convert", run)
 
 
 def _verify(recipe: Recipe, steps: list[Step]) -> None:

@@ -7,9 +7,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack
 
-from dcsurgery.architectures import Form, find_architecture, named
+from dcsurgery.architectures import find_architecture, named
 from dcsurgery.checkpoint.checks import render_object
 from dcsurgery.checkpoint.contents import CONFIG, Checkpoint
 from dcsurgery.checkpoint.copying import Transfer, make_folder, write_file
@@ -21,9 +21,8 @@ from dcsurgery.checkpoint.rewrite import (
     write_tensors,
 )
 from dcsurgery.checkpoint.staging import staged_output
-from dcsurgery.connectors.spec import ConnectorSpec, Init, Layers
-from dcsurgery.errors import PlanError, RequestError
-from dcsurgery.features import parse_layers
+from dcsurgery.connectors.request import Connector, ConnectorKeywords
+from dcsurgery.errors import PlanError
 from dcsurgery.originals import TowerPlaces, open_model
 from dcsurgery.originals.adopted import Adopted
 from dcsurgery.surgery.delta_readme import delta_readme
@@ -71,45 +70,24 @@ class Conversion:
         return sum(item.written for item in self.transfers)
 
 
-def make_spec(  # noqa: PLR0913 - one keyword per CLI option, by design
-    connector: str = "dci",
-    groups: int = 2,
-    layers: str | Layers | None = None,
-    init: str = "preserve",
-    seed: int = 0,
-    form: str | None = None,
-    norm: bool = False,
-    pool: int = 1,
-) -> ConnectorSpec:
-    """Return a ConnectorSpec from plain values. Raises RequestError or PlanError."""
-    if init not in ("preserve", "paper"):
-        raise RequestError(f"init {init!r} does not exist", hint="choose preserve or paper")
-    if form not in (None, "stock", "delta", "reference"):
-        raise RequestError(f"form {form!r} does not exist", hint="choose stock, delta or reference")
-    if seed < 0:
-        raise RequestError(f"seed {seed} is negative", hint="choose a seed of 0 or more")
-    parsed = parse_layers(layers) if isinstance(layers, str) else layers
-    return ConnectorSpec(
-        connector, groups, parsed, cast(Init, init), seed, cast(Form | None, form), norm, pool
-    )
-
-
 def preview_conversion(  # noqa: PLR0913 - one keyword per CLI option, by design
     model: str | Path,
-    spec: ConnectorSpec,
-    *,
-    revision: str | None = None,
     output: str | Path | None = None,
+    *,
+    connector: Connector | str | None = None,
+    revision: str | None = None,
     overwrite: bool = False,
     link: bool = False,
     towers: Mapping[str, str] | None = None,
+    **options: Unpack[ConnectorKeywords],
 ) -> Preview:
     """Return the whole plan without writing anything; a Hub model's weights are not fetched.
 
-    Raises whatever convert_checkpoint would refuse.
+    Takes what convert_checkpoint takes, and raises whatever that would refuse.
     """
-    checkpoint = _open(model, revision, spec, towers)
-    plan = make_plan(checkpoint, spec)
+    asked = Connector.of(connector, **options)
+    checkpoint = _open(model, revision, asked, towers)
+    plan = make_plan(checkpoint, asked)
     target = Path(output) if output is not None else None
     needed = _bytes_to_write(checkpoint, plan, target, link, towers)
     if target is not None:
@@ -121,36 +99,31 @@ def convert_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
     model: str | Path,
     output: str | Path,
     *,
-    connector: str = "dci",
-    groups: int = 2,
-    layers: str | Layers | None = None,
-    init: str = "preserve",
-    seed: int = 0,
-    form: str | None = None,
-    norm: bool = False,
-    pool: int = 1,
+    connector: Connector | str | None = None,
     revision: str | None = None,
     overwrite: bool = False,
     link: bool = False,
     towers: Mapping[str, str] | None = None,
+    **options: Unpack[ConnectorKeywords],
 ) -> Conversion:
     """Install a connector in a model and write the result to `output`.
 
-    `model` is a folder or a Hub id; `towers` says where the vision tower is that a model in its
-    original format names (its name -> folder or Hub id). Everything is checked before the first
-    byte; `output` appears whole, by one rename. Raises DcSurgeryError of the fitting kind; the
-    source is never changed.
+    `model` is a folder or a Hub id; `connector` a Connector, or its kind with the other fields as
+    keywords (layers="7,15"); `towers` says where the vision tower is that a model in its original
+    format names (its name -> folder or Hub id). Everything is checked before the first byte;
+    `output` appears whole, by one rename. Raises DcSurgeryError of the fitting kind; the source is
+    never changed.
     """
     started = time.perf_counter()
-    spec = make_spec(connector, groups, layers, init, seed, form, norm, pool)
-    checkpoint = _open(model, revision, spec, towers)
-    plan = make_plan(checkpoint, spec)
+    asked = Connector.of(connector, **options)
+    checkpoint = _open(model, revision, asked, towers)
+    plan = make_plan(checkpoint, asked)
     target = Path(output)
     needed = _bytes_to_write(checkpoint, plan, target, link, towers)
     if plan.form != "delta" and not checkpoint.is_local:
         check_output(target, overwrite=overwrite, needed=needed)  # before a long download
-        checkpoint = _open(model, revision, spec, towers, weights=True)
-        plan = make_plan(checkpoint, spec)
+        checkpoint = _open(model, revision, asked, towers, weights=True)
+        plan = make_plan(checkpoint, asked)
         needed = _bytes_to_write(checkpoint, plan, target, link, towers)
     staging = staged_output(target, overwrite=overwrite, sources=checkpoint.folders, needed=needed)
     with staging as folder:
@@ -167,13 +140,13 @@ def convert_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
 def _open(
     model: str | Path,
     revision: str | None,
-    spec: ConnectorSpec,
+    asked: Connector,
     towers: Mapping[str, str] | None,
     *,
     weights: bool = False,
 ) -> Checkpoint:
     # The reference form needs the tower's name also where the model holds the tower.
-    places = TowerPlaces(towers or {}, optional=spec.form == "reference")
+    places = TowerPlaces(towers or {}, optional=asked.form == "reference")
     checkpoint = open_model(model, revision, weights=weights, towers=places)
     if PLAN_FILE in checkpoint.side_files:
         raise PlanError(

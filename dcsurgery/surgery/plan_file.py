@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dcsurgery import __version__
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import Form
-from dcsurgery.connectors.spec import Init
 from dcsurgery.errors import CheckpointNotFoundError, MalformedCheckpointError
 from dcsurgery.features import FeatureBlock, FeatureLayout
 
@@ -137,7 +136,8 @@ class SurgeryPlan(_Record):
     pool: int = Field(default=1, ge=1)
     feature_layers: list[int]
     form: Form
-    init: Init
+    # published: the values are those of a checkpoint that has its connector already.
+    init: Literal["preserve", "paper", "published"]
     seed: int
     stock_layers: list[int] | None
     config_changes: dict[str, dict[str, Any]]

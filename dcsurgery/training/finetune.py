@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import platform
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
 from dcsurgery import __version__
 from dcsurgery.checkpoint.destination import check_output
+from dcsurgery.connectors.request import Connector, ConnectorKeywords
 from dcsurgery.data.batches import (
     Collator,
     Sample,
@@ -24,7 +26,7 @@ from dcsurgery.data.batches import (
 from dcsurgery.data.conversations import BadRow
 from dcsurgery.data.prompts import Prompter
 from dcsurgery.data.rows import data_digest, read_rows
-from dcsurgery.errors import TrainingError
+from dcsurgery.errors import RequestError, TrainingError
 from dcsurgery.surgery.convert import Conversion
 from dcsurgery.surgery.plan_file import DELTA_FOLDER, TrainingRecord
 from dcsurgery.training.checkpoints import latest_checkpoint, load_trained
@@ -85,7 +87,7 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
     *,
     images: str | Path | None = None,
     settings: TrainingSettings | None = None,
-    connector: Mapping[str, Any] | None = None,
+    connector: Connector | str | Mapping[str, Any] | None = None,
     split: str = "train",
     streaming: bool = False,
     revision: str | None = None,
@@ -93,11 +95,12 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
     resume: bool = False,
     overwrite: bool = False,
     watch: Watch | None = None,
+    **options: Unpack[ConnectorKeywords],
 ) -> Finetuned:
     """Train a connector and write the model to `output`, in the form that `model` has.
 
     `model` is a folder or Hub id that convert or finetune wrote, or an unconverted one with
-    `connector`, the keywords of convert ({"connector": "dci"}). `data` and `images` are as
+    `connector`, which it gets on the way as convert takes it. `data` and `images` are as
     read_rows takes them. Checkpoints and log are kept in OUTPUT.training/ until `output` is whole;
     `resume` goes on from there to the same weights, to the bit on a CPU. `watch` is called with
     every step. Raises DcSurgeryError of the fitting kind; the source is never changed. SIGINT and
@@ -105,7 +108,7 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
     """
     target = Path(output)
     settings = (settings or TrainingSettings()).resolved()
-    origin = Origin(model, revision, base, connector)
+    origin = Origin(model, revision, base, _asked(connector, options))
     source = Data(data, None if images is None else Path(images), split, streaming)
     check_output(target, overwrite=overwrite, sources=[check_origin(origin)])
     workspace = check_workspace(target, resume=resume, overwrite=overwrite)
@@ -134,20 +137,21 @@ def preview_finetune(  # noqa: PLR0913 - one keyword per CLI option, by design
     *,
     images: str | Path | None = None,
     settings: TrainingSettings | None = None,
-    connector: Mapping[str, Any] | None = None,
+    connector: Connector | str | Mapping[str, Any] | None = None,
     split: str = "train",
     streaming: bool = False,
     revision: str | None = None,
     base: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    **options: Unpack[ConnectorKeywords],
 ) -> TrainingPreview:
     """Return what finetune_connector would do, measured on one micro-batch; nothing is written.
 
     Raises whatever it would refuse.
     """
     settings = (settings or TrainingSettings()).resolved()
-    origin = Origin(model, revision, base, connector)
+    origin = Origin(model, revision, base, _asked(connector, options))
     source = Data(data, None if images is None else Path(images), split, streaming)
     folder = check_origin(origin)
     if output is not None:
@@ -169,6 +173,20 @@ def preview_finetune(  # noqa: PLR0913 - one keyword per CLI option, by design
         estimate=estimate(begun.model, job),
         batch=(size, count, processes()),
     )
+
+
+def _asked(
+    connector: Connector | str | Mapping[str, Any] | None, options: ConnectorKeywords
+) -> Connector | None:
+    if isinstance(connector, Mapping):
+        text = "connector is a Connector, or its kind with the other fields as keywords"
+        warnings.warn(text, DeprecationWarning, stacklevel=3)
+        return Connector.of(**{**connector, **options})
+    if connector is None and options:
+        raise RequestError(
+            f"{', '.join(options)} is said of no connector", hint='name its kind: connector="dci"'
+        )
+    return None if connector is None else Connector.of(connector, **options)
 
 
 def _job(origin: Origin, source: Data, settings: TrainingSettings) -> tuple[Job, Start]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,13 +12,14 @@ import torch
 
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.checkpoint.model_ref import fetch, parse_reference
+from dcsurgery.connectors.request import Connector
 from dcsurgery.data.processor import load_processor
 from dcsurgery.errors import CheckpointNotFoundError, RequestError
 from dcsurgery.loading.load import load_for_training, read_delta
 from dcsurgery.loading.parameter_names import plain_parameters
 from dcsurgery.originals import open_model
 from dcsurgery.surgery.base_model import find_base
-from dcsurgery.surgery.convert import convert_checkpoint, make_spec
+from dcsurgery.surgery.convert import convert_checkpoint
 from dcsurgery.surgery.plan import make_plan
 from dcsurgery.surgery.plan_file import (
     ADAPTER_FOLDER,
@@ -54,13 +54,13 @@ class Start:
 @dataclass(frozen=True)
 class Origin:
     """What to train: a model (`revision` of a Hub id), where its `base` is now, and the connector
-    that an unconverted one gets: keywords of make_spec.
+    that an unconverted one gets.
     """
 
     model: str | Path
     revision: str | None = None
     base: str | Path | None = None
-    connector: Mapping[str, Any] | None = None
+    connector: Connector | None = None
 
 
 def check_origin(origin: Origin) -> Path:
@@ -84,6 +84,11 @@ def check_origin(origin: Origin) -> Path:
             f"{origin.model} has no dense connector yet",
             hint="say which it gets on the way: --connector dci, or convert it first",
         )
+    if origin.connector is not None and origin.connector.form == "reference":
+        raise RequestError(
+            "a training ends in the stock or the delta form, not in the reference's",
+            hint="leave out --form, then: dcsurgery export OUT -o REFERENCE --form reference",
+        )
     return folder
 
 
@@ -93,11 +98,11 @@ def start(origin: Origin, settings: TrainingSettings) -> Start:
     if origin.connector is None:
         return _load(folder, folder, origin, settings)
     checkpoint = open_model(origin.model, origin.revision)
-    form = make_plan(checkpoint, make_spec(**origin.connector)).form
+    form = make_plan(checkpoint, origin.connector).form
     with tempfile.TemporaryDirectory(prefix="dcsurgery-") as place:
         delta = Path(place) / "delta"
-        asked = {**origin.connector, "form": "delta"}
-        convert_checkpoint(origin.model, delta, revision=origin.revision, **asked)
+        asked = replace(origin.connector, form="delta")
+        convert_checkpoint(origin.model, delta, revision=origin.revision, connector=asked)
         found = _load(delta, None, origin, settings)
     return replace(found, plan=found.plan.model_copy(update={"form": form}))
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.tiny.mini_gemini import Language, write_tiny_mini_gemini
 from tests.architectures.cases import Case, TinyModel
 from tests.architectures.contract import Contract
@@ -40,7 +40,7 @@ class MiniGeminiContract(Contract):
     language: Language = "llama"
     grid = 1
     whole = False
-    specs = (ConnectorSpec("dci"),)
+    specs = (Connector("dci"),)
 
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
@@ -87,7 +87,7 @@ class MiniGeminiContract(Contract):
 
 
 class TestLlama(MiniGeminiContract):
-    specs = (ConnectorSpec("sci"),)
+    specs = (Connector("sci"),)
 
 
 class TestGemmaWithTilesAndWhole(MiniGeminiContract):

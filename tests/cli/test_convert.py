@@ -127,7 +127,7 @@ def test_every_option_reaches_the_plan(
 @pytest.mark.parametrize(
     ("options", "hint"),
     [
-        (["--connector", "dense"], "choose one of dci, sci"),
+        (["--connector", "dense"], "choose dci, sci, sti or mix"),
         (["--init", "zero"], "preserve or paper"),
         (["--form", "onnx"], "stock, delta or reference"),
         (["--seed", "-1"], "0 or more"),

@@ -113,7 +113,7 @@ def test_json_has_the_record_and_the_plan(
     [
         ("", "2 say where to write"),
         ("-o OUT --groups 3", "2 needs --connector"),
-        ("-o OUT --connector dense", "1 choose one of dci"),
+        ("-o OUT --connector dense", "1 choose dci"),
         ("-o OUT --connector dci --warmup 2", "1 warmup 2.0: input should be"),
         ("-o OUT --connector dci --stage 3", "1 stage 3"),
     ],

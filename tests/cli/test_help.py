@@ -102,5 +102,5 @@ def test_every_connector_kind_is_in_the_help(run: Run) -> None:
     from dcsurgery.connectors import KINDS
 
     text = " ".join(run("convert", "--help").stdout.split())
-    for kind in KINDS.values():
-        assert f"{kind.name}: {kind.summary}" in text
+    for kind, summary in KINDS.items():
+        assert f"{kind}: {summary}" in text

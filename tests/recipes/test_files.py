@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from dcsurgery.errors import DcSurgeryError, RequestError
+from dcsurgery.features import parse_layers
 from dcsurgery.recipes.catalog import (
     change_fields,
     find_recipe,
@@ -92,7 +93,7 @@ def test_set_reaches_one_stage_or_all_and_reads_numbers() -> None:
 def test_layers_may_be_written_without_quotes(text: str) -> None:
     changed = change_fields(tiny(), (f"connector.layers={text}", "base.revision=2024"))
     recipe = parse_recipe(changed, "mine")
-    assert recipe.connector.layers == str(int(text) if text.isdigit() else text)
+    assert recipe.connector.layers == parse_layers(text)
     assert recipe.base.revision == "2024"
 
 
@@ -143,7 +144,7 @@ def test_a_sweep_is_every_combination_with_folder_names() -> None:
         "connector-dci,seed-0",
         "connector-dci,seed-1",
     ]
-    assert points[1].recipe.connector.layers == "7,15"
+    assert points[1].recipe.connector.layers == ((7, 15),)
     assert points[3].recipe.connector.seed == 1
     assert not points[0].recipe.sweep
 

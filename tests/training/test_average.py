@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.training.average import averaged
 from dcsurgery.training.settings import TrainingSettings
 from tests.architectures import test_llava
@@ -40,7 +40,7 @@ class Watch(TrainerCallback):
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("average") / "model"
-    return make_case(test_llava.TestClip.tiny(folder, 1), ConnectorSpec("dci"))
+    return make_case(test_llava.TestClip.tiny(folder, 1), Connector("dci"))
 
 
 @pytest.fixture(scope="module")

@@ -147,7 +147,7 @@ def test_stage_two_from_an_unconverted_model_is_one_step(
     values = {"stage": 2, "connector_lr": None, "projector_lr": None, "lr": 1e-3}
     done = finetune_connector(
         tiny_siglip, data, place / "stock",
-        settings=TrainingSettings(**{**FAST, **values}), connector={"connector": "dci"},
+        settings=TrainingSettings(**{**FAST, **values}), connector="dci",
     )  # fmt: skip
     plan = read_plan(done.output)
     assert plan.form == "stock" and plan.training[0].train == "full"
@@ -237,7 +237,7 @@ def test_what_is_trained_starts_from_the_stored_values_whatever_the_base_is_load
     ("change", "words"),
     [
         ({"model": "base"}, "has no dense connector yet"),
-        ({"connector": {"connector": "dci"}}, "has a dci connector already"),
+        ({"connector": "dci"}, "has a dci connector already"),
         ({"output": "data"}, "exists and is not empty"),
         ({"data": "gone.json"}, "gone.json"),
         ({"resume": True, "overwrite": True}, "--resume goes on"),

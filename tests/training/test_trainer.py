@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.data import IterableDataset
 
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import RequestError, TrainingError
 from dcsurgery.training.checkpoints import latest_checkpoint
 from dcsurgery.training.logs import draw, read_log
@@ -35,7 +35,7 @@ from tests.training.tasks import (
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("training") / "model"
-    return make_case(test_llava.TestClip.tiny(folder, 1), ConnectorSpec("dci"))
+    return make_case(test_llava.TestClip.tiny(folder, 1), Connector("dci"))
 
 
 @pytest.fixture(scope="module")

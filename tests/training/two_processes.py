@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from tests.architectures import test_llava
 from tests.architectures.cases import TinyModel, make_case
 from tests.training.tasks import make_rows, run
@@ -29,7 +29,7 @@ STOP = 5
 
 def work(base: Path, folder: Path, rank: int = 0, stop_at: int | None = None) -> None:
     """Train and save what came out; with `stop_at`, stop after that step and go on from there."""
-    case = make_case(TinyModel(base, test_llava.llava_inputs), ConnectorSpec("dci"))
+    case = make_case(TinyModel(base, test_llava.llava_inputs), Connector("dci"))
     model = case.attached()
     rows = make_rows(case.tiny, model, 12)
     rows.rows[3]["labels"][:, :-1] = -100

@@ -1,0 +1,138 @@
+"""Fields that explain and check themselves: one declaration for Python, recipes and command line.
+
+A request is a frozen dataclass whose fields are Annotated[type, Told(...)] and whose __post_init__
+calls check_fields. Its options are made of it by cli.options, its section of a recipe by pydantic.
+Only the standard library is imported here: `--help` shows every field.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from math import inf
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from dcsurgery.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Told:
+    """What people are told about a field, and the bounds of a number: `least` <= it < `below`.
+
+    `name` is the option's where that is not the field's; `hint` what to do about a wrong value,
+    where its type and bounds do not say it well enough.
+    """
+
+    help: str
+    metavar: str = "N"
+    least: float = -inf
+    below: float = inf
+    name: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a request: the option's name, its type, whether None is one of its values.
+
+    `kind` is object for a field of several types, which its request checks itself.
+    """
+
+    name: str
+    kind: Any
+    optional: bool
+    told: Told
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The only values of a Literal; empty for other types."""
+        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+
+
+def told_fields(request: type) -> dict[str, Field]:
+    """Return the fields of a request that are told about, by their names in it."""
+    hints = get_type_hints(request, include_extras=True)
+    found = {}
+    for field in fields(request):
+        hint = hints[field.name]
+        for told in getattr(hint, "__metadata__", ()):
+            if isinstance(told, Told):
+                plain = hint.__origin__
+                union = () if get_origin(plain) is Literal else get_args(plain)
+                kinds = [kind for kind in union or (plain,) if kind is not type(None)]
+                name = told.name or field.name
+                kind = kinds[0] if len(kinds) == 1 else object
+                found[field.name] = Field(name, kind, type(None) in union, told)
+    return found
+
+
+def check_fields(request: object) -> None:
+    """Bring every number of a request to its type, in place.
+
+    Raises RequestError that names a field which cannot be meant, its value and what would do.
+    """
+    for name, field in told_fields(type(request)).items():
+        value = getattr(request, name)
+        if field.kind is not object and (value is not None or not field.optional):
+            object.__setattr__(request, name, _fitting(field, value))
+
+
+def _fitting(field: Field, value: Any) -> Any:
+    choices, told = field.choices, field.told
+    if choices:
+        if any(value == choice and type(value) is type(choice) for choice in choices):
+            return value
+        raise RequestError(
+            f"{field.name} {value!r} does not exist",
+            hint=told.hint or f"choose {either(choices)}",
+        )
+    read, words = READERS[field.kind]
+    try:
+        number = read(value)
+    except (TypeError, ValueError):
+        raise RequestError(f"{field.name} {value!r} is not {words}", hint=_fits(field)) from None
+    if field.kind in (int, float) and not told.least <= number < told.below:
+        raise RequestError(f"{field.name} {value} is out of range", hint=_fits(field))
+    return number
+
+
+def either(choices: Sequence[Any]) -> str:
+    """Like "a, b or c"."""
+    *most, last = map(str, choices)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _fits(field: Field) -> str:
+    told, bounds = field.told, []
+    if told.least > -inf:
+        bounds.append(f"{told.least:g} or more")
+    if told.below < inf:
+        bounds.append(f"less than {told.below:g}")
+    return told.hint or f"give {READERS[field.kind][1]}" + f" of {', '.join(bounds)}" * bool(bounds)
+
+
+def _exactly(kind: type) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise TypeError
+        return value
+
+    return read
+
+
+def _number(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def convert(value: Any) -> Any:
+        if isinstance(value, bool):
+            raise TypeError
+        return read(value)
+
+    return convert
+
+
+READERS: dict[Any, tuple[Callable[[Any], Any], str]] = {
+    int: (_number(operator.index), "a whole number"),
+    float: (_number(float), "a number"),
+    bool: (_exactly(bool), "true or false"),
+    str: (_exactly(str), "text"),
+}
