@@ -114,7 +114,7 @@ def test_the_plan_says_what_it_relies_on_and_what_it_wrote(
     assert {k: v.size for k, v in plan.base.files.items()} == {
         path.name: path.stat().st_size for path in base.glob("model-*.safetensors")
     }
-    assert plan.blocks == [[0, 1], [2, 3]]
+    assert plan.layout.groups == ((0, 1), (2, 3))
     weights = {name: tensor.numpy().tobytes() for name, tensor in load(base).items()}
     assert plan.relies_on == {
         name: hashlib.sha256(data).hexdigest()

@@ -336,16 +336,30 @@ def test_plans_that_are_no_json_object_are_malformed(name: str, tmp_path: Path) 
     assert "convert" in caught.value.hint and "plan.json" in caught.value.message
 
 
+def reads(*groups: list[int]) -> Callable[[dict[str, Any]], object]:
+    """Make a plan's blocks read these groups of states."""
+    blocks = [{"layers": group} for group in groups]
+    return lambda plan: plan["layout"].update(blocks=blocks)
+
+
 BROKEN_VALUES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "unknown key": (lambda plan: plan.update(extra=1), "extra"),
     "unknown key inside": (lambda plan: plan["base"].update(extra=1), "base.extra"),
-    "newer schema": (lambda plan: plan.update(schema_version=2), "schema_version"),
+    "newer schema": (lambda plan: plan.update(schema_version=3), "schema_version"),
     "missing key": (lambda plan: plan.pop("form"), "form"),
     "unknown form": (lambda plan: plan.update(form="both"), "form"),
-    "no blocks": (lambda plan: plan.update(blocks=[]), "blocks"),
-    "an empty block": (lambda plan: plan.update(blocks=[[0], []]), "blocks.1"),
-    "a state the tower lacks": (lambda plan: plan.update(blocks=[[0], [5]]), "state 5"),
-    "a negative state": (lambda plan: plan.update(blocks=[[-1], [2]]), "state -1"),
+    "no blocks": (reads(), "layout"),
+    "an empty block": (reads([0], []), "blocks.1"),
+    "a state the tower lacks": (reads([0], [5]), "state 5"),
+    "a negative state": (reads([-1], [2]), "state -1"),
+    "an unknown key in the layout": (lambda plan: plan["layout"].update(extra=1), "layout.extra"),
+    "an unknown key in a block": (
+        lambda plan: plan["layout"]["blocks"][0].update(extra=1),
+        "layout.blocks.0.extra",
+    ),
+    "a stride of none": (lambda plan: plan["layout"].update(stride=0), "layout"),
+    "a pool of none": (lambda plan: plan["layout"].update(pool=0), "layout"),
+    "no layout": (lambda plan: plan.pop("layout"), "layout"),
     "no anatomy": (lambda plan: plan.update(anatomy={}), "anatomy"),
     "an anatomy of text": (lambda plan: plan["anatomy"]["tower"].update(depth="deep"), "depth"),
     "a tower missing": (lambda plan: plan["anatomy"].pop("tower"), "tower"),

@@ -217,7 +217,7 @@ def _identity(begun: Start, source: Data) -> dict[str, Any]:
         "data": data_digest(source.data),
         "split": source.split,
         "base": plan.base.config_sha256,
-        "connector": [plan.kind, plan.blocks, plan.pool],
+        "connector": [plan.kind, list(map(list, plan.layout.groups)), plan.layout.pool],
         "values": [record.sha256 for record in plan.delta],
     }
 

@@ -116,7 +116,7 @@ def test_swapped_columns_in_the_fold_fail(trained: Pair, tmp_path: Path) -> None
 
 
 def test_a_wrong_layer_in_the_plan_fails(trained: Pair) -> None:
-    assert trained.plan.blocks == [[0, 1], [2, 3]]
+    assert trained.plan.layout.groups == ((0, 1), (2, 3))
     for blocks in ([[0, 1], [2, 4]], [[0, 2], [1, 3]], [[2, 3], [0, 1]]):
         assert failed(features(with_plan(trained, blocks=blocks))) == {FOLD}
 

@@ -142,7 +142,10 @@ STOCK_DAMAGE: dict[str, tuple[Damage, str]] = {
     "planned file of the base": (edit_plan(lambda v: v["base"]["files"].pop(FIRST)), BASE),
     "planned anatomy": (edit_plan(lambda v: v["anatomy"].update(dropped_tokens=1)), BASE),
     "planned feature layer": (edit_plan(lambda v: v.update(feature_layers=[2])), BASE),
-    "planned group more": (edit_plan(lambda v: v["blocks"].append([0])), BASE),
+    "planned group more": (
+        edit_plan(lambda v: v["layout"]["blocks"].append({"layers": [0]})),
+        BASE,
+    ),
     "planned dtype": (edit_plan(lambda v: v["delta"][0].update(dtype="I8")), BASE),
     "planned connector gone": (edit_plan(lambda v: v["delta"].pop(0)), BASE),
     "nothing planned to change": (edit_plan(lambda v: v.update(changed=[])), BASE),
