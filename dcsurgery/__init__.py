@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,14 +20,15 @@ if TYPE_CHECKING:
     from dcsurgery.publishing.push import PushResult
     from dcsurgery.publishing.push import push_checkpoint as push
     from dcsurgery.recipes import Recipe, RecipeRun, load_recipe, run_recipe
-    from dcsurgery.surgery.convert import Conversion
+    from dcsurgery.surgery.conversion import Conversion, ConversionPlan
     from dcsurgery.surgery.convert import convert_checkpoint as convert
+    from dcsurgery.surgery.convert import plan_conversion as plan
     from dcsurgery.surgery.export import export_checkpoint as export
     from dcsurgery.surgery.inspection import Inspection
     from dcsurgery.surgery.inspection import inspect_checkpoint as inspect
     from dcsurgery.surgery.plan_file import SurgeryPlan, read_plan
-    from dcsurgery.training.finetune import Finetuned, TrainingPreview, preview_finetune
     from dcsurgery.training.finetune import finetune_connector as finetune
+    from dcsurgery.training.finetuned import Finetuned, TrainingPlan
     from dcsurgery.training.settings import TrainingSettings
     from dcsurgery.verification import Report
     from dcsurgery.verification import verify_checkpoint as verify
@@ -37,6 +39,7 @@ __all__ = [
     "Answer",
     "Connector",
     "Conversion",
+    "ConversionPlan",
     "EvalReport",
     "EvalSettings",
     "Finetuned",
@@ -46,7 +49,7 @@ __all__ = [
     "RecipeRun",
     "Report",
     "SurgeryPlan",
-    "TrainingPreview",
+    "TrainingPlan",
     "TrainingSettings",
     "__version__",
     "ask",
@@ -57,7 +60,7 @@ __all__ = [
     "inspect",
     "load",
     "load_recipe",
-    "preview_finetune",
+    "plan",
     "push",
     "read_plan",
     "register",
@@ -69,17 +72,18 @@ __all__ = [
 _HOMES = {
     "Answer": "evaluation.ask:Answer",
     "Connector": "connectors.request:Connector",
-    "Conversion": "surgery.convert:Conversion",
+    "Conversion": "surgery.conversion:Conversion",
+    "ConversionPlan": "surgery.conversion:ConversionPlan",
     "EvalReport": "evaluation.eval_report:EvalReport",
     "EvalSettings": "evaluation.runner:EvalSettings",
-    "Finetuned": "training.finetune:Finetuned",
+    "Finetuned": "training.finetuned:Finetuned",
     "Inspection": "surgery.inspection:Inspection",
     "PushResult": "publishing.push:PushResult",
     "Recipe": "recipes:Recipe",
     "RecipeRun": "recipes:RecipeRun",
     "Report": "verification:Report",
     "SurgeryPlan": "surgery.plan_file:SurgeryPlan",
-    "TrainingPreview": "training.finetune:TrainingPreview",
+    "TrainingPlan": "training.finetuned:TrainingPlan",
     "TrainingSettings": "training.settings:TrainingSettings",
     "ask": "evaluation.ask:ask_model",
     "convert": "surgery.convert:convert_checkpoint",
@@ -89,7 +93,7 @@ _HOMES = {
     "inspect": "surgery.inspection:inspect_checkpoint",
     "load": "loading.load:load_model",
     "load_recipe": "recipes:load_recipe",
-    "preview_finetune": "training.finetune:preview_finetune",
+    "plan": "surgery.convert:plan_conversion",
     "push": "publishing.push:push_checkpoint",
     "read_plan": "surgery.plan_file:read_plan",
     "register": "modeling:register",
@@ -100,6 +104,7 @@ _HOMES = {
 # Names of 0.1, kept for one release.
 _RENAMED = {
     "ConnectorSpec": "Connector",
+    "TrainingPreview": "TrainingPlan",
     "ask_model": "ask",
     "convert_checkpoint": "convert",
     "evaluate_checkpoints": "evaluate",
@@ -112,23 +117,33 @@ _RENAMED = {
 }
 
 
+# Functions of 0.1 that are called in another way now: what to call, and what still works.
+_REPLACED: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "make_plan": ("plan(model, ...)", "surgery.plan:make_plan", {}),
+    "preview_finetune": (
+        "finetune(..., dry_run=True)", "training.finetune:finetune_connector", {"dry_run": True},
+    ),
+}  # fmt: skip
+
+
 def __getattr__(name: str) -> Any:
     """Import public names on first use (PEP 562), so that `import dcsurgery` stays instant."""
+    options: dict[str, Any] = {}
+    home = _HOMES.get(_RENAMED.get(name, name), "")
     if name in _RENAMED:
-        new = _RENAMED[name]
-        warnings.warn(f"dcsurgery.{name} is now dcsurgery.{new}", DeprecationWarning, stacklevel=2)
-        name = new
-    if name == "make_plan":
-        warnings.warn(
-            "dcsurgery.make_plan is now dcsurgery.convert(..., dry_run=True)",
-            DeprecationWarning,
-            stacklevel=2,
-        )
-        return importlib.import_module("dcsurgery.surgery.plan").make_plan
-    if name not in _HOMES:
+        _warn(name, _RENAMED[name])
+    elif name in _REPLACED:
+        new, home, options = _REPLACED[name]
+        _warn(name, new)
+    elif not home:
         raise AttributeError(f"module 'dcsurgery' has no attribute {name!r}")
-    home, _, attribute = _HOMES[name].partition(":")
-    return getattr(importlib.import_module(f"dcsurgery.{home}"), attribute)
+    module, _, attribute = home.partition(":")
+    found = getattr(importlib.import_module(f"dcsurgery.{module}"), attribute)
+    return partial(found, **options) if options else found
+
+
+def _warn(old: str, new: str) -> None:
+    warnings.warn(f"dcsurgery.{old} is now dcsurgery.{new}", DeprecationWarning, stacklevel=3)
 
 
 def __dir__() -> list[str]:

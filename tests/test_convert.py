@@ -30,7 +30,7 @@ from dcsurgery.errors import (
     PlanError,
     RequestError,
 )
-from dcsurgery.surgery.convert import convert_checkpoint, preview_conversion
+from dcsurgery.surgery.convert import convert_checkpoint, plan_conversion
 from dcsurgery.surgery.plan_file import DELTA_FILE, PLAN_FILE, read_plan
 from tests.checkpoint.folders import (
     LLAVA_CONFIG,
@@ -90,7 +90,7 @@ def test_every_other_file_is_the_same_bytes(base: Path, tmp_path: Path) -> None:
     for name in before.keys() - {WEIGHT}:
         assert same(before[name], after[name])
     assert {item.file for item in done.transfers} == names(out)
-    assert done.bytes_written <= preview_conversion(base).bytes_to_write
+    assert done.bytes_written <= plan_conversion(base).bytes_to_write
 
 
 def test_a_delta_holds_no_base_weights(base: Path, tmp_path: Path) -> None:
@@ -330,8 +330,8 @@ def test_links_need_room_for_what_is_copied_only(
     with pytest.raises(CheckpointError, match="are needed"):
         convert_checkpoint(base, tmp_path / "OUT")
     with pytest.raises(CheckpointError, match="are needed"):
-        preview_conversion(base, tmp_path / "OUT")
-    preview_conversion(base, tmp_path / "OUT", link=True)
+        plan_conversion(base, tmp_path / "OUT")
+    plan_conversion(base, tmp_path / "OUT", link=True)
     convert_checkpoint(base, tmp_path / "OUT", link=True)
     # On another disk no link is possible, and everything needs room.
     monkeypatch.setattr("dcsurgery.surgery.convert.on_same_disk", lambda *_: False)
@@ -356,12 +356,12 @@ def test_outputs_that_are_refused(overwrite: bool, form: str, base: Path, tmp_pa
 
 
 def preview(base: Path, output: Path, *, form: str, overwrite: bool) -> object:
-    return preview_conversion(base, output, form=form, overwrite=overwrite)
+    return plan_conversion(base, output, form=form, overwrite=overwrite)
 
 
 def test_a_preview_writes_nothing(base: Path, tmp_path: Path) -> None:
     before = snapshot(tmp_path)
-    found = preview_conversion(base, tmp_path / "a" / "OUT")
+    found = plan_conversion(base, tmp_path / "a" / "OUT")
     assert snapshot(tmp_path) == before
     assert not (tmp_path / "a").exists()
     done = convert_checkpoint(base, tmp_path / "OUT")

@@ -115,6 +115,14 @@ def fetch(ref: ModelRef, *, cached_only: bool = False, pickles: bool = False) ->
     return replace(ref, folder=folder, commit=folder.name)
 
 
+def local_folder(model: str | Path, revision: str | None = None) -> Path:
+    """Return the folder of a model, fetched if need be. Raises CheckpointNotFoundError."""
+    found = fetch(parse_reference(model, revision)).folder
+    if found is None:
+        raise CheckpointNotFoundError(f"{model} was not found", hint="check the path or the Hub id")
+    return found
+
+
 def fetch_cached(ref: ModelRef, weights: bool, pickles: bool) -> ModelRef:
     """Return a snapshot of the cache, with pickles only where there are no other weights.
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from dcsurgery.cli import units
 from dcsurgery.cli.options import AsJson, Device, Dtype, Prompt, Quiet
 from dcsurgery.cli.output import Output
+from dcsurgery.printing import units
 
 if TYPE_CHECKING:
     from dcsurgery.evaluation.eval_report import EvalReport, ModelResult
@@ -114,7 +114,7 @@ def eval(
     with out.working(text, fetches=True) if remote else out.stepping(text) as show:
         from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
 
-        def progress(model: str, done: int, rows: int) -> None:
+        def progress(done: int, rows: int, model: str) -> None:
             if show is not None:
                 show(done, rows, model)
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from dcsurgery.cli import units
-from dcsurgery.cli.convert import list_moves
 from dcsurgery.cli.options import (
     AsJson,
+    DryRun,
     Link,
+    Out,
     Overwrite,
     Quiet,
     Revision,
@@ -22,12 +22,9 @@ from dcsurgery.cli.options import (
 )
 from dcsurgery.cli.output import Output
 
-if TYPE_CHECKING:
-    from dcsurgery.surgery.convert import Conversion
-    from dcsurgery.surgery.plan_file import SurgeryPlan, TrainingRecord
-
 EXAMPLES = (
     "dcsurgery export my-llava-delta -o my-llava-stock",
+    "dcsurgery export my-llava-delta --dry-run",
     "dcsurgery export my-llava-delta -o my-llava-lora --keep-lora",
 )
 
@@ -36,7 +33,7 @@ EXAMPLES = (
 class ExportOptions:
     """Where and how a trained connector is written."""
 
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write.")]
+    output: Out = None
     form: Annotated[
         str,
         typer.Option(
@@ -62,6 +59,7 @@ class ExportOptions:
     tower: Towers = None
     overwrite: Overwrite = False
     link: Link = False
+    dry_run: DryRun = False
 
 
 def export(
@@ -69,7 +67,7 @@ def export(
         str,
         typer.Argument(metavar="MODEL", help="A folder or Hub id that convert or finetune wrote."),
     ],
-    options: ExportOptions,
+    write: ExportOptions,
     revision: Revision = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -82,58 +80,19 @@ def export(
     out = Output(as_json=as_json, quiet=quiet)
     from dcsurgery.surgery.export import export_checkpoint
 
-    growing = Path(f"{options.output.absolute()}.partial")
-    remote = not Path(model).is_dir()
-    with out.working(f"writing {options.output}", growing=growing, fetches=remote):
-        done = export_checkpoint(
-            model,
-            options.output,
-            form=options.form,
-            base=options.base,
-            keep_lora=options.keep_lora,
-            revision=revision,
-            overwrite=options.overwrite,
-            link=options.link,
-            towers=read_towers(options.tower),
-        )
-    if as_json:
-        out.data(_values(done))
-        return
-    _show(done, out)
-    out.tell(f"\nnext:\n  dcsurgery verify {shlex.quote(str(done.output))}")
-
-
-def _values(done: Conversion) -> dict[str, Any]:
-    return {
-        "schema_version": 1,
-        "output": str(done.output),
-        "seconds": round(done.seconds, 3),
-        "bytes_written": done.bytes_written,
-        "transfers": [asdict(item) for item in done.transfers],
-        "plan": done.plan.model_dump(mode="json"),
+    options: dict[str, Any] = {
+        name: getattr(write, name) for name in ("form", "base", "keep_lora", "overwrite", "link")
     }
-
-
-def _show(done: Conversion, out: Output) -> None:
-    plan = done.plan
-    out.show(f"{done.output}: {plan.kind} in {plan.base.id}, {plan.form} form", "bold")
-    rows = [("trained", _trained(record)) for record in plan.training] or [("trained", "not yet")]
-    rows += _adapter(plan, done.output)
-    written = f"{units.size(done.bytes_written)} in {units.seconds(done.seconds)}"
-    moves = "\n".join(list_moves(done.transfers))
-    out.facts([*rows, ("written", written), ("weight files", moves), ("loads with", plan.loader)])
-
-
-def _trained(record: TrainingRecord) -> str:
-    count = units.plural(len(record.trained), "tensor")
-    return f"{record.train}: {units.plural(record.steps, 'step')}, {count}, on {record.data}"
-
-
-def _adapter(plan: SurgeryPlan, output: Path) -> list[tuple[str, str]]:
-    if plan.adapter is None:
-        return []
-    count = len(plan.adapter.targets)
-    if plan.adapter.merged:
-        return [("LoRA", f"merged into {units.plural(count, 'tensor')}")]
-    place = str(output / "dense_connector" / "lora")
-    return [("LoRA", f'kept beside the weights: model.load_adapter("{place}")')]
+    options |= {"revision": revision, "towers": read_towers(write.tower)}
+    if write.dry_run:
+        with out.working(f"planning the export of {model}"):
+            plan = export_checkpoint(model, write.output, dry_run=True, **options)
+        out.result(plan, "\ndry run: nothing was written")
+        return
+    if write.output is None:
+        raise typer.BadParameter("say where to write: -o OUT", param_hint="--output")
+    growing = Path(f"{write.output.absolute()}.partial")
+    remote = not Path(model).is_dir()
+    with out.working(f"writing {write.output}", growing=growing, fetches=remote):
+        done = export_checkpoint(model, write.output, **options)
+    out.result(done, f"\nnext:\n  dcsurgery verify {shlex.quote(str(done.output))}")

@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcsurgery.cli import units
 from dcsurgery.cli.options import AsJson, Model, Quiet, Revision
 from dcsurgery.cli.output import Output
 from dcsurgery.cli.training_options import DataOptions, SettingOptions
 from dcsurgery.connectors.request import Connector
 
 if TYPE_CHECKING:
-    from dcsurgery.data.conversations import BadRow
-    from dcsurgery.training.finetune import Finetuned, TrainingPreview
-    from dcsurgery.training.freeze import Trained
+    pass
 
 EXAMPLES = (
     "dcsurgery finetune llava-dci --data data/rows.json -o llava-tuned",
@@ -89,45 +86,35 @@ def finetune(
     if job.output is None and not job.dry_run:
         raise typer.BadParameter("say where to write: -o OUT", param_hint="--output")
     with out.working(f"preparing to train {model}", fetches=not Path(model).is_dir()):
-        from dcsurgery.training.finetune import preview_finetune
+        from dcsurgery.training.finetune import finetune_connector
         from dcsurgery.training.settings import make_settings
 
         given = {key: value for key, value in asdict(settings).items() if value is not None}
         arguments = asdict(job) | {"settings": make_settings(**given), "connector": connector}
-        if arguments.pop("dry_run"):
-            preview = preview_finetune(model, **arguments)
-    if job.dry_run:
-        _show_preview(preview, model, out)
+        if arguments["dry_run"]:
+            plan = finetune_connector(model, **arguments)
+    if job.output is not None and not job.dry_run:
+        _train(model, job.output, arguments, out)
     else:
-        _train(model, arguments, out)
+        nothing = "dry run: nothing was trained or written; [[...]] is what carries the loss"
+        out.result(plan, f"\n{nothing}")
 
 
-def _train(model: str, arguments: Mapping[str, Any], out: Output) -> None:
+def _train(model: str, output: Path, arguments: Mapping[str, Any], out: Output) -> None:
     from dcsurgery.training.feeding import rank
     from dcsurgery.training.finetune import finetune_connector
 
     if rank():
         out = Output(quiet=True)
-    output = arguments["output"]
     again = f"dcsurgery finetune {shlex.quote(model)} ... -o {shlex.quote(str(output))} --resume"
     with out.stepping(f"training {model}") as show:
-
-        def watch(row: dict[str, Any]) -> None:
-            words = f"loss {row['loss']:.4f}, {row['tokens_per_second']:,.0f} tokens/s"
-            show(row["step"], row["steps"], words)
-
         try:
-            done = finetune_connector(model, watch=watch, **arguments)
+            done = finetune_connector(model, progress=show, **arguments)
         except (KeyboardInterrupt, SystemExit):
             out.tell(_stopped(output, again))
             raise
-    if rank():
-        return
-    if out.as_json:
-        out.data(_done(done))
-        return
-    _show_done(done, out)
-    out.tell(f"\nnext:\n  dcsurgery verify {shlex.quote(str(done.output))}")
+    if not rank():
+        out.result(done, f"\nnext:\n  dcsurgery verify {shlex.quote(str(done.output))}")
 
 
 def _stopped(output: Path, again: str) -> str:
@@ -141,109 +128,3 @@ def _stopped(output: Path, again: str) -> str:
     return (
         f"stopped; {folder} keeps the training after step {step_of(checkpoint)}\nnext:\n  {again}"
     )
-
-
-def _done(done: Finetuned) -> dict[str, Any]:
-    conversion = done.conversion
-    return {
-        "schema_version": 1,
-        "dry_run": False,
-        "output": str(done.output),
-        "trained": _trained(done.result.trained),
-        "resumed_at": done.result.resumed_at,
-        "record": done.record.model_dump(mode="json"),
-        "bad_rows": [asdict(bad) for bad in done.bad],
-        "plan": None if conversion is None else conversion.plan.model_dump(mode="json"),
-    }
-
-
-def _trained(trained: Trained) -> dict[str, Any]:
-    return {
-        group: {"parameters": trained.counts[group], "tensors": list(names)}
-        for group, names in trained.groups.items()
-    }
-
-
-def _show_done(done: Finetuned, out: Output) -> None:
-    record, result = done.record, done.result
-    out.show(f"{done.output}: trained for {units.plural(result.steps, 'step')}", "bold")
-    resumed = f", resumed at step {result.resumed_at}" if result.resumed_at else ""
-    rows = [
-        *_groups(result.trained),
-        ("data", f"{record.data}: {units.plural(record.rows, 'row')}{_skipped(done.bad)}"),
-        ("epochs", f"{record.epochs:g}, batches of {record.batch_size}{resumed}"),
-        ("loss", f"{record.first_loss:.4f} -> {record.last_loss:.4f}"),
-        ("time", units.seconds(record.seconds)),
-        ("log", "dense_connector/training.jsonl, dense_connector/training.png"),
-    ]
-    if done.conversion is not None:
-        rows.append(("loads with", done.conversion.plan.loader))
-    out.facts(rows)
-
-
-def _groups(trained: Trained) -> list[tuple[str, str]]:
-    lines = [
-        f"{group}: {units.count(trained.counts[group])} in {units.plural(len(names), 'tensor')}"
-        for group, names in trained.groups.items()
-    ]
-    return [("trains", "\n".join(lines))]
-
-
-def _skipped(bad: tuple[BadRow, ...]) -> str:
-    if not bad:
-        return ""
-    named = [f"\n{row.id}: {row.reason}" for row in bad[:LISTED_ROWS]]
-    more = f"\nand {len(bad) - LISTED_ROWS} more" if len(bad) > LISTED_ROWS else ""
-    return f", {len(bad)} skipped:" + "".join(named) + more
-
-
-def _show_preview(preview: TrainingPreview, model: str, out: Output) -> None:
-    if out.as_json:
-        out.data(_planned(preview))
-        return
-    settings, needs = preview.settings, preview.estimate
-    out.show(f"plan: train {model} for {units.plural(preview.steps, 'step')}", "bold")
-    size, count, workers = preview.batch
-    batch = f"{size} at a time x {count} before an update x {units.plural(workers, 'process')}"
-    rates = {
-        "connector": settings.connector_lr,
-        "projector": settings.projector_lr,
-        "language": settings.lr,
-        "tower": settings.tower_lr,
-    }
-    lines = [f"{group}: {rates[group]:g}" for group in preview.trained.groups]
-    memory = (
-        f"{units.size(needs.memory)}: weights {units.size(needs.parameters)}, gradients "
-        f"{units.size(needs.gradients)}, optimiser {units.size(needs.optimizer)}, activations "
-        f"{units.size(needs.activations)}"
-    )
-    total = units.seconds(needs.seconds_per_step * preview.steps)
-    out.facts(
-        [
-            *_groups(preview.trained),
-            ("rates", "\n".join(lines)),
-            ("rows", f"{preview.rows:,}{_skipped(preview.bad)}"),
-            ("batch", f"{settings.batch_size} rows: {batch}"),
-            ("memory", memory),
-            ("time", f"about {total}, {units.seconds(needs.seconds_per_step)} for one step"),
-        ]
-    )
-    for sample in preview.samples:
-        cut = ", cut" if sample.truncated else ""
-        out.heading(f"{sample.id}: {sample.tokens} tokens, {sample.supervised} supervised{cut}")
-        out.passage(sample.pieces)
-    out.tell("\ndry run: nothing was trained or written; [[...]] is what carries the loss")
-
-
-def _planned(preview: TrainingPreview) -> dict[str, Any]:
-    return {
-        "schema_version": 1,
-        "dry_run": True,
-        "trained": _trained(preview.trained),
-        "settings": preview.settings.model_dump(mode="json"),
-        "steps": preview.steps,
-        "rows": preview.rows,
-        "bad_rows": [asdict(bad) for bad in preview.bad],
-        "samples": [asdict(sample) for sample in preview.samples],
-        "estimate": {**asdict(preview.estimate), "memory": preview.estimate.memory},
-    }

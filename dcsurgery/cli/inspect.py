@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from dcsurgery.cli import units
 from dcsurgery.cli.options import AsJson, Model, Quiet, Revision, Towers, read_towers
 from dcsurgery.cli.output import Output
+from dcsurgery.printing import units
 
 if TYPE_CHECKING:
     from dcsurgery.surgery.inspection import ConnectorOffer, Inspection
@@ -158,7 +158,7 @@ def _costs(offer: ConnectorOffer) -> list[tuple[str, ...]]:
 
 
 def _draw(found: Inspection, out: Output) -> None:
-    from dcsurgery.cli.wiring import draw_wiring
+    from dcsurgery.printing.wiring import draw_wiring
 
     layouts = [offer.layout for offer in found.offers if offer.layout and not found.converted]
     for line in draw_wiring(found.anatomy, layouts).split("\n"):

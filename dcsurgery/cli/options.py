@@ -33,6 +33,13 @@ Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="No progress, no advice: only the result, and errors."),
 ]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="OUT", help="Folder to write. Needed, except with --dry-run."
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the whole plan and write nothing.")]
 Overwrite = Annotated[
     bool,
     typer.Option("--overwrite", help="Replace OUT, which stays until the new one is whole."),
@@ -84,21 +91,11 @@ def read_towers(values: list[str] | None) -> dict[str, str]:
 class WriteOptions:
     """Where and how a conversion writes."""
 
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="OUT",
-            help="Folder to write. Needed, except with --dry-run.",
-        ),
-    ] = None
+    output: Out = None
     overwrite: Overwrite = False
     link: Link = False
     tower: Towers = None
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the whole plan and write nothing.")
-    ] = False
+    dry_run: DryRun = False
 
 
 def spread(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcsurgery.cli.options import AsJson, Quiet
+from dcsurgery.cli.options import AsJson, Quiet, Revision
 from dcsurgery.cli.output import Output
 from dcsurgery.errors import DcSurgeryError
 
@@ -56,10 +56,11 @@ class VerifyOptions:
 
 
 def verify(
-    path: Annotated[
-        Path, typer.Argument(metavar="OUT", help="A folder that `dcsurgery convert` wrote.")
+    model: Annotated[
+        str, typer.Argument(metavar="OUT", help="What `dcsurgery convert` wrote: folder or Hub id.")
     ],
     options: VerifyOptions,
+    revision: Revision = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> int:
@@ -70,11 +71,12 @@ def verify(
     fails; the report is on stdout either way.
     """
     out = Output(as_json=as_json, quiet=quiet)
-    with out.working(f"verifying {path}", fetches=_base_is_remote(path, options.against)):
+    with out.working(f"verifying {model}", fetches=_fetches(Path(model), options.against)):
         from dcsurgery.verification import verify_checkpoint
 
         report = verify_checkpoint(
-            path,
+            model,
+            revision=revision,
             against=options.against,
             images=options.image or [],
             deep=options.deep,
@@ -87,10 +89,12 @@ def verify(
     return 0 if report.passed else FAILED
 
 
-def _base_is_remote(path: Path, against: str | None) -> bool:
-    """True when the base may have to be downloaded; False as well when that cannot be known."""
+def _fetches(path: Path, against: str | None) -> bool:
+    """True when something may have to be downloaded; False too when that cannot be known."""
     from dcsurgery.surgery.plan_file import read_plan
 
+    if not path.is_dir():
+        return True
     if against is not None:
         return not Path(against).is_dir()
     try:

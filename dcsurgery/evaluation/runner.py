@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ from dcsurgery.evaluation.generation import answer_losses, generate_answers, pla
 from dcsurgery.evaluation.metrics import score, with_options
 from dcsurgery.evaluation.summary import Scored, summarise
 from dcsurgery.loading.load import load_model
+from dcsurgery.printing.sheet import Progress
 from dcsurgery.verification.models import free_memory
 
 METRICS = ("exact", "vqa", "loss", "choice")
-Progress = Callable[[str, int, int], None]
 Batch = list[tuple[int, Row]]
 
 
@@ -82,7 +82,7 @@ def evaluate_checkpoints(
 
     `models` are folders or Hub ids of any form; the first is what the others are compared with.
     `options` are `split` and `revision` of a Hugging Face data set, `overwrite`, and `progress(
-    model, done, rows)`. An evaluation that was interrupted goes on where it stopped. Raises
+    done, rows, model)`. An evaluation that was interrupted goes on where it stopped. Raises
     RequestError, CheckpointError or OutputExistsError.
     """
     chosen = settings or EvalSettings()
@@ -171,7 +171,7 @@ class _Run:
             finished += len(batch)
             progress: Progress | None = self.options.get("progress")
             if progress is not None:
-                progress(name, finished, len(usable))
+                progress(finished, len(usable), name)
         del model
         free_memory()
 

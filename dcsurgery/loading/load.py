@@ -15,9 +15,10 @@ from dcsurgery.architectures import named
 from dcsurgery.checkpoint.checks import parse_object, read_text
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.checkpoint.digests import digest, file_bytes
+from dcsurgery.checkpoint.model_ref import local_folder
 from dcsurgery.connectors.attach import attach
 from dcsurgery.connectors.request import Connector
-from dcsurgery.errors import CheckpointNotFoundError, MalformedCheckpointError, RequestError
+from dcsurgery.errors import MalformedCheckpointError, RequestError
 from dcsurgery.loading.adopted_models import from_checkpoint
 from dcsurgery.loading.parameter_names import (
     plain_parameters,
@@ -52,7 +53,7 @@ def load_model(
     from_pretrained (dtype, device_map, ...). Raises CheckpointError when the base is missing or is
     not the one the delta was made for.
     """
-    folder = _local_folder(path, revision)
+    folder = local_folder(path, revision)
     if not (folder / PLAN_FILE).is_file() and (folder / "config.json").is_file():
         if is_original(parse_object(read_text(folder / "config.json"), "config.json")):
             return _load_original(open_model(path, revision, weights=True), kwargs)
@@ -95,7 +96,7 @@ def load_for_training(
     is. The model is in eval mode, an adapter frozen. Raises what load_model raises, and
     CheckpointNotFoundError for a folder without a plan.
     """
-    folder = _local_folder(path, revision)
+    folder = local_folder(path, revision)
     plan = read_plan(folder)
     return _load_branch(plan, folder, base, kwargs), plan
 
@@ -109,15 +110,6 @@ def _load_branch(
     if plan.adapter is not None:
         load_adapter(model, plan, folder)
     return model
-
-
-def _local_folder(path: str | Path, revision: str | None) -> Path:
-    from dcsurgery.checkpoint.model_ref import fetch, parse_reference
-
-    found = fetch(parse_reference(path, revision)).folder
-    if found is None:
-        raise CheckpointNotFoundError(f"{path} was not found", hint="check the path or the Hub id")
-    return found
 
 
 @contextmanager

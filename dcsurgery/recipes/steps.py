@@ -166,7 +166,7 @@ def _finetune(stage: Finetune, number: int, model: Step) -> Step:
             split=stage.split,
             resume=resume,
             overwrite=not resume,
-            watch=lambda row: tell(f"step {row['step']} of {row['steps']}, loss {row['loss']:.4f}"),
+            progress=lambda step, steps, words: tell(f"step {step} of {steps}, {words}"),
         )
         return {"training": done.record.model_dump(mode="json")}
 
@@ -193,7 +193,7 @@ def _eval(item: Eval, first: Step, last: Step) -> Step:
             images=None if item.images is None else place.data / item.images,
             settings=EvalSettings(**settings),
             split=item.split,
-            progress=lambda model, done, rows: tell(f"{Path(model).name}: row {done} of {rows}"),
+            progress=lambda done, rows, model: tell(f"{Path(model).name}: row {done} of {rows}"),
         )
         try:
             report = evaluate(overwrite=not place.goes_on)

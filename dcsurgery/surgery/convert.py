@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack, overload
 
 from dcsurgery.architectures import find_architecture, named
 from dcsurgery.checkpoint.checks import render_object
@@ -25,6 +25,7 @@ from dcsurgery.connectors.request import Connector, ConnectorKeywords
 from dcsurgery.errors import PlanError
 from dcsurgery.originals import TowerPlaces, open_model
 from dcsurgery.originals.adopted import Adopted
+from dcsurgery.surgery.conversion import Conversion, ConversionPlan, wanted_output
 from dcsurgery.surgery.delta_readme import delta_readme
 from dcsurgery.surgery.paper_form import TOWER_KEY, reference_checkpoint, write_reference
 from dcsurgery.surgery.plan import make_plan
@@ -47,107 +48,145 @@ from dcsurgery.surgery.processor_changes import (
 METADATA = {"format": "pt"}
 
 
-@dataclass(frozen=True)
-class Preview:
-    """A plan and what carrying it out would cost: an upper bound of the bytes written."""
+class ConvertOptions(ConnectorKeywords, total=False):
+    """The keywords of convert_checkpoint and plan_conversion."""
 
-    plan: SurgeryPlan
-    bytes_to_write: int
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """What was written, where, and how each file came to be."""
-
-    plan: SurgeryPlan
-    output: Path
-    transfers: tuple[Transfer, ...]
-    seconds: float
-
-    @property
-    def bytes_written(self) -> int:
-        """Bytes physically written; shared blocks and hard links cost none."""
-        return sum(item.written for item in self.transfers)
+    connector: Connector | str | None
+    revision: str | None
+    overwrite: bool
+    link: bool
+    towers: Mapping[str, str] | None
 
 
-def preview_conversion(  # noqa: PLR0913 - one keyword per CLI option, by design
-    model: str | Path,
-    output: str | Path | None = None,
-    *,
-    connector: Connector | str | None = None,
-    revision: str | None = None,
-    overwrite: bool = False,
-    link: bool = False,
-    towers: Mapping[str, str] | None = None,
-    **options: Unpack[ConnectorKeywords],
-) -> Preview:
+def plan_conversion(
+    model: str | Path, output: str | Path | None = None, **options: Unpack[ConvertOptions]
+) -> ConversionPlan:
     """Return the whole plan without writing anything; a Hub model's weights are not fetched.
 
-    Takes what convert_checkpoint takes, and raises whatever that would refuse.
+    Takes what convert takes, and raises whatever that would refuse. print() of the plan shows what
+    `dcsurgery convert --dry-run` shows; its `plan` is the content of plan.json.
     """
-    asked = Connector.of(connector, **options)
-    checkpoint = _open(model, revision, asked, towers)
-    plan = make_plan(checkpoint, asked)
-    target = Path(output) if output is not None else None
-    needed = _bytes_to_write(checkpoint, plan, target, link, towers)
-    if target is not None:
-        check_output(target, overwrite=overwrite, sources=checkpoint.folders, needed=needed)
-    return Preview(plan, needed)
+    return convert_checkpoint(model, output, dry_run=True, **options)
 
 
-def convert_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
+@overload
+def convert_checkpoint(
     model: str | Path,
     output: str | Path,
     *,
+    dry_run: Literal[False] = ...,
+    **options: Unpack[ConvertOptions],
+) -> Conversion: ...
+
+
+@overload
+def convert_checkpoint(
+    model: str | Path,
+    output: str | Path | None = ...,
+    *,
+    dry_run: Literal[True],
+    **options: Unpack[ConvertOptions],
+) -> ConversionPlan: ...
+
+
+def convert_checkpoint(
+    model: str | Path,
+    output: str | Path | None = None,
+    *,
+    dry_run: bool = False,
+    **options: Unpack[ConvertOptions],
+) -> Conversion | ConversionPlan:
+    """Install a connector in a model and write the result to `output`.
+
+    `model` is a folder or a Hub id (at `revision`); `connector` a Connector, or its kind with the
+    other fields as keywords (layers="7,15"). `towers` says where the vision tower is that a model
+    in its original format names (its name -> folder or Hub id). Everything is checked before the
+    first byte; `output` appears whole, by one rename; `overwrite` replaces an older one, `link`
+    makes hard links of unchanged weight files. `dry_run` returns the plan and writes nothing.
+    Raises DcSurgeryError of the fitting kind; the source is never changed.
+    """
+    started = time.perf_counter()
+    target = wanted_output(output, dry_run=dry_run)
+    asked = _request(model, target, **options)
+    checkpoint, plan, needed = asked.open()
+    if target is None:
+        return ConversionPlan(plan, needed)
+    sources = checkpoint.folders
+    if dry_run:
+        check_output(target, overwrite=asked.overwrite, sources=sources, needed=needed)
+        return ConversionPlan(plan, needed, target)
+    if plan.form != "delta" and not checkpoint.is_local:
+        check_output(target, overwrite=asked.overwrite, needed=needed)  # before a long download
+        checkpoint, plan, needed = asked.open(weights=True)
+        sources = checkpoint.folders
+    staging = staged_output(target, overwrite=asked.overwrite, sources=sources, needed=needed)
+    with staging as folder:
+        delta = planned_delta(checkpoint, plan)
+        if plan.form == "reference":
+            transfers = write_reference(checkpoint, plan, delta, folder, asked.tower)
+        else:
+            stock = stock_tensors(checkpoint, plan, delta) if plan.form == "stock" else {}
+            written = write_folder(checkpoint, plan, folder, delta, stock, link=asked.link)
+            plan, transfers = written
+    return Conversion(plan, target, transfers, time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What convert was asked for."""
+
+    model: str | Path
+    output: Path | None
+    connector: Connector
+    revision: str | None
+    overwrite: bool
+    link: bool
+    towers: Mapping[str, str]
+
+    @property
+    def tower(self) -> str | None:
+        """What the reference form calls the tower."""
+        return self.towers.get(TOWER_KEY)
+
+    def open(self, *, weights: bool = False) -> tuple[Checkpoint, SurgeryPlan, int]:
+        """Return the model, its plan, and an upper bound of the bytes to write."""
+        # The reference form needs the tower's name also where the model holds the tower.
+        places = TowerPlaces(self.towers, optional=self.connector.form == "reference")
+        checkpoint = open_model(self.model, self.revision, weights=weights, towers=places)
+        _require_unconverted(checkpoint)
+        plan = make_plan(checkpoint, self.connector)
+        return checkpoint, plan, self._bytes_to_write(checkpoint, plan)
+
+    def _bytes_to_write(self, checkpoint: Checkpoint, plan: SurgeryPlan) -> int:
+        delta = planned_delta(checkpoint, plan)
+        small = sum(item.nbytes for item in delta.values()) + 256 * 1024
+        if plan.form == "delta":
+            return small
+        if plan.form == "reference":
+            shown = reference_checkpoint(checkpoint, plan, delta, self.tower)
+            return small + estimate_bytes(shown, {})
+        linked = self.link and can_link(checkpoint, self.output)
+        stock = stock_tensors(checkpoint, plan, delta)
+        return small + estimate_bytes(checkpoint, stock, linked=linked)
+
+
+def _request(  # noqa: PLR0913 - one keyword per CLI option, by design
+    model: str | Path,
+    output: Path | None,
+    *,
     connector: Connector | str | None = None,
     revision: str | None = None,
     overwrite: bool = False,
     link: bool = False,
     towers: Mapping[str, str] | None = None,
     **options: Unpack[ConnectorKeywords],
-) -> Conversion:
-    """Install a connector in a model and write the result to `output`.
-
-    `model` is a folder or a Hub id; `connector` a Connector, or its kind with the other fields as
-    keywords (layers="7,15"); `towers` says where the vision tower is that a model in its original
-    format names (its name -> folder or Hub id). Everything is checked before the first byte;
-    `output` appears whole, by one rename. Raises DcSurgeryError of the fitting kind; the source is
-    never changed.
-    """
-    started = time.perf_counter()
+) -> _Request:
     asked = Connector.of(connector, **options)
-    checkpoint = _open(model, revision, asked, towers)
-    plan = make_plan(checkpoint, asked)
-    target = Path(output)
-    needed = _bytes_to_write(checkpoint, plan, target, link, towers)
-    if plan.form != "delta" and not checkpoint.is_local:
-        check_output(target, overwrite=overwrite, needed=needed)  # before a long download
-        checkpoint = _open(model, revision, asked, towers, weights=True)
-        plan = make_plan(checkpoint, asked)
-        needed = _bytes_to_write(checkpoint, plan, target, link, towers)
-    staging = staged_output(target, overwrite=overwrite, sources=checkpoint.folders, needed=needed)
-    with staging as folder:
-        delta = planned_delta(checkpoint, plan)
-        if plan.form == "reference":
-            named = (towers or {}).get(TOWER_KEY)
-            transfers = write_reference(checkpoint, plan, delta, folder, named)
-            return Conversion(plan, target, transfers, time.perf_counter() - started)
-        stock = stock_tensors(checkpoint, plan, delta) if plan.form == "stock" else {}
-        plan, transfers = write_folder(checkpoint, plan, folder, delta, stock, link=link)
-    return Conversion(plan, target, transfers, time.perf_counter() - started)
+    return _Request(model, output, asked, revision, overwrite, link, towers or {})
 
 
-def _open(
-    model: str | Path,
-    revision: str | None,
-    asked: Connector,
-    towers: Mapping[str, str] | None,
-    *,
-    weights: bool = False,
-) -> Checkpoint:
-    # The reference form needs the tower's name also where the model holds the tower.
-    places = TowerPlaces(towers or {}, optional=asked.form == "reference")
-    checkpoint = open_model(model, revision, weights=weights, towers=places)
+def _require_unconverted(checkpoint: Checkpoint) -> None:
+    """Raise PlanError for our own output, or a file where the connector would be written."""
     if PLAN_FILE in checkpoint.side_files:
         raise PlanError(
             f"{checkpoint.ref.name} was already converted by dcsurgery",
@@ -160,26 +199,6 @@ def _open(
             f"{checkpoint.ref.name} holds {clash}, where the connector would be written",
             hint="move it out of the model's folder if the model does not need it",
         )
-    return checkpoint
-
-
-def _bytes_to_write(
-    checkpoint: Checkpoint,
-    plan: SurgeryPlan,
-    output: Path | None,
-    link: bool,
-    towers: Mapping[str, str] | None,
-) -> int:
-    delta = planned_delta(checkpoint, plan)
-    small = sum(item.nbytes for item in delta.values()) + 256 * 1024
-    if plan.form == "delta":
-        return small
-    if plan.form == "reference":
-        return small + estimate_bytes(
-            reference_checkpoint(checkpoint, plan, delta, (towers or {}).get(TOWER_KEY)), {}
-        )
-    linked = link and can_link(checkpoint, output)
-    return small + estimate_bytes(checkpoint, stock_tensors(checkpoint, plan, delta), linked=linked)
 
 
 def can_link(checkpoint: Checkpoint, output: Path | None) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack, overload
 
 import torch
 
@@ -18,7 +18,6 @@ from dcsurgery.checkpoint.destination import check_output
 from dcsurgery.connectors.request import Connector, ConnectorKeywords
 from dcsurgery.data.batches import (
     Collator,
-    Sample,
     StreamedDataset,
     TrainingDataset,
     dry_run_samples,
@@ -27,12 +26,13 @@ from dcsurgery.data.conversations import BadRow
 from dcsurgery.data.prompts import Prompter
 from dcsurgery.data.rows import data_digest, read_rows
 from dcsurgery.errors import RequestError, TrainingError
-from dcsurgery.surgery.convert import Conversion
+from dcsurgery.printing.sheet import Progress
+from dcsurgery.surgery.conversion import Conversion, wanted_output
 from dcsurgery.surgery.plan_file import DELTA_FOLDER, TrainingRecord
 from dcsurgery.training.checkpoints import latest_checkpoint, load_trained
-from dcsurgery.training.estimate import Estimate, estimate
+from dcsurgery.training.estimate import estimate
 from dcsurgery.training.feeding import Feed, micro_batches, processes, rank
-from dcsurgery.training.freeze import Trained
+from dcsurgery.training.finetuned import Finetuned, TrainingPlan
 from dcsurgery.training.job import Job
 from dcsurgery.training.logs import PLOT_FILE, Watch, draw
 from dcsurgery.training.lora import add_adapters, describe_adapters, save_adapters
@@ -55,85 +55,105 @@ class Data:
     streaming: bool = False
 
 
-@dataclass(frozen=True)
-class Finetuned:
-    """A finished finetune_connector: what was trained, how it went, and what was written."""
+class FinetuneOptions(ConnectorKeywords, total=False):
+    """The keywords of finetune_connector, in a dry run as well."""
 
-    output: Path
-    result: TrainingResult
-    record: TrainingRecord
-    bad: tuple[BadRow, ...]
-    conversion: Conversion | None
-
-
-@dataclass(frozen=True)
-class TrainingPreview:
-    """What a training would do, and would need; `lengths` are tokens of the rows looked at."""
-
-    trained: Trained
-    settings: TrainingSettings
-    steps: int
-    rows: int
-    bad: tuple[BadRow, ...]
-    samples: tuple[Sample, ...]
-    estimate: Estimate
-    batch: tuple[int, int, int]
+    images: str | Path | None
+    settings: TrainingSettings | None
+    connector: Connector | str | Mapping[str, Any] | None
+    split: str
+    streaming: bool
+    revision: str | None
+    base: str | Path | None
+    resume: bool
+    overwrite: bool
 
 
-def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
+@overload
+def finetune_connector(
     model: str | Path,
     data: str | Path,
     output: str | Path,
     *,
-    images: str | Path | None = None,
-    settings: TrainingSettings | None = None,
-    connector: Connector | str | Mapping[str, Any] | None = None,
-    split: str = "train",
-    streaming: bool = False,
-    revision: str | None = None,
-    base: str | Path | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
+    dry_run: Literal[False] = ...,
+    progress: Progress | None = ...,
+    watch: Watch | None = ...,
+    **options: Unpack[FinetuneOptions],
+) -> Finetuned: ...
+
+
+@overload
+def finetune_connector(
+    model: str | Path,
+    data: str | Path,
+    output: str | Path | None = ...,
+    *,
+    dry_run: Literal[True],
+    **options: Unpack[FinetuneOptions],
+) -> TrainingPlan: ...
+
+
+def finetune_connector(
+    model: str | Path,
+    data: str | Path,
+    output: str | Path | None = None,
+    *,
+    dry_run: bool = False,
+    progress: Progress | None = None,
     watch: Watch | None = None,
-    **options: Unpack[ConnectorKeywords],
-) -> Finetuned:
+    **options: Unpack[FinetuneOptions],
+) -> Finetuned | TrainingPlan:
     """Train a connector and write the model to `output`, in the form that `model` has.
 
-    `model` is a folder or Hub id that convert or finetune wrote, or an unconverted one with
-    `connector`, which it gets on the way as convert takes it. `data` and `images` are as
-    read_rows takes them. Checkpoints and log are kept in OUTPUT.training/ until `output` is whole;
-    `resume` goes on from there to the same weights, to the bit on a CPU. `watch` is called with
-    every step. Raises DcSurgeryError of the fitting kind; the source is never changed. SIGINT and
-    SIGTERM save a checkpoint before they raise KeyboardInterrupt or SystemExit.
+    `model` is a folder or Hub id (at `revision`) that convert or finetune wrote, `base` where its
+    base is now; or an unconverted one with `connector`, which it gets on the way as convert takes
+    it. `data`, `images`, `split` and `streaming` are as read_rows takes them. Checkpoints and log
+    are kept in OUTPUT.training/ until `output` is whole; `resume` goes on from there to the same
+    weights, to the bit on a CPU. `progress(step, steps, words)` is called with every step.
+    `dry_run` returns the plan, measured on one micro-batch, and writes nothing. Raises
+    DcSurgeryError of the fitting kind; the source is never changed. SIGINT and SIGTERM save a
+    checkpoint before they raise KeyboardInterrupt or SystemExit.
     """
-    target = Path(output)
-    settings = (settings or TrainingSettings()).resolved()
-    origin = Origin(model, revision, base, _asked(connector, options))
-    source = Data(data, None if images is None else Path(images), split, streaming)
-    check_output(target, overwrite=overwrite, sources=[check_origin(origin)])
-    workspace = check_workspace(target, resume=resume, overwrite=overwrite)
-    job, begun = _job(origin, source, settings)
+    asked = _request(model, data, **options)
+    target = wanted_output(output, dry_run=dry_run)
+    folder = check_origin(asked.origin)
+    if target is not None:
+        check_output(target, overwrite=asked.overwrite, sources=[folder])
+        workspace = check_workspace(target, resume=asked.resume, overwrite=asked.overwrite)
+    job, begun = _job(asked.origin, asked.source, asked.settings)
+    if dry_run or target is None:
+        return _plan(str(model), job, begun)
     open_workspace(workspace)
     if isinstance(job.feed.dataset, TrainingDataset):
         job.feed.dataset.collect_bad(workspace.bad_rows)
-    identity = _identity(begun, source)
-    run = Run(workspace.folder, workspace.resumes, identity, watch)
+    identity = _identity(begun, asked.source)
+    run = Run(workspace.folder, workspace.resumes, identity, _watch(progress, watch))
     result = carry_out(begun.model, job, run)
-    record = _record(begun.model, job, result, source, identity)
+    record = _record(begun.model, job, result, asked.source, identity)
     conversion = None
     if rank() == 0:
         if result.sharded:
-            begun = _reloaded(origin, job, workspace)
-        conversion = _write(target, job, begun, workspace, record, overwrite)
+            begun = _reloaded(asked.origin, job, workspace)
+        conversion = _write(target, job, begun, workspace, record, asked.overwrite)
         _leave_logs(target, job, result, workspace)
         workspace.clear()
     return Finetuned(target, result, record, _bad(job), conversion)
 
 
-def preview_finetune(  # noqa: PLR0913 - one keyword per CLI option, by design
+@dataclass(frozen=True)
+class _Request:
+    """What finetune was asked for."""
+
+    origin: Origin
+    source: Data
+    settings: TrainingSettings
+    resume: bool
+    overwrite: bool
+
+
+def _request(  # noqa: PLR0913 - one keyword per CLI option, by design
     model: str | Path,
     data: str | Path,
-    output: str | Path | None = None,
     *,
     images: str | Path | None = None,
     settings: TrainingSettings | None = None,
@@ -145,37 +165,50 @@ def preview_finetune(  # noqa: PLR0913 - one keyword per CLI option, by design
     resume: bool = False,
     overwrite: bool = False,
     **options: Unpack[ConnectorKeywords],
-) -> TrainingPreview:
-    """Return what finetune_connector would do, measured on one micro-batch; nothing is written.
+) -> _Request:
+    return _Request(
+        Origin(model, revision, base, _connector(connector, options)),
+        Data(data, None if images is None else Path(images), split, streaming),
+        (settings or TrainingSettings()).resolved(),
+        resume,
+        overwrite,
+    )
 
-    Raises whatever it would refuse.
-    """
-    settings = (settings or TrainingSettings()).resolved()
-    origin = Origin(model, revision, base, _asked(connector, options))
-    source = Data(data, None if images is None else Path(images), split, streaming)
-    folder = check_origin(origin)
-    if output is not None:
-        check_output(Path(output), overwrite=overwrite, sources=[folder])
-        check_workspace(Path(output), resume=resume, overwrite=overwrite)
-    job, begun = _job(origin, source, settings)
+
+def _plan(model: str, job: Job, begun: Start) -> TrainingPlan:
+    settings, dataset = job.settings, job.feed.dataset
     if torch.cuda.is_available() and settings.quantize is None:
         begun.model.to("cuda")
-    dataset = job.feed.dataset
-    samples = () if job.feed.streamed else tuple(dry_run_samples(dataset))
     size, count = micro_batches(settings)
-    return TrainingPreview(
+    return TrainingPlan(
+        model=model,
         trained=job.trained,
         settings=settings,
         steps=job.steps,
         rows=0 if job.feed.streamed else len(dataset),
         bad=_bad(job),
-        samples=samples,
+        samples=() if job.feed.streamed else tuple(dry_run_samples(dataset)),
         estimate=estimate(begun.model, job),
         batch=(size, count, processes()),
     )
 
 
-def _asked(
+def _watch(progress: Progress | None, watch: Watch | None) -> Watch | None:
+    if watch is not None:
+        text = "watch(row) is now progress(step, steps, words)"
+        warnings.warn(text, DeprecationWarning, stacklevel=3)
+        return watch
+    if progress is None:
+        return None
+
+    def tell(row: dict[str, Any]) -> None:
+        words = f"loss {row['loss']:.4f}, {row['tokens_per_second']:,.0f} tokens/s"
+        progress(row["step"], row["steps"], words)
+
+    return tell
+
+
+def _connector(
     connector: Connector | str | Mapping[str, Any] | None, options: ConnectorKeywords
 ) -> Connector | None:
     if isinstance(connector, Mapping):

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from dcsurgery.checkpoint.contents import Checkpoint
-from dcsurgery.checkpoint.model_ref import fetch, parse_reference
+from dcsurgery.checkpoint.model_ref import local_folder
 from dcsurgery.connectors.request import Connector
 from dcsurgery.data.processor import load_processor
-from dcsurgery.errors import CheckpointNotFoundError, RequestError
+from dcsurgery.errors import RequestError
 from dcsurgery.loading.load import load_for_training, read_delta
 from dcsurgery.loading.parameter_names import plain_parameters
 from dcsurgery.originals import open_model
@@ -68,11 +68,7 @@ def check_origin(origin: Origin) -> Path:
 
     Raises RequestError when it has a connector and another is asked for, or has none and none is.
     """
-    folder = fetch(parse_reference(origin.model, origin.revision)).folder
-    if folder is None:
-        raise CheckpointNotFoundError(
-            f"{origin.model} was not found", hint="check the path or the Hub id"
-        )
+    folder = local_folder(origin.model, origin.revision)
     converted = (folder / PLAN_FILE).is_file()
     if converted and origin.connector is not None:
         raise RequestError(

@@ -23,7 +23,7 @@ from dcsurgery.loading.parameter_names import (
     unwrapped,
 )
 from dcsurgery.surgery.base_model import find_base, open_base
-from dcsurgery.surgery.convert import Conversion
+from dcsurgery.surgery.conversion import Conversion
 from dcsurgery.surgery.export import bytes_to_write, write_output
 from dcsurgery.surgery.merge_lora import Adapter, describe_adapter, merge_problem, open_adapter
 from dcsurgery.surgery.plan import rewritten

@@ -11,24 +11,27 @@ __all__ = ["Check", "Report", "verify_checkpoint"]
 
 
 def verify_checkpoint(
-    path: str | Path,
+    model: str | Path,
     *,
+    revision: str | None = None,
     against: str | Path | None = None,
     images: Sequence[str | Path] = (),
     deep: bool = False,
     logits: bool = False,
 ) -> Report:
-    """Verify a converted folder against its base and return the report.
+    """Verify a converted model against its base and return the report.
 
-    Structure is checked always (bytes, config, plan); features (tower, connector and projector,
-    without the language model) on `images`, or on a drawn one; `logits` runs the whole models;
-    `deep` also hashes what a hard link already proves equal and compares with the Hub's digests.
+    `model` is a folder or a Hub id (at `revision`), `against` where its base is now. Structure is
+    checked always (bytes, config, plan); features (tower, connector and projector, without the
+    language model) on `images`, or on a drawn one; `logits` runs the whole models; `deep` also
+    hashes what a hard link already proves equal and compares with the Hub's digests.
     Raises DcSurgeryError when a check cannot be made, never when one fails.
     """
+    from dcsurgery.checkpoint.model_ref import local_folder
     from dcsurgery.data.open_images import open_images
     from dcsurgery.verification.structure import open_pair, structure_checks
 
-    pair = open_pair(Path(path), against)
+    pair = open_pair(local_folder(model, revision), against)
     pictures = open_images([Path(image) for image in images])
     checks = structure_checks(pair, deep=deep)
     if all(check.passed for check in checks):
@@ -38,5 +41,5 @@ def verify_checkpoint(
         if logits:
             checks += logit_checks(pair, pictures)
     return Report(
-        output=str(path), base=pair.base.ref.name, form=pair.plan.form, checks=tuple(checks)
+        output=str(model), base=pair.base.ref.name, form=pair.plan.form, checks=tuple(checks)
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from dcsurgery.checkpoint.contents import CONFIG, INDEX, Checkpoint, WeightFile, open_checkpoint
 from dcsurgery.checkpoint.digests import digest, file_bytes, tensor_bytes
 from dcsurgery.checkpoint.headers import Header, read_header
-from dcsurgery.errors import CheckpointNotFoundError, DcSurgeryError
+from dcsurgery.errors import DcSurgeryError
 from dcsurgery.surgery.base_model import check_base, find_base
 from dcsurgery.surgery.convert import edit_config
 from dcsurgery.surgery.delta_readme import BEGIN, CARD
@@ -48,13 +48,9 @@ class Pair:
 def open_pair(folder: Path, against: str | Path | None) -> Pair:
     """Open both sides of a verification.
 
-    Raises CheckpointNotFoundError when the folder, its plan or the base is missing, and
+    Raises CheckpointNotFoundError when the plan or the base is missing, and
     MalformedCheckpointError when the plan or the base is broken.
     """
-    if not folder.is_dir():
-        raise CheckpointNotFoundError(
-            f"there is no folder {folder}", hint="name the folder that `dcsurgery convert` wrote"
-        )
     plan = read_plan(folder)
     base = find_base(plan, against)
     if plan.form == "delta":

@@ -9,7 +9,7 @@ import pytest
 
 from dcsurgery import read_plan
 from dcsurgery.checkpoint.copying import Transfer
-from dcsurgery.cli.convert import _compact, list_moves
+from dcsurgery.surgery.conversion import compact, list_moves
 
 from .conftest import Run
 
@@ -183,7 +183,7 @@ def test_many_weight_files_are_counted_not_listed() -> None:
 
 
 def test_long_lists_of_states_are_shortened() -> None:
-    assert _compact(list(range(24))) == "[0..23]"
-    assert _compact([7, 15, 23]) == "[7, 15, 23]"
-    assert _compact(-2) == "-2" and _compact([]) == "[]" and _compact([True]) == "[true]"
-    assert len(_compact({"key": "x" * 100})) == 60
+    assert compact(list(range(24))) == "[0..23]"
+    assert compact([7, 15, 23]) == "[7, 15, 23]"
+    assert compact(-2) == "-2" and compact([]) == "[]" and compact([True]) == "[true]"
+    assert len(compact({"key": "x" * 100})) == 60

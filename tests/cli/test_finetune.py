@@ -53,13 +53,13 @@ def test_dry_run_shows_three_rows_with_what_is_learnt(
 def test_interrupted_by_ctrl_c_it_leaves_with_130_and_says_how_to_go_on(
     run: Run, tiny_clip: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*args: Any, watch: Any, **options: Any) -> Any:
-        def both(row: dict[str, Any]) -> None:
-            watch(row)
-            if row["step"] == 1:
+    def interrupted(*args: Any, progress: Any, **options: Any) -> Any:
+        def both(step: int, steps: int, words: str) -> None:
+            progress(step, steps, words)
+            if step == 1:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        return real(*args, watch=both, **options)
+        return real(*args, progress=both, **options)
 
     real = finetune.finetune_connector
     out = tmp_path / "out"

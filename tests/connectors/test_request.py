@@ -17,7 +17,7 @@ from dcsurgery.connectors.request import Connector, ConnectorKeywords
 from dcsurgery.errors import DcSurgeryError, RequestError
 from dcsurgery.recipes.catalog import find_recipe, read_yaml
 from dcsurgery.recipes.schema import parse_recipe
-from dcsurgery.surgery.convert import preview_conversion
+from dcsurgery.surgery.convert import plan_conversion
 
 # The field, a value that cannot be meant, and what the hint says about it.
 WRONG: list[tuple[str, Any, str]] = [
@@ -54,7 +54,7 @@ def by_python(model: Path, output: Path, **options: Any) -> None:
 
 
 def by_dry_run(model: Path, output: Path, **options: Any) -> None:
-    preview_conversion(model, output, **options)
+    plan_conversion(model, output, **options)
 
 
 def by_training(model: Path, output: Path, **options: Any) -> None:
@@ -102,9 +102,9 @@ def test_class_kind_and_keywords_plan_the_same(options: dict[str, Any], tiny_cli
     asked = Connector.of(**options)
     keywords = {name: value for name, value in options.items() if name != "connector"}
     plans = [
-        preview_conversion(tiny_clip, connector=asked).plan,
-        preview_conversion(tiny_clip, **options).plan,
-        preview_conversion(tiny_clip, connector=Connector(asked.kind), **keywords).plan,
+        plan_conversion(tiny_clip, connector=asked).plan,
+        plan_conversion(tiny_clip, **options).plan,
+        plan_conversion(tiny_clip, connector=Connector(asked.kind), **keywords).plan,
     ]
     assert plans[0] == plans[1] == plans[2]
     assert (

@@ -108,9 +108,9 @@ def delta(pusher: Pusher, place: Path, hub: Hub) -> tuple[Path, dict[str, Any]]:
 
 
 def _plan(base: Path, place: Path) -> Any:
-    from dcsurgery.surgery.convert import preview_conversion
+    from dcsurgery.surgery.convert import plan_conversion
 
-    return preview_conversion(base, form="delta").plan
+    return plan_conversion(base, form="delta").plan
 
 
 def actions(result: dict[str, Any]) -> dict[str, str]:

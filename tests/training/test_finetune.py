@@ -23,7 +23,8 @@ from dcsurgery.loading.load import load_model
 from dcsurgery.surgery.convert import convert_checkpoint
 from dcsurgery.surgery.plan_file import DELTA_FILE, read_plan
 from dcsurgery.training import finetune
-from dcsurgery.training.finetune import Finetuned, finetune_connector, preview_finetune
+from dcsurgery.training.finetune import finetune_connector
+from dcsurgery.training.finetuned import Finetuned
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.training.start import Origin, start
 from tests.surgery import digests
@@ -91,7 +92,7 @@ def test_out_computes_what_the_training_ended_with(
     once: Finetuned, data: Path, place: Path
 ) -> None:
     """The loss of a further training's first batch is that of the loaded OUT."""
-    again = preview_finetune(once.output, data, settings=fast())
+    again = finetune_connector(once.output, data, settings=fast(), dry_run=True)
     assert again.trained.groups == once.result.trained.groups
     model = load_model(once.output)
     begun = start(Origin(once.output), fast())
@@ -107,13 +108,14 @@ def test_verify_proves_that_only_the_trained_tensors_changed(once: Finetuned) ->
 def test_an_interrupted_training_leaves_no_out_and_resumes_to_the_same_bytes(
     once: Finetuned, delta: Path, data: Path, place: Path
 ) -> None:
-    def interrupt(row: dict[str, Any]) -> None:
-        if row["step"] == 2:
+    def interrupt(step: int, steps: int, words: str) -> None:
+        assert steps == 4 and words.startswith("loss ") and words.endswith(" tokens/s")
+        if step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
     out = place / "cut"
     with pytest.raises(KeyboardInterrupt):
-        finetune_connector(delta, data, out, settings=fast(), watch=interrupt)
+        finetune_connector(delta, data, out, settings=fast(), progress=interrupt)
     assert not out.exists() and (place / "cut.training" / "training.jsonl").is_file()
     with pytest.raises(OutputExistsError, match="stopped after step 3") as caught:
         finetune_connector(delta, data, out, settings=fast())
@@ -181,14 +183,18 @@ def test_lora_on_top_of_a_first_training(once: Finetuned, data: Path, place: Pat
     for name, value in stored.items():
         assert torch.equal(found[name.removeprefix("base_model.model.")], value), "not rounded"
     with pytest.raises(TrainingError, match="of rank 2, not 4"):
-        preview_finetune(done.output, data, settings=fast(train="lora", lora_rank=4))
+        finetune_connector(
+            done.output, data, settings=fast(train="lora", lora_rank=4), dry_run=True
+        )
     with pytest.raises(TrainingError, match="has a LoRA adapter of an earlier training"):
-        preview_finetune(done.output, data, settings=fast(train="full"))
+        finetune_connector(done.output, data, settings=fast(train="full"), dry_run=True)
 
 
 def test_a_preview_measures_and_writes_nothing(delta: Path, data: Path, place: Path) -> None:
     before = sorted(place.iterdir())
-    preview = preview_finetune(delta, data, place / "never", settings=fast(max_steps=None))
+    preview = finetune_connector(
+        delta, data, place / "never", settings=fast(max_steps=None), dry_run=True
+    )
     assert sorted(place.iterdir()) == before
     assert (preview.steps, preview.rows, preview.batch) == (2, 8, (2, 2, 1))
     count = preview.trained.count
@@ -211,10 +217,10 @@ def test_bad_rows_are_named_and_left_out(delta: Path, data: Path, place: Path) -
     rows[2]["image"] = "gone.png"
     broken = data.with_name("broken.json")
     broken.write_text(json.dumps(rows))
-    preview = preview_finetune(delta, broken, settings=fast(max_bad="20%"))
+    preview = finetune_connector(delta, broken, settings=fast(max_bad="20%"), dry_run=True)
     assert [bad.id for bad in preview.bad] == ["row-2"] and preview.rows == 7
     with pytest.raises(RequestError, match="1 of 8 rows cannot be used"):
-        preview_finetune(delta, broken, settings=fast())
+        finetune_connector(delta, broken, settings=fast(), dry_run=True)
 
 
 def test_what_is_trained_starts_from_the_stored_values_whatever_the_base_is_loaded_in(
