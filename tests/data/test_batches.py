@@ -13,12 +13,12 @@ from dcsurgery.data.batches import (
     Collator,
     StreamedDataset,
     TrainingDataset,
-    dry_run_samples,
 )
 from dcsurgery.data.conversations import Row
 from dcsurgery.data.processor import load_processor
 from dcsurgery.data.prompts import IGNORED, Prompter
 from dcsurgery.data.rows import Rows, read_rows
+from dcsurgery.data.samples import dry_run_samples
 from dcsurgery.errors import RequestError
 from dcsurgery.loading.load import load_model
 from dcsurgery.tiny import write_tiny_llava
