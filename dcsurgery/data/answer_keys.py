@@ -12,7 +12,7 @@ from dcsurgery.data.pictures import RowError
 ANSWER = (
     "answers", "answer", "label", "labels", "correct_choice_idx", "response", "completion",
     "output", "outputs", "target", "multiple_choice_answer", "correct_answer", "ground_truth",
-    "gt_answer", "answer_label", "direct_answers", "assistant",
+    "gt_answer", "answer_label", "direct_answers", "solution", "assistant",
 )  # fmt: skip
 # What one of several humans said, where an answer is an object.
 SAID = ("answer", "text", "caption", "raw", "value")

@@ -60,16 +60,18 @@ class Columns:
                         hint=f"its columns: {', '.join(found[:SHOWN]) or 'none'}",
                     )
 
-    def apply(self, raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """Return a row's values under our words, and the row's keys they are made of."""
+    def apply(self, raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bool]]:
+        """Return a row's values under our words, and the keys they are made of: True if renamed."""
         folded: dict[str, Any] = {}
         for key, value in raw.items():
             folded.setdefault(fold(key), value)
         given: dict[str, Any] = {}
-        used: list[str] = []
+        used: dict[str, bool] = {}
         for word, column in self.names.items():
             names = list(_names(column, folded))
-            used += [name if fold(name) in folded else name.split(".")[0] for name in names]
+            for name in names:
+                key = name if fold(name) in folded else name.split(".")[0]
+                used[key] = used.get(key, False) or (key == name and "{" not in column)
             given[word] = _value(word, column, names, folded)
         return given, used
 

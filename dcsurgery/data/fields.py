@@ -7,7 +7,7 @@ import io
 import json
 import math
 import tokenize
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dcsurgery.data.pictures import RowError
@@ -34,14 +34,14 @@ class Fields:
     """The values of a row by folded key, noting what is read.
 
     `given` are values that the user put under our words with --columns; they come first. `used`
-    are the row's own keys that those were made of.
+    are the row's own keys that those were made of: keys that were renamed (True) mean nothing else.
     """
 
     def __init__(
         self,
         raw: Mapping[str, Any],
         given: Mapping[str, Any] | None = None,
-        used: Iterable[str] = (),
+        used: Mapping[str, bool] | None = None,
     ) -> None:
         self.given = dict(given or {})
         self._own: dict[str, Any] = {}
@@ -49,11 +49,13 @@ class Fields:
         for key, value in raw.items():
             self._own.setdefault(fold(key), value)
             self._names.setdefault(fold(key), str(key))
-        self._read = dict.fromkeys(fold(key) for key in used)
+        self._read = dict.fromkeys(fold(key) for key in used or ())
+        self._renamed = {fold(key) for key, renamed in (used or {}).items() if renamed}
 
     def peek(self, name: str) -> Any:
         """Return a key's value without reading it, a given one first."""
-        return self.given.get(name, self._own.get(name))
+        own = None if name in self._renamed else self._own.get(name)
+        return self.given.get(name, own)
 
     def has(self, names: Sequence[str]) -> bool:
         """Whether one of the keys has a value."""
@@ -69,8 +71,10 @@ class Fields:
         return None
 
     def items(self) -> Iterator[tuple[str, Any]]:
-        """Yield the row's own folded keys that have a value, with it."""
-        return ((key, value) for key, value in self._own.items() if not missing(value))
+        """Yield the row's own folded keys that have a value, with it; not those with a new name."""
+        for key, value in self._own.items():
+            if key not in self._renamed and not missing(value):
+                yield key, value
 
     def unread(self) -> Iterator[tuple[str, Any]]:
         """Yield keys as they are written, with their values, that nothing read so far."""
@@ -81,7 +85,7 @@ class Fields:
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys that have a value, as they are written."""
-        return tuple(self._names[key] for key, _ in self.items())
+        return tuple(self._names[key] for key, value in self._own.items() if not missing(value))
 
     @property
     def read(self) -> tuple[str, ...]:

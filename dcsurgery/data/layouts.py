@@ -101,8 +101,8 @@ def read_row(
     unread = picture_like(fields, ids=not sources)
     if unread and not sources:
         raise RowError(
-            f"it has no picture, but {unread[0]!r} looks like one; name it: "
-            f"--columns image={unread[0]}"
+            f"it has no picture, but {', '.join(map(repr, unread))} looks like one; name it: "
+            f"--columns image={'+'.join(unread)}"
         )
     return Row(
         name,

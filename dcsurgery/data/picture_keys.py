@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from dcsurgery.data.fields import Fields, as_list, missing
+from dcsurgery.data.fields import Fields, as_list, fold, missing
 from dcsurgery.data.pictures import ImageSource, RowError, image_source
 
 # In the order of preference. Bytes beat paths: paths are often left over from another machine.
@@ -142,7 +142,7 @@ def picture_like(fields: Fields, ids: bool) -> list[str]:
     return [
         name
         for key, value in fields.unread()
-        if key not in skipped
+        if fold(key) not in skipped
         for name in _looks(key, value, DEPTH)
     ]
 

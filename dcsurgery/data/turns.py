@@ -13,7 +13,10 @@ from dcsurgery.data.picture_keys import Found
 from dcsurgery.data.pictures import RowError
 
 # <image 1> (MMMU), <image_00> (MiniCPM-V), <|image_1|> (Phi), <img>path</img> (Qwen-VL).
-MENTION = re.compile(r"<\|?image[ _]?(\d+)\|?>|<img>(.*?)</img>|<ImageHere>|<image>", re.DOTALL)
+MENTION = re.compile(
+    r"<\|?image[ _]?(\d+)\|?>|<img>(.*?)</img>|<image_placeholder>|<ImageHere>|<\|image\|>|<image>",
+    re.DOTALL,
+)
 ROLE_KEYS, TEXT_KEYS = ("from", "role"), ("value", "content", "text")
 PICTURE_PARTS = ("image", "image_url", "input_image")
 TEXT_PARTS = ("text", "input_text", "output_text")
