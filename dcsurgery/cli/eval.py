@@ -152,8 +152,11 @@ def eval(
 
 def show_report(report: EvalReport, out: Output) -> None:
     """Print the scores of every model, and what differs from the first."""
-    pictures = f"{report.rows_with_pictures} with pictures"
-    out.show(f"{report.metric} on {report.rows} rows of {report.data}, {pictures}", "bold")
+    from collections import Counter
+
+    from dcsurgery.data.census import Census
+
+    out.show(f"{report.metric} on {report.rows} rows of {report.data}", "bold")
     kinds: list[str | None] = [None, *report.models[0].by_type]
     rows = [_row(result, kind) for kind in kinds for result in report.models]
     columns = ("rows of", "model", "score", "95 %", "minus first", "95 %", "p")
@@ -161,10 +164,13 @@ def show_report(report: EvalReport, out: Output) -> None:
     if report.skipped_rows:
         named = "; ".join(f"{name}: {why}" for name, why in list(report.skipped.items())[:3])
         out.show(f"{report.skipped_rows} rows could not be used: {named}")
-    for name, count in report.unread_pictures.items():
-        out.show(f"{name!r} looks like a picture and is not read, in {count} rows")
-    if len(report.models) > 1:
-        out.facts([("p", report.test)])
+    census = Census(
+        report.rows_with_pictures,
+        report.rows_without_pictures,
+        unread=Counter(report.unread_pictures),
+    )
+    facts = [("images", census.pictures())]
+    out.facts([*facts, ("p", report.test)] if len(report.models) > 1 else facts)
 
 
 def _row(result: ModelResult, kind: str | None) -> tuple[str, ...]:

@@ -153,11 +153,11 @@ class StreamedDataset(IterableDataset[Values]):
         for index, row in enumerate(self.rows):
             new = index >= self.bad.total
             self.bad.total = max(self.bad.total, index + 1)
-            if new and isinstance(row, Row):
-                self.census.add(row)
             if index % workers == own:
                 encoded = self._encode(index, row)
                 if encoded is not None:
+                    if new and isinstance(row, Row):
+                        self.census.add(row)
                     yield encoded.values
             if self.bad.total >= ENOUGH:
                 self.bad.check()

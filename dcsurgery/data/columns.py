@@ -49,16 +49,23 @@ class Columns:
                     hint=f"words: {', '.join(words[:SHOWN])}",
                 )
 
+    def absent(self, found: Sequence[str]) -> list[tuple[str, str]]:
+        """Return the words whose columns are not all among those found, with the first missing."""
+        known = {fold(name) for name in found}
+        return [
+            (word, name)
+            for word, column in self.names.items()
+            for name in _names(column, known)
+            if not {fold(name), fold(name.split(".")[0])} & known
+        ]
+
     def check(self, found: Sequence[str]) -> None:
         """Raise RequestError for a name that is no column of the data."""
-        known = {fold(name) for name in found}
-        for word, column in self.names.items():
-            for name in _names(column, known):
-                if fold(name) not in known and fold(name.split(".")[0]) not in known:
-                    raise RequestError(
-                        f"--columns {word}={column}: the data has no column {name!r}",
-                        hint=f"its columns: {', '.join(found[:SHOWN]) or 'none'}",
-                    )
+        for word, name in self.absent(found):
+            raise RequestError(
+                f"--columns {word}={self.names[word]}: the data has no column {name!r}",
+                hint=f"its columns: {', '.join(found[:SHOWN]) or 'none'}",
+            )
 
     def apply(self, raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bool]]:
         """Return a row's values under our words, and the keys they are made of: True if renamed."""

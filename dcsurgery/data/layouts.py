@@ -159,8 +159,9 @@ def _show_first(turns: list[Turn], pictures: int) -> list[Turn]:
     return turns
 
 
-def _answered(turns: list[Turn], answer: str | None) -> list[Turn]:
-    return turns if answer is None else [*turns, Turn("assistant", (answer,))]
+def _answered(turns: list[Turn], answer: Any, reader: Reader) -> list[Turn]:
+    """Append an answer; one that mentions a picture is refused where turns are checked."""
+    return turns if answer is None else [*turns, Turn("assistant", reader.text(str(answer)))]
 
 
 def _text(value: Any, what: str) -> str:
@@ -203,7 +204,7 @@ def _prompt(fields: Fields, reader: Reader) -> list[Turn]:
     answer = fields.get("completion", "response", "answer")
     if _is_list(answer):
         return [*turns, *reader.turns(answer)]
-    return _answered(turns, None if answer is None else str(answer))
+    return _answered(turns, answer, reader)
 
 
 def _history(fields: Fields, reader: Reader) -> list[Turn]:
@@ -217,7 +218,7 @@ def _history(fields: Fields, reader: Reader) -> list[Turn]:
 
 def _question(fields: Fields, reader: Reader) -> list[Turn]:
     turn = Turn("user", reader.text(_question_text(fields)))
-    return _answered([turn], trained_answer(fields))
+    return _answered([turn], trained_answer(fields), reader)
 
 
 def _several(fields: Fields, reader: Reader) -> list[Turn]:
@@ -233,7 +234,8 @@ def _several(fields: Fields, reader: Reader) -> list[Turn]:
 
 def _caption(fields: Fields, reader: Reader) -> list[Turn]:
     captions = said(fields.get(*CAPTION))
-    return _answered([Turn("user", (CAPTION_QUESTION,))], str(captions[0]) if captions else None)
+    question = Turn("user", (CAPTION_QUESTION,))
+    return _answered([question], captions[0] if captions else None, reader)
 
 
 LAYOUTS = (

@@ -36,6 +36,11 @@ class Stream:
     def __init__(self, found: Any) -> None:
         self._found = found
 
+    @property
+    def column_names(self) -> list[str]:
+        """The columns, by its first row where the data set does not tell them."""
+        return list(self._found.column_names or next(iter(self._found), {}))
+
     def __iter__(self) -> Iterator[Any]:
         named = class_names(self._found.features)
         return map(named, iter(self._found))

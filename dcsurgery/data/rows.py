@@ -25,7 +25,7 @@ COLUMNAR = (".parquet", ".arrow")
 METADATA = (".csv", ".jsonl", ".parquet")
 NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
-# Rows that are looked at for the names of columns.
+# Rows that nearly always have all columns.
 LOOKED_AT = 1000
 
 
@@ -77,12 +77,12 @@ class Rows:
             except RowError as error:
                 yield BadRow(self._id(item, index + 1), error.message)
 
-    def column_names(self) -> list[str]:
-        """Return the keys of the first rows, in order."""
+    def column_names(self, limit: int | None = None) -> list[str]:
+        """Return the keys of the rows, of `limit` rows at most, in order."""
         named = getattr(self._items, "column_names", None)
         if named is not None:
             return list(named)
-        first = [item for item in islice(self.records(), LOOKED_AT) if isinstance(item, Mapping)]
+        first = (item for item in islice(self.records(), limit) if isinstance(item, Mapping))
         return [str(key) for key in dict.fromkeys(key for item in first for key in item)]
 
     def _id(self, item: Any, number: int) -> str:
@@ -131,7 +131,7 @@ def read_rows(
     rows = Rows(str(data), items, root=images or folder, trusted=trusted, columns=renamed)
     if not rows.streamed and not len(rows):
         raise RequestError(f"{rows.name} has no rows", hint=HINT)
-    if renamed is not None:
+    if renamed is not None and renamed.absent(rows.column_names(LOOKED_AT)):
         renamed.check(rows.column_names())
     return rows
 

@@ -204,7 +204,7 @@ def _identity(begun: Start, source: Data) -> dict[str, Any]:
     return {
         "data": data_digest(source.data),
         "split": source.split,
-        "columns": dict(source.columns or {}),
+        "columns": [f"{word}={name}" for word, name in sorted((source.columns or {}).items())],
         "base": plan.base.config_sha256,
         "connector": [plan.kind, plan.blocks, plan.pool],
         "values": [record.sha256 for record in plan.delta],

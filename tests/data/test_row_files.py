@@ -263,6 +263,12 @@ def test_classes_are_their_names(form: str, classes: Any, tmp_path: Path) -> Non
     assert [turn.text for turn in third.turns] == ["What?"]  # -1 is no class
 
 
+def test_columns_of_a_stream_are_known_without_reading_it(classes: Any) -> None:
+    assert Stream(classes.to_iterable_dataset()).column_names == classes.column_names
+    plain = datasets.IterableDataset.from_generator(lambda: iter([{"ask": 1}]))
+    assert Stream(plain).column_names == ["ask"]
+
+
 def test_columns_name_those_of_a_data_set(classes: Any, tmp_path: Path) -> None:
     classes.remove_columns(["answer", "answers"]).to_parquet(tmp_path / "d.parquet")
     rows = read_rows(tmp_path / "d.parquet", columns={"answer": "category"})

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dcsurgery.data.columns import Columns, parse_columns
-from dcsurgery.data.conversations import Row
+from dcsurgery.data.conversations import Row, for_training
 from dcsurgery.data.layouts import UNDERSTOOD, read_row
 from dcsurgery.data.pictures import RowError
 from dcsurgery.data.rows import read_rows
@@ -266,6 +266,19 @@ def test_wrong_columns_list_the_right_ones(
     with pytest.raises(RequestError, match=reason) as caught:
         read_rows(tmp_path / "d.json", columns=columns)
     assert hint in caught.value.hint
+
+
+def test_a_column_may_begin_late(tmp_path: Path) -> None:
+    rows = [{"question": "What?", "answer": "It."}] * 1500 + [{"ask": "Why?", "answer": "So."}]
+    (tmp_path / "d.json").write_text(json.dumps(rows))
+    assert read_rows(tmp_path / "d.json", columns={"question": "ask"})[1500].turns[0].text == "Why?"
+
+
+@pytest.mark.parametrize("raw", [{**ASKED, "answer": "<image>"}, {"text": "USER: <image> Hm?"}])
+def test_an_answer_shows_no_picture(raw: Any, folder: Path) -> None:
+    row = read({"image": "a.png", **raw}, folder)
+    with pytest.raises(RowError, match="the assistant shows an image"):
+        for_training(row)
 
 
 def test_columns_of_the_command_line() -> None:
