@@ -7,7 +7,8 @@ import io
 import json
 import math
 import tokenize
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from dcsurgery.data.pictures import RowError
@@ -16,6 +17,7 @@ from dcsurgery.data.pictures import RowError
 NO_TEXT = ("nan", "none", "null", "n/a")
 
 
+@lru_cache(maxsize=4096)
 def fold(key: object) -> str:
     """Return a key without case; blanks and hyphens count as underscores."""
     return str(key).strip().lower().replace(" ", "_").replace("-", "_")
@@ -44,48 +46,53 @@ class Fields:
         used: Mapping[str, bool] | None = None,
     ) -> None:
         self.given = dict(given or {})
-        self._own: dict[str, Any] = {}
         self._names: dict[str, str] = {}
+        self._own: dict[str, Any] = {}
         for key, value in raw.items():
-            self._own.setdefault(fold(key), value)
-            self._names.setdefault(fold(key), str(key))
-        self._read = dict.fromkeys(fold(key) for key in used or ())
+            name = fold(key)
+            if name not in self._names:
+                self._names[name] = str(key)
+                if not missing(value):
+                    self._own[name] = value
+        self._read = dict.fromkeys(map(fold, used or ()))
         self._renamed = {fold(key) for key, renamed in (used or {}).items() if renamed}
+        # Every row of a data set is asked for many keys: what has a value is found out once.
+        self._values = {k: v for k, v in self._own.items() if k not in self._renamed}
+        for word, value in self.given.items():
+            self._values.pop(word, None)
+            if not missing(value):
+                self._values[word] = value
 
     def peek(self, name: str) -> Any:
-        """Return a key's value without reading it, a given one first."""
-        own = None if name in self._renamed else self._own.get(name)
-        return self.given.get(name, own)
+        """Return a key's value without reading it, a given one first; None without one."""
+        return self._values.get(name)
 
-    def has(self, names: Sequence[str]) -> bool:
+    def has(self, names: Collection[str]) -> bool:
         """Whether one of the keys has a value."""
-        return any(not missing(self.peek(name)) for name in names)
+        return not self._values.keys().isdisjoint(names)
 
     def get(self, *names: str) -> Any:
         """Return the value of the first key that has one, given ones first; None without one."""
-        for name in sorted(names, key=lambda name: name not in self.given):
-            if not missing(value := self.peek(name)):
-                if name not in self.given:
-                    self._read[name] = None
-                return value
-        return None
+        found = [name for name in names if name in self._values]
+        name = next((name for name in found if name in self.given), found[0] if found else None)
+        if name is None:
+            return None
+        if name not in self.given:
+            self._read[name] = None
+        return self._values[name]
 
     def items(self) -> Iterator[tuple[str, Any]]:
         """Yield the row's own folded keys that have a value, with it; not those with a new name."""
-        for key, value in self._own.items():
-            if key not in self._renamed and not missing(value):
-                yield key, value
+        return ((k, v) for k, v in self._own.items() if k not in self._renamed)
 
     def unread(self) -> Iterator[tuple[str, Any]]:
         """Yield keys as they are written, with their values, that nothing read so far."""
-        for key, value in self.items():
-            if key not in self._read:
-                yield self._names[key], value
+        return ((self._names[k], v) for k, v in self.items() if k not in self._read)
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys that have a value, as they are written."""
-        return tuple(self._names[key] for key, value in self._own.items() if not missing(value))
+        return tuple(self._names[key] for key in self._own)
 
     @property
     def read(self) -> tuple[str, ...]:

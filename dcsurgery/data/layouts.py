@@ -42,6 +42,7 @@ class Layout:
 
     A row fits when it has a value of each group of `needs` and of none of `without`, and `listed`
     keys hold lists. `read(fields, reader)` returns its turns; `answers` may hold references.
+    `pictured` rows must have a picture.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Layout:
     answers: tuple[str, ...] = ("answers", "answer")
     without: tuple[str, ...] = ()
     listed: tuple[str, ...] = ()
+    pictured: bool = False
 
     def fits(self, fields: Fields) -> bool:
         """Whether a row is written this way."""
@@ -97,15 +99,17 @@ def read_row(
     raw_answers = tuple(said(fields.get(*layout.answers))) if layout.answers else ()
     raw_answers = raw_answers or tuple(turn.text for turn in turns if turn.role == "assistant")[-1:]
     options, kind = find_options(fields), fields.get(*KINDS)
-    name, keys = row_id(raw, number, columns), fields.read
+    keys = fields.read
     unread = picture_like(fields, ids=not sources)
     if unread and not sources:
         raise RowError(
             f"it has no picture, but {', '.join(map(repr, unread))} looks like one; name it: "
             f"--columns image={'+'.join(unread)}"
         )
+    if layout.pictured and not sources:
+        raise RowError(f"it is a {layout.name} without a picture")
     return Row(
-        name,
+        _name(fields.get(*IDS), number),
         tuple(turns),
         tuple(sources),
         kind=None if kind is None else str(kind),
@@ -120,8 +124,11 @@ def read_row(
 
 def row_id(raw: Any, number: int, columns: Columns | None = None) -> str:
     """Return a row's own id, else its number."""
-    found = _fields(raw, columns).get(*IDS) if isinstance(raw, Mapping) else None
-    return f"row {number}" if found is None else str(found)[:100]
+    return _name(_fields(raw, columns).get(*IDS) if isinstance(raw, Mapping) else None, number)
+
+
+def _name(identity: Any, number: int) -> str:
+    return f"row {number}" if identity is None else str(identity)[:100]
 
 
 def _fields(raw: Any, columns: Columns | None) -> Fields:
@@ -131,7 +138,8 @@ def _fields(raw: Any, columns: Columns | None) -> Fields:
 
 
 def _layout(fields: Fields) -> Layout:
-    for layout in sorted(LAYOUTS, key=lambda layout: not layout.meant(fields)):
+    meant = [layout for layout in LAYOUTS if layout.meant(fields)] if fields.given else []
+    for layout in (*meant, *LAYOUTS):
         if layout.fits(fields):
             return layout
     keys = ", ".join(fields.keys[:KEYS_SHOWN]) or "none"
@@ -178,9 +186,8 @@ def _text(value: Any, what: str) -> str:
 
 def _question_text(fields: Fields) -> str:
     before = fields.get(*BEFORE)
-    lines = (
-        [_text(before, "hint")] if before is not None and str(before).lower() not in NO_TEXT else []
-    )
+    none = before is None or str(before).strip().lower() in NO_TEXT
+    lines = [] if none else [_text(before, "hint")]
     lines.append(_text(fields.get(*QUESTION), "question"))
     if fields.has(["instruction"]) and fields.has(MORE):
         lines.append(_text(fields.get(*MORE), "input"))
@@ -252,6 +259,7 @@ LAYOUTS = (
         _caption,
         CAPTION,
         without=(*(key for key in QUESTION if key != "text"), "question_id"),
+        pictured=True,
     ),
     Layout("question", (QUESTION,), _question),
 )

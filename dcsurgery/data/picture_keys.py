@@ -24,6 +24,8 @@ PICTURES = (
     "file_path", "image_base64_str", "image_base64", "image_bytes", "img_bytes", "pil_image", "jpg",
     "jpeg", "png", "webp", "image_url", "image_urls", "img_url", "path", "file", "url",
 )  # fmt: skip
+# They name other things too: only a value that looks like a picture is one.
+GENERAL = ("file_name", "file_names", "filename", "filepath", "file_path", "path", "file", "url")
 NUMBERED = re.compile(r"(?:images?|imgs?|pictures?|photos?|jpg)_?(\d{1,2})")
 # Names of files without folder and suffix; the second kind only where such a file is there.
 FILE_IDS, MAYBE_FILE_IDS = ("image_id", "imageid", "img_id"), ("data_id",)
@@ -33,6 +35,8 @@ IDS = (
 )  # fmt: skip
 SUFFIXES = "jpe?g|jfif|png|webp|bmp|gif|tiff?|ppm|pgm|heic|heif|avif|jp2"
 PICTURE_PATH = re.compile(rf"[^\n]{{1,1000}}\.(?:{SUFFIXES})(?:[?#]\S*)?", re.IGNORECASE)
+# A list of such paths, written as text.
+PICTURE_PATHS = re.compile(rf"""\[.*['"][^'"\n]+\.(?:{SUFFIXES})['"].*\]""", re.I | re.DOTALL)
 # How the base64 of JPEG, PNG, GIF, WebP, BMP and TIFF files begins.
 BASE64 = re.compile(
     r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-3]|SUkq|TU0A)[A-Za-z0-9+/\s]{40,}={0,2}"
@@ -67,15 +71,19 @@ def find_pictures(fields: Fields, root: Path | None) -> Found:
     Raises RowError for a name of a file that is not there, or that fits several.
     """
     given = [key for key in PICTURES if key in fields.given]
-    keys = [key for key in given or PICTURES if fields.has([key])]
+    keys = given or [
+        key
+        for key in PICTURES
+        if fields.has([key]) and (key not in GENERAL or any(_looks(key, fields.peek(key), DEPTH)))
+    ]
+    keys = [key for key in keys if fields.has([key])]
     if keys:
         best = next((key for key in keys if _embedded(fields.peek(key))), keys[0])
         return _listed(fields.get(best))
     if given:
         return Found([])
-    numbers = {
-        int(match[1]): key for key, _ in fields.items() if (match := NUMBERED.fullmatch(key))
-    }
+    matches = ((NUMBERED.fullmatch(key), key) for key, _ in fields.items())
+    numbers = {int(match[1]): key for match, key in matches if match}
     if numbers:
         places = {str(number): place for place, number in enumerate(sorted(numbers))}
         return Found([Key(numbers[number]) for number in sorted(numbers)], places, True)
@@ -113,9 +121,8 @@ def picture_source(value: Any, root: Path | None, *, trusted: bool) -> ImageSour
     Raises RowError.
     """
     if isinstance(value, Mapping) and not isinstance(value.get("bytes"), bytes):
-        value = next(
-            (value[key] for key in ("path", "url", "base64", "data") if value.get(key)), value
-        )
+        keys = (key for key in ("path", "url", "base64", "data") if value.get(key))
+        value = value.get(next(keys, None), value)
     if isinstance(value, str):
         if value.startswith("data:"):
             head, _, body = value.partition(",")
@@ -148,10 +155,11 @@ def picture_like(fields: Fields, ids: bool) -> list[str]:
 
 
 def _looks(name: str, value: Any, depth: int) -> Iterator[str]:
-    """Yield the dotted name of a value that looks like a picture; of lists the first item counts"""
+    """Yield the dotted name of a value that looks like a picture; a list by its first that does."""
     if isinstance(value, str):
-        written = value.startswith("data:image") or BASE64.fullmatch(value)
-        if written or PICTURE_PATH.fullmatch(value.strip()):
+        text = value.strip()
+        forms = (PICTURE_PATH, PICTURE_PATHS, BASE64)
+        if text.startswith("data:image") or any(form.fullmatch(text) for form in forms):
             yield name
     elif isinstance(value, bytes):
         if value.startswith(MAGIC):
@@ -204,8 +212,7 @@ def _files(folder: str, changed: int) -> dict[str, list[str]]:
 
 def _bare(name: str) -> str:
     """A file's stem, or an id, without COCO's prefix and leading zeros."""
-    match = COCO.fullmatch(name)
-    stem = (
-        match[1] if match else os.path.splitext(name)[0] if PICTURE_PATH.fullmatch(name) else name
-    )
-    return stem.lstrip("0") or "0" if stem.isdigit() else stem
+    stem = os.path.splitext(name)[0] if PICTURE_PATH.fullmatch(name) else name
+    match = COCO.fullmatch(stem)
+    stem = match[1] if match else stem
+    return (stem.lstrip("0") or "0") if stem.isdigit() else stem

@@ -192,18 +192,15 @@ def _from_folder(folder: Path, split: str) -> tuple[Any, Path | None, bool]:
             if (table := place / f"metadata{kind}").is_file():  # pictures beside their table
                 rows, _, trusted = _opened(str(table), split, None, False)
                 return rows, place, trusted
-    for kinds in (*((kind,) for kind in COLUMNAR), tuple(READERS)):
-        paths = sorted(
-            path
-            for path in folder.rglob("*")
-            if path.suffix.lower() in kinds and path.name not in NO_DATA and path.is_file()
-        )
-        if paths:
-            chosen = _of_split(paths, folder, split)
-            tables = kinds[0] in COLUMNAR
-            rows = from_columns(chosen) if tables else read_text_files(chosen, split)
-            return rows, folder, tables
-    raise RequestError(f"{folder} holds no data set", hint=HINT)
+    kinds = (*COLUMNAR, *READERS)
+    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in kinds]
+    for kind in COLUMNAR:
+        if paths := [path for path in found if path.suffix.lower() == kind]:
+            return from_columns(_of_split(paths, folder, split)), folder, True
+    paths = [path for path in found if path.name not in NO_DATA]
+    if not paths:
+        raise RequestError(f"{folder} holds no data set", hint=HINT)
+    return read_text_files(_of_split(paths, folder, split), split), folder, False
 
 
 def _of_split(paths: list[Path], folder: Path, split: str) -> list[Path]:

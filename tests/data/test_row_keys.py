@@ -74,13 +74,18 @@ def test_a_picture_is_found_under_any_key_in_any_form(how: str, key: str, folder
 def test_what_looks_like_a_picture_under_a_strange_key_is_named(how: str, folder: Path) -> None:
     for strange in ({"scan": HELD[how]}, {"meta": {"scan": [HELD[how]]}}):
         name = "scan" if "scan" in strange else "meta.scan"
-        if "list" in how:
-            strange = json.loads(json.dumps(strange).replace("\"['a.png']\"", '["a.png"]'))
-            strange = json.loads(json.dumps(strange).replace('"[\\"a.png\\"]"', '["a.png"]'))
         with pytest.raises(RowError, match=rf"'{name}' looks like one.* --columns image={name}"):
             read({**ASKED, **strange}, folder)
         row = read({**ASKED, "image": "b.png", **strange}, folder)
         assert row.unread == (name,)
+
+
+@pytest.mark.parametrize(
+    "raw", [{"url": "https://x/page"}, {"path": "data/train.json"}, {"file": "notes.txt"}]
+)
+def test_names_of_other_files_are_no_pictures(raw: Any, folder: Path) -> None:
+    assert read({**ASKED, **raw}, folder).images == ()
+    assert read({**ASKED, **raw, "img": "a.png"}, folder).images[0].name == "a.png"
 
 
 def test_words_are_no_pictures(folder: Path) -> None:
@@ -188,6 +193,10 @@ BAD: dict[str, tuple[Any, str]] = {
         "is a URL",
     ),
     "LAION's URL": ({"TEXT": "A ball.", "URL": "https://x/a.jpg"}, "is a URL"),
+    "LAION's URL without a suffix": (
+        {"TEXT": "A ball.", "URL": "https://x/i?id=3"},
+        "it is a caption without a picture",
+    ),
     "a history of three": ({**ASKED, "history": [["a", "b", "c"]]}, "list of .question, answer."),
     "more questions than answers": (
         {"questions": ["a", "b"], "answers": ["c"]},
