@@ -74,9 +74,9 @@ def find_pictures(fields: Fields, root: Path | None) -> Found:
     keys = given or [
         key
         for key in PICTURES
-        if fields.has([key]) and (key not in GENERAL or any(_looks(key, fields.peek(key), DEPTH)))
+        if fields.has((key,)) and (key not in GENERAL or any(_looks(key, fields.peek(key), DEPTH)))
     ]
-    keys = [key for key in keys if fields.has([key])]
+    keys = [key for key in keys if fields.has((key,))]
     if keys:
         best = next((key for key in keys if _embedded(fields.peek(key))), keys[0])
         return _listed(fields.get(best))
