@@ -16,15 +16,24 @@ LETTER = re.compile(r"(?:choice|option|opt)?_?([a-j])")
 NUMBER = re.compile(r"(?:choice|option|opt)_?(\d)")
 
 
+def option_values(fields: Fields) -> Any:
+    """Return a row's options as the data has them, a list of those with a key each; else None.
+
+    Raises RowError for keys with a gap.
+    """
+    found = fields.get(*OPTIONS)
+    if found is None:
+        return _by_key(fields, LETTER) or _by_key(fields, NUMBER) or None
+    return found
+
+
 def find_options(fields: Fields) -> tuple[str, ...]:
     """Return the texts of the options in order; none where a row has none.
 
     Raises RowError for options that are pictures, or a text that is no list.
     """
-    found = fields.get(*OPTIONS)
-    if found is None:
-        texts = _by_key(fields, LETTER) or _by_key(fields, NUMBER)
-    elif isinstance(found, Mapping):
+    found = option_values(fields)
+    if isinstance(found, Mapping):
         texts = [found[key] for key in sorted(found) if not _empty(found[key])]
     else:
         texts = [item for item in as_list(found, numbers=True) if not missing(item)]
