@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dcsurgery.checkpoint.model_ref import fetch, parse_reference
+from dcsurgery.data.census import Census
 from dcsurgery.data.conversations import BadRow, BadRows, Row, Turn, for_training
 from dcsurgery.data.pictures import Orientation, RowError, read_orientation
 from dcsurgery.data.processor import load_processor
@@ -83,9 +84,10 @@ def evaluate_checkpoints(
     """Evaluate models on rows with reference answers and write report.json, report.png, answers.
 
     `models` are folders or Hub ids of any form; the first is what the others are compared with.
-    `options` are `split` and `revision` of a Hugging Face data set, `overwrite`, and `progress(
-    model, done, rows)`. An evaluation that was interrupted goes on where it stopped. Raises
-    RequestError, CheckpointError or OutputExistsError.
+    `options` are `split` and `revision` of a Hugging Face data set, `columns` as in read_rows,
+    `overwrite`, `progress(model, done, rows)`, and `tell(text)` for warnings before the work. An
+    evaluation that was interrupted goes on where it stopped. Raises RequestError, CheckpointError
+    or OutputExistsError.
     """
     chosen = settings or EvalSettings()
     chosen.check()
@@ -99,6 +101,7 @@ def evaluate_checkpoints(
         images=None if images is None else Path(images),
         split=options.get("split") or "train",
         revision=options.get("revision"),
+        columns=options.get("columns"),
     )
     return run.finish(rows, started)
 
@@ -114,6 +117,9 @@ class _Run:
     def finish(self, rows: Rows, started: float) -> EvalReport:
         bad = BadRows(len(rows), self.settings.max_bad)
         usable = usable_rows(rows, self.settings, bad)
+        tell: Callable[[str], None] = self.options.get("tell") or (lambda text: None)
+        for warning in Census.of(row for _, row in usable).warnings():
+            tell(warning)
         folders = [fetch(parse_reference(model)).folder for model in self.models]
         digest = data_digest(self.data)
         header = {
@@ -139,6 +145,7 @@ class _Run:
             "images": None if images is None else str(Path(images).resolve()),
             "split": self.options.get("split") or "train",
             "revision": self.options.get("revision"),
+            "columns": dict(self.options.get("columns") or {}),
         }
 
     def _identity(self) -> dict[str, Any]:

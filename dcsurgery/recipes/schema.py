@@ -60,10 +60,11 @@ class Finetune(TrainingSettings):
     data: str
     images: str | None = None
     split: str = "train"
+    columns: dict[str, str] = Field(default={})
 
     def settings(self) -> TrainingSettings:
         """Return the stage without its data, for finetune_connector."""
-        return TrainingSettings(**self.model_dump(exclude={"data", "images", "split"}))
+        return TrainingSettings(**self.model_dump(exclude={"data", "images", "split", "columns"}))
 
 
 class Eval(_Section):
@@ -73,6 +74,7 @@ class Eval(_Section):
     data: str
     images: str | None = None
     split: str = "test"
+    columns: dict[str, str] = {}
     metric: Metric = "exact"
     limit: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=8, ge=1)
