@@ -17,9 +17,9 @@ import dcsurgery
 PACKAGE = Path(dcsurgery.__file__).parent
 # From the bottom up: a room imports from itself and from those before it, for type checkers too.
 LAYERS = (
-    *("errors", "fields", "markdown", "anatomy", "features", "printing", "modeling", "tiny"),
-    *("checkpoint", "architectures", "connectors", "originals", "surgery", "loading", "data"),
-    *("verification", "training", "evaluation", "publishing", "recipes", "demo", "cli"),
+    *("errors", "fields", "markdown", "pixels", "anatomy", "features", "printing", "modeling"),
+    *("tiny", "checkpoint", "architectures", "connectors", "originals", "surgery", "loading"),
+    *("data", "verification", "training", "evaluation", "publishing", "recipes", "demo", "cli"),
 )
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "huggingface_hub"}
 

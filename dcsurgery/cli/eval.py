@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from dcsurgery.cli.options import AsJson, Device, Dtype, Prompt, Quiet
+from dcsurgery.cli.options import AsJson, Columns, Device, Dtype, Orientation, Prompt, Quiet
 from dcsurgery.cli.output import Output
 from dcsurgery.printing import units
 
@@ -30,8 +30,8 @@ class EvalOptions:
         str,
         typer.Option(
             metavar="FILE",
-            help="Questions with reference answers: LLaVA JSON, JSONL, parquet, a saved Hugging "
-            "Face data set, or a Hub data set's id.",
+            help="Questions with reference answers: JSON, JSONL, CSV, TSV, parquet or arrow, a "
+            "file, FILE,FILE or a folder; a saved data set, or a Hub data set's id.",
         ),
     ]
     output: Annotated[
@@ -50,6 +50,7 @@ class EvalOptions:
             metavar="DIR", help="Folder that image paths start from. Default: the data file's."
         ),
     ] = None
+    columns: Columns = None
     metric: Annotated[
         str,
         typer.Option(
@@ -76,6 +77,7 @@ class EvalOptions:
         str, typer.Option(metavar="NAME", help="Split of a Hugging Face data set.")
     ] = "train"
     prompt: Prompt = None
+    orientation: Orientation = "exif"
     dtype: Dtype = "auto"
     device: Device = None
     seed: Annotated[
@@ -112,6 +114,7 @@ def eval(
     remote = any(not Path(model).is_dir() for model in models)
     # What is fetched from the Hub shows its own bars.
     with out.working(text, fetches=True) if remote else out.stepping(text) as show:
+        from dcsurgery.data.columns import parse_columns
         from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
 
         def progress(done: int, rows: int, model: str) -> None:
@@ -126,6 +129,7 @@ def eval(
             max_bad=options.max_bad / 100,
             seed=options.seed,
             version=cast(Literal["plain", "v1"] | None, options.prompt),
+            orientation=cast(Literal["exif", "raw"], options.orientation),
             dtype=options.dtype,
             device=options.device,
         )
@@ -136,6 +140,8 @@ def eval(
             images=options.images,
             settings=settings,
             split=options.split,
+            columns=parse_columns(options.columns),
+            tell=out.warn,
             overwrite=options.overwrite,
             progress=progress,
         )
@@ -148,6 +154,10 @@ def eval(
 
 def show_report(report: EvalReport, out: Output) -> None:
     """Print the scores of every model, and what differs from the first."""
+    from collections import Counter
+
+    from dcsurgery.data.census import Census
+
     out.show(f"{report.metric} on {report.rows} rows of {report.data}", "bold")
     kinds: list[str | None] = [None, *report.models[0].by_type]
     rows = [_row(result, kind) for kind in kinds for result in report.models]
@@ -156,8 +166,13 @@ def show_report(report: EvalReport, out: Output) -> None:
     if report.skipped_rows:
         named = "; ".join(f"{name}: {why}" for name, why in list(report.skipped.items())[:3])
         out.show(f"{report.skipped_rows} rows could not be used: {named}")
-    if len(report.models) > 1:
-        out.facts([("p", report.test)])
+    census = Census(
+        report.rows_with_pictures,
+        report.rows_without_pictures,
+        unread=Counter(report.unread_pictures),
+    )
+    facts = [("images", census.pictures())]
+    out.facts([*facts, ("p", report.test)] if len(report.models) > 1 else facts)
 
 
 def _row(result: ModelResult, kind: str | None) -> tuple[str, ...]:

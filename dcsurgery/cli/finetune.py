@@ -61,8 +61,8 @@ class JobOptions(DataOptions):
         bool,
         typer.Option(
             "--dry-run",
-            help="Show what would train, three rows as the model reads them, steps, memory and "
-            "time measured on one micro-batch; write nothing.",
+            help="Show what would train, rows of each layout as they are read and as the model "
+            "sees them, steps, memory and time measured on one micro-batch; write nothing.",
         ),
     ] = False
 
@@ -86,12 +86,14 @@ def finetune(
     if job.output is None and not job.dry_run:
         raise typer.BadParameter("say where to write: -o OUT", param_hint="--output")
     with out.working(f"preparing to train {model}", fetches=not Path(model).is_dir()):
+        from dcsurgery.data.columns import parse_columns
         from dcsurgery.training.finetune import finetune_connector
         from dcsurgery.training.settings import make_settings
 
         given = {key: value for key, value in asdict(settings).items() if value is not None}
         arguments = asdict(job) | {"settings": make_settings(**given), "connector": connector}
-        if arguments["dry_run"]:
+        arguments["columns"] = parse_columns(job.columns)
+        if job.dry_run:
             plan = finetune_connector(model, **arguments)
     if job.output is not None and not job.dry_run:
         _train(model, job.output, arguments, out)

@@ -40,6 +40,14 @@ Out = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the whole plan and write nothing.")]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WORD=COLUMN,...",
+        help="What the data calls our words: question=prompt,answer=label, image=left+right for "
+        "several, image={image_id:012}.jpg for names made of others. docs/data.md has the words.",
+    ),
+]
 Overwrite = Annotated[
     bool,
     typer.Option("--overwrite", help="Replace OUT, which stays until the new one is whole."),
@@ -58,6 +66,14 @@ Prompt = Annotated[
         metavar="VERSION",
         help="plain or v1: LLaVA's own prompts. Default: the model's chat template, v1 where "
         "it has none.",
+    ),
+]
+Orientation = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND",
+        help="exif: turn pictures as their EXIF tag says, as viewers do. raw: leave them as they "
+        "are stored, as LLaVA's own code does.",
     ),
 ]
 Dtype = Annotated[

@@ -8,11 +8,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from dcsurgery.connectors.request import Connector
+from dcsurgery.data.pictures import Orientation
 from dcsurgery.errors import DcSurgeryError, RequestError
 from dcsurgery.evaluation.eval_report import Metric
 from dcsurgery.fields import told_fields
 from dcsurgery.training.settings import TrainingSettings
 
+# pydantic's words for a key that there is not, in a model and in a dataclass.
+NO_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
 
 
@@ -37,6 +40,7 @@ class Verify(_Section):
     """The options of `dcsurgery verify`, which runs after every step that writes a model."""
 
     images: list[str] = []
+    orientation: Orientation = "exif"
     logits: bool = False
     deep: bool = False
 
@@ -47,10 +51,11 @@ class Finetune(TrainingSettings):
     data: str
     images: str | None = None
     split: str = "train"
+    columns: dict[str, str] = Field(default={})
 
     def settings(self) -> TrainingSettings:
         """Return the stage without its data, for finetune_connector."""
-        return TrainingSettings(**self.model_dump(exclude={"data", "images", "split"}))
+        return TrainingSettings(**self.model_dump(exclude={"data", "images", "split", "columns"}))
 
 
 class Eval(_Section):
@@ -60,12 +65,14 @@ class Eval(_Section):
     data: str
     images: str | None = None
     split: str = "test"
+    columns: dict[str, str] = {}
     metric: Metric = "exact"
     limit: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=8, ge=1)
     max_new_tokens: int = Field(default=32, ge=1)
     max_bad: float = Field(default=0.01, ge=0, le=1)
     prompt: Literal["plain", "v1"] | None = None
+    orientation: Orientation = "exif"
     dtype: str = "auto"
     seed: int = Field(default=0, ge=0)
 
@@ -167,7 +174,7 @@ def parse_recipe(values: Any, where: str) -> Recipe:
 
 
 def _said(problem: Any) -> str:
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] in NO_KEY:
         return "there is no such key"
     given = "" if problem["type"] == "missing" else f", got {str(problem['input'])[:60]!r}"
     return f"{problem['msg'][0].lower()}{problem['msg'][1:]}{given}"
@@ -176,9 +183,9 @@ def _said(problem: Any) -> str:
 def _meant(problem: Any) -> str:
     keys = _keys_at(problem["loc"][:-1])
     close = difflib.get_close_matches(str(problem["loc"][-1]), keys, n=1, cutoff=0.5)
-    if problem["type"] == "extra_forbidden" and close:
+    if problem["type"] in NO_KEY and close:
         return f"did you mean {close[0]}?"
-    if problem["type"] == "extra_forbidden" and keys:
+    if problem["type"] in NO_KEY and keys:
         return f"keys: {', '.join(sorted(keys))}"
     return "dcsurgery recipe show NAME prints a recipe that is right"
 

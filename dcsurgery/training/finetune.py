@@ -16,15 +16,11 @@ import torch
 from dcsurgery import __version__
 from dcsurgery.checkpoint.destination import check_output
 from dcsurgery.connectors.request import Connector, ConnectorKeywords
-from dcsurgery.data.batches import (
-    Collator,
-    StreamedDataset,
-    TrainingDataset,
-    dry_run_samples,
-)
+from dcsurgery.data.batches import Collator, StreamedDataset, TrainingDataset
 from dcsurgery.data.conversations import BadRow
 from dcsurgery.data.prompts import Prompter
 from dcsurgery.data.rows import data_digest, read_rows
+from dcsurgery.data.samples import dry_run_samples
 from dcsurgery.errors import RequestError, TrainingError
 from dcsurgery.printing.sheet import Progress
 from dcsurgery.surgery.conversion import Conversion, wanted_output
@@ -53,6 +49,7 @@ class Data:
     images: Path | None = None
     split: str = "train"
     streaming: bool = False
+    columns: Mapping[str, str] | None = None
 
 
 class FinetuneOptions(ConnectorKeywords, total=False):
@@ -63,6 +60,7 @@ class FinetuneOptions(ConnectorKeywords, total=False):
     connector: Connector | str | Mapping[str, Any] | None
     split: str
     streaming: bool
+    columns: Mapping[str, str] | None
     revision: str | None
     base: str | Path | None
     resume: bool
@@ -107,10 +105,10 @@ def finetune_connector(
 
     `model` is a folder or Hub id (at `revision`) that convert or finetune wrote, `base` where its
     base is now; or an unconverted one with `connector`, which it gets on the way as convert takes
-    it. `data`, `images`, `split` and `streaming` are as read_rows takes them. Checkpoints and log
-    are kept in OUTPUT.training/ until `output` is whole; `resume` goes on from there to the same
-    weights, to the bit on a CPU. `progress(step, steps, words)` is called with every step.
-    `dry_run` returns the plan, measured on one micro-batch, and writes nothing. Raises
+    it. `data`, `images`, `split`, `streaming` and `columns` are as read_rows takes them.
+    Checkpoints and log are kept in OUTPUT.training/ until `output` is whole; `resume` goes on from
+    there to the same weights, to the bit on a CPU. `progress(step, steps, words)` is called with
+    every step. `dry_run` returns the plan, measured on one micro-batch, and writes nothing. Raises
     DcSurgeryError of the fitting kind; the source is never changed. SIGINT and SIGTERM save a
     checkpoint before they raise KeyboardInterrupt or SystemExit.
     """
@@ -137,7 +135,7 @@ def finetune_connector(
         conversion = _write(target, job, begun, workspace, record, asked.overwrite)
         _leave_logs(target, job, result, workspace)
         workspace.clear()
-    return Finetuned(target, result, record, _bad(job), conversion)
+    return Finetuned(target, result, record, _bad(job), job.feed.dataset.census, conversion)
 
 
 @dataclass(frozen=True)
@@ -160,6 +158,7 @@ def _request(  # noqa: PLR0913 - one keyword per CLI option, by design
     connector: Connector | str | Mapping[str, Any] | None = None,
     split: str = "train",
     streaming: bool = False,
+    columns: Mapping[str, str] | None = None,
     revision: str | None = None,
     base: str | Path | None = None,
     resume: bool = False,
@@ -168,7 +167,7 @@ def _request(  # noqa: PLR0913 - one keyword per CLI option, by design
 ) -> _Request:
     return _Request(
         Origin(model, revision, base, _connector(connector, options)),
-        Data(data, None if images is None else Path(images), split, streaming),
+        Data(data, None if images is None else Path(images), split, streaming, columns),
         (settings or TrainingSettings()).resolved(),
         resume,
         overwrite,
@@ -187,7 +186,8 @@ def _plan(model: str, job: Job, begun: Start) -> TrainingPlan:
         steps=job.steps,
         rows=0 if job.feed.streamed else len(dataset),
         bad=_bad(job),
-        samples=() if job.feed.streamed else tuple(dry_run_samples(dataset)),
+        census=dataset.census,
+        samples=tuple(dry_run_samples(dataset)),
         estimate=estimate(begun.model, job),
         batch=(size, count, processes()),
     )
@@ -225,11 +225,25 @@ def _connector(
 def _job(origin: Origin, source: Data, settings: TrainingSettings) -> tuple[Job, Start]:
     """Open the data, load the model and make exactly what is announced trainable."""
     rows = read_rows(
-        source.data, images=source.images, split=source.split, streaming=source.streaming
+        source.data,
+        images=source.images,
+        split=source.split,
+        streaming=source.streaming,
+        columns=source.columns,
     )
+    if rows.streamed and settings.orientation == "raw":
+        raise RequestError(
+            "the pictures of a stream arrive turned as their EXIF tag says",
+            hint="leave out --streaming, or --orientation raw",
+        )
     begun = start(origin, settings)
     version = None if settings.prompt == "auto" else settings.prompt
-    prompter = Prompter(begun.processor, version=version, aspect=settings.aspect)
+    prompter = Prompter(
+        begun.processor,
+        version=version,
+        aspect=settings.aspect,
+        orientation=settings.orientation,
+    )
     limits: dict[str, Any] = {"max_length": settings.max_length, "max_bad": settings.max_bad}
     dataset: TrainingDataset | StreamedDataset
     if rows.streamed:
@@ -249,6 +263,7 @@ def _identity(begun: Start, source: Data) -> dict[str, Any]:
     return {
         "data": data_digest(source.data),
         "split": source.split,
+        "columns": [f"{word}={name}" for word, name in sorted((source.columns or {}).items())],
         "base": plan.base.config_sha256,
         "connector": [plan.kind, list(map(list, plan.layout.groups)), plan.layout.pool],
         "values": [record.sha256 for record in plan.delta],
@@ -269,6 +284,8 @@ def _record(
         data_sha256=str(identity["data"]),
         rows=job.feed.dataset.bad.total if job.feed.streamed else len(job.feed.dataset),
         skipped_rows=len(job.feed.dataset.bad),
+        columns=dict(source.columns or {}),
+        **job.feed.dataset.census.facts(),
         seed=settings.seed,
         steps=result.steps,
         epochs=result.epochs,

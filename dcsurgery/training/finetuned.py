@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dcsurgery.data.batches import Sample
+from dcsurgery.data.census import Census
 from dcsurgery.data.conversations import BadRow
+from dcsurgery.data.samples import Sample
 from dcsurgery.printing import units
 from dcsurgery.printing.sheet import Printed, Sheet
 from dcsurgery.surgery.conversion import Conversion
@@ -30,6 +31,7 @@ class TrainingPlan(Printed):
     steps: int
     rows: int
     bad: tuple[BadRow, ...]
+    census: Census
     samples: tuple[Sample, ...]
     estimate: Estimate
     batch: tuple[int, int, int]
@@ -44,6 +46,7 @@ class TrainingPlan(Printed):
             "steps": self.steps,
             "rows": self.rows,
             "bad_rows": [asdict(bad) for bad in self.bad],
+            **self.census.facts(),
             "samples": [asdict(sample) for sample in self.samples],
             "estimate": {**asdict(self.estimate), "memory": self.estimate.memory},
         }
@@ -72,6 +75,7 @@ class TrainingPlan(Printed):
                 *_groups(self.trained),
                 ("rates", "\n".join(lines)),
                 ("rows", f"{self.rows:,}{_skipped(self.bad)}"),
+                ("images", self.census.pictures()),
                 ("batch", f"{settings.batch_size} rows: {batch}"),
                 ("memory", memory),
                 ("time", f"about {total}, {units.seconds(needs.seconds_per_step)} for one step"),
@@ -80,6 +84,9 @@ class TrainingPlan(Printed):
         for sample in self.samples:
             cut = ", cut" if sample.truncated else ""
             out.heading(f"{sample.id}: {sample.tokens} tokens, {sample.supervised} supervised{cut}")
+            layout = f"{sample.layout}, from {', '.join(sample.keys)}"
+            facts = [("layout", layout), ("images", str(sample.images))]
+            out.facts([*facts, ("question", sample.question), ("answer", sample.answer)])
             out.passage(sample.pieces)
 
 
@@ -91,6 +98,7 @@ class Finetuned(Printed):
     result: TrainingResult
     record: TrainingRecord
     bad: tuple[BadRow, ...]
+    census: Census
     conversion: Conversion | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,6 +123,7 @@ class Finetuned(Printed):
         rows = [
             *_groups(result.trained),
             ("data", f"{record.data}: {units.plural(record.rows, 'row')}{_skipped(self.bad)}"),
+            ("images", self.census.pictures()),
             ("epochs", f"{record.epochs:g}, batches of {record.batch_size}{resumed}"),
             ("loss", f"{record.first_loss:.4f} -> {record.last_loss:.4f}"),
             ("time", units.seconds(record.seconds)),
