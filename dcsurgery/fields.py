@@ -18,17 +18,21 @@ from dcsurgery.errors import RequestError
 
 @dataclass(frozen=True)
 class Told:
-    """What people are told about a field, and the bounds of a number: `least` <= it < `below`.
+    """What people are told about a field, and the bounds of a number, inclusive or not.
 
-    `name` is the option's where that is not the field's; `hint` what to do about a wrong value,
-    where its type and bounds do not say it well enough.
+    `name` is the option's where that is not the field's; `read` makes a number of what is written
+    in another way ("1%"); `hint` is what to do about a wrong value, where its type and bounds do
+    not say it well enough.
     """
 
     help: str
     metavar: str = "N"
     least: float = -inf
+    most: float = inf
+    above: float = -inf
     below: float = inf
     name: str = ""
+    read: Callable[[Any], float] | None = None
     hint: str = ""
 
 
@@ -62,7 +66,7 @@ def told_fields(request: type) -> dict[str, Field]:
                 union = () if get_origin(plain) is Literal else get_args(plain)
                 kinds = [kind for kind in union or (plain,) if kind is not type(None)]
                 name = told.name or field.name
-                kind = kinds[0] if len(kinds) == 1 else object
+                kind = kinds[0] if len(kinds) == 1 or told.read else object
                 found[field.name] = Field(name, kind, type(None) in union, told)
     return found
 
@@ -89,10 +93,11 @@ def _fitting(field: Field, value: Any) -> Any:
         )
     read, words = READERS[field.kind]
     try:
-        number = read(value)
+        number = (told.read or read)(value)
     except (TypeError, ValueError):
         raise RequestError(f"{field.name} {value!r} is not {words}", hint=_fits(field)) from None
-    if field.kind in (int, float) and not told.least <= number < told.below:
+    number_kind = field.kind in (int, float)
+    if number_kind and not (told.least <= number <= told.most and told.above < number < told.below):
         raise RequestError(f"{field.name} {value} is out of range", hint=_fits(field))
     return number
 
@@ -104,12 +109,14 @@ def either(choices: Sequence[Any]) -> str:
 
 
 def _fits(field: Field) -> str:
-    told, bounds = field.told, []
-    if told.least > -inf:
-        bounds.append(f"{told.least:g} or more")
-    if told.below < inf:
-        bounds.append(f"less than {told.below:g}")
-    return told.hint or f"give {READERS[field.kind][1]}" + f" of {', '.join(bounds)}" * bool(bounds)
+    told = field.told
+    bounds = [
+        f"{told.least:g} or more" * (told.least > -inf),
+        f"more than {told.above:g}" * (told.above > -inf),
+        f"less than {told.below:g}" * (told.below < inf),
+    ]
+    said = ", ".join(filter(None, bounds))
+    return told.hint or f"give {READERS[field.kind][1]}" + f" of {said}" * bool(said)
 
 
 def _exactly(kind: type) -> Callable[[Any], Any]:

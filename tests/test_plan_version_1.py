@@ -99,7 +99,7 @@ def test_a_trained_plan_keeps_its_record_and_adapter() -> None:
     values = stored("trained")
     plan = SurgeryPlan.model_validate(values)
     (record,) = plan.training
-    assert record.model_dump(mode="json") == values["training"][0]
+    assert record.model_dump(mode="json").items() >= values["training"][0].items()
     assert plan.adapter is not None and plan.adapter.targets == values["adapter"]["targets"]
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcsurgery.cli.options import AsJson, Model, Quiet, Revision
+from dcsurgery.cli.options import AsJson, Columns, Model, Quiet, Revision
 from dcsurgery.cli.output import Output
-from dcsurgery.cli.training_options import DataOptions, SettingOptions
 from dcsurgery.connectors.request import Connector
+from dcsurgery.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     pass
@@ -27,9 +27,31 @@ LISTED_ROWS = 5
 
 
 @dataclass(frozen=True)
-class JobOptions(DataOptions):
+class JobOptions:
     """What to train on, where the result goes, and what of an earlier attempt is kept."""
 
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="DATA",
+            help="JSON, JSONL, CSV, TSV, parquet or arrow: a file, FILE,FILE or a folder; a saved "
+            "data set, or a Hub data set's id. docs/data.md shows the rows that are read.",
+        ),
+    ]
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder that image paths start from. Default: that of DATA."
+        ),
+    ] = None
+    columns: Columns = None
+    split: Annotated[
+        str, typer.Option(metavar="NAME", help="Split of a Hugging Face data set.")
+    ] = "train"
+    streaming: Annotated[
+        bool,
+        typer.Option("--streaming", help="Read a Hub data set as it arrives; needs --max-steps."),
+    ] = False
     output: Annotated[
         Path | None,
         typer.Option(
@@ -70,7 +92,7 @@ class JobOptions(DataOptions):
 def finetune(
     model: Model,
     job: JobOptions,
-    settings: SettingOptions,
+    settings: TrainingSettings,
     connector: Connector | None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -88,10 +110,8 @@ def finetune(
     with out.working(f"preparing to train {model}", fetches=not Path(model).is_dir()):
         from dcsurgery.data.columns import parse_columns
         from dcsurgery.training.finetune import finetune_connector
-        from dcsurgery.training.settings import make_settings
 
-        given = {key: value for key, value in asdict(settings).items() if value is not None}
-        arguments = asdict(job) | {"settings": make_settings(**given), "connector": connector}
+        arguments = asdict(job) | {"settings": settings, "connector": connector}
         arguments["columns"] = parse_columns(job.columns)
         if job.dry_run:
             plan = finetune_connector(model, **arguments)

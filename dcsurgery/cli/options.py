@@ -190,6 +190,6 @@ def _annotation(field: Field, *, optional: bool) -> Any:
         option = typer.Option(names, help=field.told.help)
         return Annotated[bool | None if field.optional else bool, option]
     kind: Any = type(field.choices[0]) if field.choices else field.kind
-    kind = kind if kind in (int, float) else str
+    kind = kind if kind in (int, float) and field.told.read is None else str
     option = typer.Option(flag, metavar=field.told.metavar, help=field.told.help)
     return Annotated[kind | None if optional or field.optional else kind, option]

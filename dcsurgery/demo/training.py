@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def _record(done: TrainingResult, rows: int, digest: str) -> TrainingRecord:
         steps=done.steps,
         epochs=done.epochs,
         batch_size=settings.batch_size or 0,
-        settings=settings.model_dump(mode="json"),
+        settings=asdict(settings),
         first_loss=done.first_loss,
         last_loss=done.last_loss,
         seconds=done.seconds,

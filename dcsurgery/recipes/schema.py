@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -45,17 +46,18 @@ class Verify(_Section):
     deep: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
 class Finetune(TrainingSettings):
     """One stage: where the data is, and the options of `dcsurgery finetune`."""
 
     data: str
     images: str | None = None
     split: str = "train"
-    columns: dict[str, str] = Field(default={})
+    columns: dict[str, str] = field(default_factory=dict)
 
     def settings(self) -> TrainingSettings:
         """Return the stage without its data, for finetune_connector."""
-        return TrainingSettings(**self.model_dump(exclude={"data", "images", "split", "columns"}))
+        return TrainingSettings(**{name: getattr(self, name) for name in told_fields(Finetune)})
 
 
 class Eval(_Section):
@@ -205,7 +207,5 @@ def _keys_at(location: tuple[str | int, ...]) -> list[str]:
         ("cost",): Cost,
         ("smoke",): Smoke,
     }
-    found = sections.get(tuple(part for part in location if isinstance(part, str)))
-    if found is None:
-        return []
-    return list(found.model_fields if issubclass(found, BaseModel) else told_fields(found))
+    section = sections.get(tuple(part for part in location if isinstance(part, str)))
+    return [*getattr(section, "__dataclass_fields__", ()), *getattr(section, "model_fields", ())]

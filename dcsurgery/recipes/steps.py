@@ -172,8 +172,8 @@ def _finetune(stage: Finetune, number: int, model: Step) -> Step:
         )
         return {"training": done.record.model_dump(mode="json")}
 
-    where = stage.model_dump(include={"split", "images", "columns"})
-    inputs = {"settings": settings.model_dump(), **where}
+    where = {name: getattr(stage, name) for name in ("split", "images", "columns")}
+    inputs = {"settings": asdict(settings), **where}
     reads, unfinished = {"data": stage.data}, f"{name}.training"
     return Step(name, inputs, (model.name,), name, run, reads, unfinished)
 

@@ -6,7 +6,7 @@ import platform
 import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
@@ -290,7 +290,7 @@ def _record(
         steps=result.steps,
         epochs=result.epochs,
         batch_size=settings.batch_size or 1,
-        settings=settings.model_dump(mode="json"),
+        settings=asdict(settings),
         first_loss=result.first_loss,
         last_loss=result.last_loss,
         seconds=round(result.seconds, 3),

@@ -42,7 +42,7 @@ class TrainingPlan(Printed):
             "schema_version": 1,
             "dry_run": True,
             "trained": _trained(self.trained),
-            "settings": self.settings.model_dump(mode="json"),
+            "settings": asdict(self.settings),
             "steps": self.steps,
             "rows": self.rows,
             "bad_rows": [asdict(bad) for bad in self.bad],

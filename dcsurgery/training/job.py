@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from dcsurgery.surgery.plan_file import SurgeryPlan
@@ -24,9 +24,9 @@ class Job:
     @property
     def facts(self) -> dict[str, Any]:
         """What must be the same for a training to go on."""
-        told = {"save_steps", "report_to", "micro_batch", "grad_checkpointing"}
+        free = {"save_steps", "report_to", "micro_batch", "grad_checkpointing"}
         return {
-            "settings": self.settings.model_dump(mode="json", exclude=told),
+            "settings": {k: v for k, v in asdict(self.settings).items() if k not in free},
             "trained": list(self.trained.names),
             "rows": None if self.feed.streamed else len(self.feed.dataset),
         }

@@ -71,7 +71,7 @@ def _check_adapters(model: Any, settings: TrainingSettings) -> None:
     """Refuse what was asked for, and is no default, of an adapter that is there already."""
     for key, found in describe_adapters(model).items():
         wanted = getattr(settings, f"lora_{key}")
-        if wanted not in (found, TrainingSettings.model_fields[f"lora_{key}"].default):
+        if wanted not in (found, getattr(TrainingSettings, f"lora_{key}")):
             raise TrainingError(
                 f"the model has a LoRA adapter of {key} {found:g}, not {wanted:g}",
                 hint=f"leave out --lora-{key}, or train the model from before that adapter",

@@ -106,5 +106,5 @@ def test_connector_and_projector_are_averaged_a_language_model_is_not() -> None:
     assert lags == {"connector": 0.17, "projector": 0.17, "lora": 0.0, "full": 0.0}
     assert TrainingSettings(train="full", average=0.1).resolved().average == 0.1
     assert TrainingSettings(stage=1).resolved().average == 0.0
-    warmups = [TrainingSettings(stage=s).resolved().connector_warmup for s in (None, 1)]
+    warmups = [TrainingSettings(stage=s).resolved().warmup for s in (None, 1)]
     assert warmups == [0.3, 0.03]
