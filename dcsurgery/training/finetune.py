@@ -213,7 +213,7 @@ def _connector(
 ) -> Connector | None:
     if isinstance(connector, Mapping):
         text = "connector is a Connector, or its kind with the other fields as keywords"
-        warnings.warn(text, DeprecationWarning, stacklevel=3)
+        warnings.warn(text, DeprecationWarning, stacklevel=4)
         return Connector.of(**{**connector, **options})
     if connector is None and options:
         raise RequestError(
