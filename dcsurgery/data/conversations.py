@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from dcsurgery.data.options import answer_text, read_options
 from dcsurgery.data.pictures import ImageSource, RowError, image_source
 from dcsurgery.errors import RequestError
 
@@ -59,7 +60,9 @@ class Row:
     """One conversation with its pictures.
 
     `answers` are reference answers for evaluation: those the row lists, else its last turn by the
-    assistant. `options` are the choices of a multiple-choice question, `kind` the question type.
+    assistant; `raw_answers` are the same as the data has them. `options` are the choices of a
+    multiple-choice question, `right` the places of the right ones, set by Choices.apply. `kind` is
+    the question type.
     """
 
     id: str
@@ -68,6 +71,8 @@ class Row:
     kind: str | None = None
     answers: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    raw_answers: tuple[Any, ...] = ()
+    right: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,13 +104,18 @@ def read_row(raw: Any, number: int, root: Path | None = None, *, trusted: bool =
     shown = sum(turn.pictures for turn in turns)
     if shown != len(sources):
         raise RowError(f"its text shows {shown} images, but it has {len(sources)}")
+    listed = _listed_answers(raw) or [turn.text for turn in turns if turn.role == "assistant"][-1:]
+    options, answers = raw.get("options") or raw.get("choices"), tuple(listed)
+    if options:
+        options, answers = read_options(options, answers)
     return Row(
         row_id(raw, number),
         tuple(turns),
         tuple(sources),
         next((str(raw[key]) for key in KINDS if raw.get(key) is not None), None),
-        _answers(raw, turns),
-        tuple(str(item) for item in _list(raw.get("options") or raw.get("choices"))),
+        tuple(map(answer_text, answers)),
+        tuple(options or ()),
+        answers,
     )
 
 
@@ -232,19 +242,13 @@ def _question(raw: Mapping[str, Any]) -> list[Turn]:
         raise RowError("it has none of conversations, messages, question")
     turns = [Turn("user", split_text(text))]
     answers = _listed_answers(raw)
-    return [*turns, Turn("assistant", (answers[0],))] if answers else turns
+    return [*turns, Turn("assistant", (answer_text(answers[0]),))] if answers else turns
 
 
-def _listed_answers(raw: Mapping[str, Any]) -> tuple[str, ...]:
+def _listed_answers(raw: Mapping[str, Any]) -> list[Any]:
     found = next((raw[k] for k in ("answers", "answer") if raw.get(k) is not None), None)
-    texts = [item.get("answer") if isinstance(item, Mapping) else item for item in _list(found)]
-    return tuple(str(text) for text in texts if text is not None)
-
-
-def _answers(raw: Mapping[str, Any], turns: Sequence[Turn]) -> tuple[str, ...]:
-    listed = _listed_answers(raw)
-    said = [turn.text for turn in turns if turn.role == "assistant"]
-    return listed or tuple(said[-1:])
+    values = [item.get("answer") if isinstance(item, Mapping) else item for item in _list(found)]
+    return [value for value in values if value is not None]
 
 
 def _kind_of(value: Any) -> str:

@@ -6,16 +6,22 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from dcsurgery.data.conversations import BadRow, Row, read_row, row_id
+from dcsurgery.data.options import Choices
 from dcsurgery.data.pictures import RowError
 from dcsurgery.errors import RequestError
 
 __all__ = ["Rows", "data_digest", "read_rows"]
 
 CHUNK = 1 << 20
+# Rows of a stream that show how its answers name options.
+SAMPLE = 1000
 HINT = "pass a .json, .jsonl, .parquet or .arrow file, a saved data set, or a Hub data set's id"
 
 
@@ -52,14 +58,17 @@ class Rows:
 
     def __iter__(self) -> Iterator[Row | BadRow]:
         """Yield every row in order, a BadRow in place of one that cannot be read."""
-        items = iter(self._items) if self.streamed else self._each()
-        for index, item in enumerate(items):
+        for index, item in enumerate(self.records()):
             try:
                 yield self._read(item, index)
             except RowError as error:
                 yield BadRow(row_id(item, index + 1), error.message)
 
-    def _each(self) -> Iterator[Any]:
+    def records(self) -> Iterator[Any]:
+        """Yield the data's own records, a RowError in place of one that cannot be parsed."""
+        if self.streamed:
+            yield from self._items
+            return
         for index in range(len(self._items)):
             try:
                 yield self._items[index]
@@ -67,9 +76,24 @@ class Rows:
                 yield error
 
     def _read(self, item: Any, index: int) -> Row:
+        row = self._plain(item, index)
+        return self.choices.apply(row) if row.options else row
+
+    def _plain(self, item: Any, index: int) -> Row:
         if isinstance(item, RowError):
             raise item
         return read_row(item, index + 1, self._root, trusted=self._trusted)
+
+    @cached_property
+    def choices(self) -> Choices:
+        """How the answers of multiple-choice rows name options: read once, from all rows."""
+        return Choices(row for row in self._unread() if row.options)
+
+    def _unread(self) -> Iterator[Row]:
+        items = islice(self.records(), SAMPLE) if self.streamed else self.records()
+        for index, item in enumerate(items):
+            with suppress(RowError):
+                yield self._plain(item, index)
 
 
 def read_rows(
