@@ -130,15 +130,16 @@ def list_options(turn: Turn, options: Sequence[str], *, several: bool = False) -
     Nothing is added to a question that shows them by letter already.
     """
     shown, wanted = ([plain(text) for text in each] for each in (listed(turn.text), options))
-    if shown[:-1] == wanted[:-1] and shown and re.match(rf"{re.escape(wanted[-1])}\b", shown[-1]):
+    last = f"{re.escape(wanted[-1])}(?!\\w)"
+    if shown and shown[:-1] == wanted[:-1] and re.match(last, shown[-1]):
         return turn
     lines = [f"{label(index)}. {text}" for index, text in enumerate(options) if text]
     listing = "\n".join([*lines, SEVERAL if several else ONE])
     parts = list(turn.parts)
-    last = max((at for at, part in enumerate(parts) if (part or "").strip()), default=None)
-    if last is None:
+    words = max((at for at, part in enumerate(parts) if (part or "").strip()), default=None)
+    if words is None:
         return replace(turn, parts=(*parts, listing))
-    parts[last] = f"{(parts[last] or '').rstrip()}\n{listing}"
+    parts[words] = f"{(parts[words] or '').rstrip()}\n{listing}"
     return replace(turn, parts=tuple(parts))
 
 

@@ -72,6 +72,12 @@ def test_pictures_keep_their_places_and_shown_options_are_not_repeated(
     assert text.count("cat") == 1 and text.count("dog") == 1
 
 
+def test_shown_options_may_end_in_signs(tmp_path: Path) -> None:
+    asked = {"question": "Which?\nA. C\nB. C++", "options": ["C", "C++"], "answer": "C++"}
+    (row,) = rows_of(tmp_path, asked)
+    assert row.turns[0].text == asked["question"] and row.right == (1,)
+
+
 def test_options_are_listed_where_the_question_only_names_them(tmp_path: Path) -> None:
     (row,) = rows_of(tmp_path, {"question": "Is it a cat or a dog?", "answer": "dog"})
     assert row.turns[0].text == f"Is it a cat or a dog?\nA. cat\nB. dog\n{SAY}"
