@@ -20,6 +20,7 @@ from dcsurgery.data.conversations import BadRow
 from dcsurgery.data.prompts import Prompter
 from dcsurgery.data.rows import data_digest, read_rows
 from dcsurgery.data.samples import Sample, dry_run_samples
+from dcsurgery.data.templates import prompt_version
 from dcsurgery.errors import RequestError, TrainingError
 from dcsurgery.surgery.convert import Conversion
 from dcsurgery.surgery.plan_file import DELTA_FOLDER, TrainingRecord
@@ -188,10 +189,9 @@ def _job(origin: Origin, source: Data, settings: TrainingSettings) -> tuple[Job,
             hint="leave out --streaming, or --orientation raw",
         )
     begun = start(origin, settings)
-    version = None if settings.prompt == "auto" else settings.prompt
     prompter = Prompter(
         begun.processor,
-        version=version,
+        version=prompt_version(settings.prompt),
         aspect=settings.aspect,
         orientation=settings.orientation,
     )
