@@ -11,10 +11,10 @@ class VisionTower:
 
     `kind` is the config's model type ("clip_vision_model"); `module` the dotted path suffix of the
     module whose call is one pass over images ("vision_tower"); `blocks` that of its list of blocks
-    ("vision_tower.encoder.layers"; an optional "vision_model." inside is ignored, older
-    transformers have it); `width` channels C; `depth` number of blocks; `prefix_tokens` tokens
-    before the patch tokens (CLS); `image_size` and `patch_size` in pixels. `twins` are the (module,
-    blocks) of further towers of the same shape that feed the same projector.
+    ("vision_tower.encoder.layers"; a "vision_model." or "model." inside is ignored, some versions
+    of transformers have it); `width` channels C; `depth` number of blocks; `prefix_tokens` tokens
+    before the patch tokens (CLS, registers); `image_size` and `patch_size` in pixels. `twins` are
+    the (module, blocks) of further towers of the same shape that feed the same projector.
     """
 
     kind: str

@@ -23,7 +23,7 @@ ARCHITECTURE = Architecture(
         "liuhaotian/llava-v1.5-7b",
         "HuanjinYao/DenseConnector-v1.5-7B",
     ),
-    towers="CLIP, SigLIP, Pixtral",
+    towers="CLIP, SigLIP, Pixtral, DINOv2, DINOv3 and other ViTs",
     stock_config=_llava.stock_config,
     stock_loader="transformers >= 4.49.0, LlavaForConditionalGeneration",
     processor=_llava.count_appended,

@@ -12,7 +12,9 @@ def dissect(config: Config, tensors: Tensors) -> Anatomy:
     `image_tokens` counts one tile; an image has a copy of the whole and as many tiles as its shape
     asks for, and one token more per line.
     """
-    return _llava.read_anatomy(config, tensors, name="llava_next", defaults=_llava.DEFAULTS)
+    return _llava.read_anatomy(
+        config, tensors, name="llava_next", defaults=_llava.DEFAULTS, tiled=True
+    )
 
 
 ARCHITECTURE = Architecture(
@@ -27,7 +29,7 @@ ARCHITECTURE = Architecture(
         "liuhaotian/llava-v1.6-mistral-7b",
         "HuanjinYao/DenseConnector-v1.5-SigLIP-7B-AnyRes",
     ),
-    towers="CLIP, SigLIP",
+    towers="CLIP, SigLIP, DINOv2 and other ViTs",
     stock_config=_llava.stock_config,
     stock_loader="transformers >= 4.49.0, LlavaNextForConditionalGeneration",
     processor=_llava.count_pooled,

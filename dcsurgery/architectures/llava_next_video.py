@@ -26,7 +26,7 @@ def dissect(config: Config, tensors: Tensors) -> Anatomy:
             hint='models with "spatial_pool_mode": "average" can be converted',
         )
     name = "llava_next_video"
-    return _llava.read_anatomy(config, tensors, name=name, defaults=_llava.DEFAULTS)
+    return _llava.read_anatomy(config, tensors, name=name, defaults=_llava.DEFAULTS, tiled=True)
 
 
 def arrange(run: Any, state: Tensor) -> Tensor:

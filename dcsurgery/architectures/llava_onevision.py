@@ -21,7 +21,9 @@ def dissect(config: Config, tensors: Tensors) -> Anatomy:
     `image_tokens` counts one tile. Tiles are joined, and the frames of a video pooled, after the
     projector.
     """
-    return _llava.read_anatomy(config, tensors, name="llava_onevision", defaults=DEFAULTS)
+    return _llava.read_anatomy(
+        config, tensors, name="llava_onevision", defaults=DEFAULTS, tiled=True
+    )
 
 
 def count_tile(config: Config, anatomy: Anatomy, layout: FeatureLayout) -> Config:
