@@ -45,7 +45,8 @@ class Site:
     `module` is its dotted path suffix, `weight` the full tensor name of the matrix in the
     checkpoint, `in_features` the channels it reads, `out_features` the last dimension of its
     output (channels for a convolution). `rows` counts what it reads for one image where that is
-    another number than the image tokens; 0 where it is the same.
+    another number than the image tokens; 0 where it is the same. Sites that read equally many rows
+    read the same ones.
     """
 
     module: str

@@ -99,7 +99,7 @@ def read_anatomy(
     tensors: Mapping[str, TensorEntry],
     *,
     name: str,
-    defaults: Mapping[str, Any],
+    defaults: Mapping[str, Any] = DEFAULTS,
     module: str = "vision_tower",
     tiled: bool = False,
 ) -> Anatomy:
