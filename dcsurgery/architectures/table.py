@@ -209,8 +209,9 @@ ARCHITECTURES = (
     row(
         "glm4v",
         "Glm4vForConditionalGeneration Glm4vMoeForConditionalGeneration "
-        "Glm46VForConditionalGeneration GlmOcrForConditionalGeneration",
-        "zai-org/GLM-4.1V-9B-Thinking zai-org/GLM-4.5V zai-org/GLM-OCR",
+        "Glm46VForConditionalGeneration GlmOcrForConditionalGeneration "
+        "Glm5NextForConditionalGeneration",
+        "zai-org/GLM-4.1V-9B-Thinking zai-org/GLM-4.5V zai-org/GLM-OCR zai-org/GLM-5.3-Flash",
         "GLM-V ViT",
         # The first matrix is a strided convolution in the tower.
         replace(
@@ -498,8 +499,10 @@ ARCHITECTURES = (
     row(
         "qwen3_vl",
         "Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration "
-        "Qwen3_5ForConditionalGeneration Qwen3_5MoeForConditionalGeneration",
-        "Qwen/Qwen3-VL-4B-Instruct Qwen/Qwen3-VL-30B-A3B-Instruct Qwen/Qwen3.5-4B",
+        "Qwen3_5ForConditionalGeneration Qwen3_5MoeForConditionalGeneration "
+        "Qwen4ExpForConditionalGeneration CohereCompassForConditionalGeneration",
+        "Qwen/Qwen3-VL-4B-Instruct Qwen/Qwen3-VL-30B-A3B-Instruct Qwen/Qwen3.5-27B "
+        "CohereLabs/North-Micro-Vision-Instruct",
         "Qwen3-VL ViT",
         # The main merger; DeepStack's own (Qwen3-VL) stay as they are.
         replace(QWEN, site="visual.merger.linear_fc1", patch_size=16, grid=positioned),
