@@ -192,6 +192,32 @@ ARCHITECTURES = (
         preprocess=_pictures.two_sizes,
     ),
     row(
+        "ernie4_5_vl",
+        "Ernie4_5_VLMoeForConditionalGeneration",
+        "baidu/ERNIE-4.5-VL-28B-A3B-PT",
+        "ERNIE ViT",
+        # The matrix merges windows of patches; another one behind it merges frames.
+        replace(
+            QWEN,
+            site="resampler_model.spatial_linear.fc1",
+            parts=("resampler_model",),
+            module="vision_tower",
+            patches="",
+            published={"site": "resampler_model.spatial_linear.0", "module": "vision_model"},
+        ),
+        arrange=_rows.merge_neighbours,
+        parameter_names=tuple(
+            (f"{part}_linear.{old}.", f"{part}_linear.{new}.")
+            for part in ("spatial", "temporal")
+            for old, new in (("0", "fc1"), ("2", "fc2"), ("3", "ln"))
+        ),
+        preprocess=partial(
+            _pictures.pack_squares,
+            processor="Ernie4_5_VLMoeImageProcessor",
+            words=_pictures.MERGE_WORDS,
+        ),
+    ),
+    row(
         "gemma3",
         "Gemma3ForConditionalGeneration",
         "google/gemma-3-4b-it google/gemma-3-12b-it google/gemma-3-27b-it",
