@@ -15,6 +15,7 @@ from dcsurgery.architectures import named
 from tests.architectures.cases import TinyModel, load, make_case
 from tests.architectures.fresh import save_fresh
 from tests.architectures.packed import PackedContract, Picture
+from tests.closeness import assert_near
 from tests.surgery import random_matrix
 from tests.tiny.kimi_k25 import kimi_k25_config, write_tiny_kimi_k25
 
@@ -101,7 +102,7 @@ class TestKimiK25(PackedContract):
             wanted, seen = project(base.model), project(model.model)
             handle.remove()
             plain = project(base.model)
-        assert (seen - wanted).abs().max() <= 1e-5
+        assert_near(seen, wanted)
         assert (seen - plain).abs().max() > 0.05
 
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoProcessor
 
 import dcsurgery
 from dcsurgery.architectures._llava import TOWERS
-from dcsurgery.data.open_images import sample_photo
+from dcsurgery.data.pictures import sample_photo
 from dcsurgery.errors import AnatomyError, PlanError
 from dcsurgery.tiny.llava import (
     llava_config,
@@ -24,10 +24,10 @@ from dcsurgery.tiny.llava import (
 )
 from dcsurgery.tiny.llava_next import llava_next_config
 from tests.architectures.cases import TinyModel, load
-from tests.architectures.contract import TOLERANCE
 from tests.architectures.fresh import check_fresh_model, save_fresh
 from tests.architectures.inputs import Inputs, image_inputs
 from tests.architectures.tiles import square_inputs, tile_inputs
+from tests.closeness import assert_near
 from tests.tiny.llava_next_video import llava_next_video_config
 from tests.tiny.llava_onevision import llava_onevision_config
 from tests.tiny.parts import vision_section
@@ -134,7 +134,8 @@ def test_pictures_smaller_than_the_position_table(layers: Any, tmp_path: Path) -
         assert report.passed, report.checks
         with torch.no_grad():
             found = dcsurgery.load(tmp_path / form, dtype=torch.float32)(**prompt).logits
-        assert (found - expected).abs().max() <= (TOLERANCE if form == "stock" else 0)
+        assert form == "stock" or torch.equal(found, expected)
+        assert_near(found, expected)
 
 
 def test_registers_spoil_a_grid_and_a_config_that_miscounts_them(tmp_path: Path) -> None:
