@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,15 +15,11 @@ from dcsurgery.cli.output import Output
 from dcsurgery.connectors.request import Connector
 from dcsurgery.training.settings import TrainingSettings
 
-if TYPE_CHECKING:
-    pass
-
 EXAMPLES = (
     "dcsurgery finetune llava-dci --data data/rows.json -o llava-tuned",
     "dcsurgery finetune llava-dci --data data/rows.json --dry-run",
     "dcsurgery finetune ./my-llava --connector dci --data data/rows.json -o mine",
 )
-LISTED_ROWS = 5
 
 
 @dataclass(frozen=True)

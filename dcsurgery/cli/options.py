@@ -60,12 +60,11 @@ Link = Annotated[
         "but editing one edits both. Never out of a Hub cache.",
     ),
 ]
-Prompt = Annotated[
-    str | None,
+PromptOption = Annotated[
+    str,
     typer.Option(
         metavar="VERSION",
-        help="plain or v1: LLaVA's own prompts. Default: the model's chat template, v1 where "
-        "it has none.",
+        help="auto: the model's chat template, v1 where it has none. plain, v1: LLaVA's own.",
     ),
 ]
 Orientation = Annotated[

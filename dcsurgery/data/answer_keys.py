@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dcsurgery.data.fields import Fields, as_list, missing
+from dcsurgery.data.options import answer_text
 from dcsurgery.data.pictures import RowError
 
 ANSWER = (
@@ -48,4 +49,4 @@ def trained_answer(fields: Fields) -> str | None:
     counts = Counter(plain)
     # max() takes the first of equals.
     best = max(range(len(listed)), key=lambda place: counts[plain[place]], default=None)
-    return None if best is None else str(listed[best])
+    return None if best is None else answer_text(listed[best])

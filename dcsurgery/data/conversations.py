@@ -61,8 +61,9 @@ class Row:
 
     `answers` are reference answers for evaluation: those the row lists, else its last turn by the
     assistant; `raw_answers` are the same as the data has them, numbers as numbers. `options` are
-    the choices of a multiple-choice question, `kind` the question type. `layout` and `keys` say how
-    it was read and from what; `unread` are keys that were not, although they look like pictures.
+    the choices of a multiple-choice question, `right` the places of the right ones, set by
+    Choices.apply; `kind` is the question type. `layout` and `keys` say how it was read and from
+    what; `unread` are keys that were not, although they look like pictures.
     """
 
     id: str
@@ -72,6 +73,7 @@ class Row:
     answers: tuple[str, ...] = ()
     raw_answers: tuple[Any, ...] = ()
     options: tuple[str, ...] = ()
+    right: tuple[int, ...] = ()
     layout: str = ""
     keys: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ from dcsurgery.data.columns import Columns
 from dcsurgery.data.conversations import Row, Turn
 from dcsurgery.data.fields import NO_TEXT, Fields, as_list, kind_of
 from dcsurgery.data.option_keys import OPTIONS, find_options
+from dcsurgery.data.options import answer_text
 from dcsurgery.data.picture_keys import (
     FILE_IDS,
     IDS,
@@ -98,7 +99,8 @@ def read_row(
         raise RowError(f"its text shows {shown} images, but it has {len(sources)}")
     raw_answers = tuple(said(fields.get(*layout.answers))) if layout.answers else ()
     raw_answers = raw_answers or tuple(turn.text for turn in turns if turn.role == "assistant")[-1:]
-    options, kind = find_options(fields), fields.get(*KINDS)
+    options, raw_answers = find_options(fields, raw_answers)
+    kind = fields.get(*KINDS)
     keys = fields.read
     unread = picture_like(fields, ids=not sources)
     if unread and not sources:
@@ -113,7 +115,7 @@ def read_row(
         tuple(turns),
         tuple(sources),
         kind=None if kind is None else str(kind),
-        answers=tuple(map(str, raw_answers)),
+        answers=tuple(map(answer_text, raw_answers)),
         raw_answers=raw_answers,
         options=options,
         layout=layout.name,

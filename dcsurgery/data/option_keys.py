@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from dcsurgery.data.fields import Fields, as_list, missing
+from dcsurgery.data.options import read_options
 from dcsurgery.data.pictures import RowError
 from dcsurgery.data.turns import MENTION
 
@@ -27,32 +27,24 @@ def option_values(fields: Fields) -> Any:
     return found
 
 
-def find_options(fields: Fields) -> tuple[str, ...]:
-    """Return the texts of the options in order; none where a row has none.
+def find_options(
+    fields: Fields, answers: tuple[Any, ...]
+) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+    """Return the texts of the options in order, none where a row has none, and its answers.
 
-    Raises RowError for options that are pictures, or a text that is no list.
+    Answers that are names of options become letters. Raises RowError for options that are
+    pictures, or a text that is no list.
     """
     found = option_values(fields)
-    if isinstance(found, Mapping):
-        texts = [found[key] for key in sorted(found) if not _empty(found[key])]
-    else:
-        texts = [item for item in as_list(found, numbers=True) if not missing(item)]
-        if isinstance(found, str) and texts == [found]:
-            if found.strip() == "[]":
-                return ()
-            raise RowError(f"its options are text that is no list: {found[:40]!r}")
-    options = tuple(_option(text) for text in texts)
+    if found is None:
+        return (), answers
+    if isinstance(found, str):
+        written = as_list(found, numbers=True)
+        found = found if written == [found] else written
+    options, answers = read_options(found, answers)
     if any(MENTION.search(option) for option in options):
         raise RowError("its options show pictures, which are not read")
-    return options
-
-
-def _option(text: Any) -> str:
-    if isinstance(text, Mapping):
-        text = next((text[key] for key in ("text", "value", "option") if key in text), None)
-    if not isinstance(text, str | int | float):
-        raise RowError("an option is not text")
-    return str(text)
+    return options, answers
 
 
 def _empty(value: Any) -> bool:

@@ -6,6 +6,8 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 from dcsurgery.data.columns import Columns
 from dcsurgery.data.conversations import BadRow, Row
 from dcsurgery.data.layouts import UNDERSTOOD, read_row, row_id
+from dcsurgery.data.options import Choices
 from dcsurgery.data.pictures import RowError
 from dcsurgery.data.records import from_columns, from_hub, from_saved
 from dcsurgery.data.text_files import HINT, READERS, read_text_files
@@ -25,7 +28,7 @@ COLUMNAR = (".parquet", ".arrow")
 METADATA = (".csv", ".jsonl", ".parquet")
 NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
-# Rows that nearly always have all columns.
+# Rows that nearly always have all columns, and that show how a stream's answers name options.
 LOOKED_AT = 1000
 
 
@@ -103,9 +106,24 @@ class Rows:
                 yield error
 
     def _read(self, item: Any, index: int) -> Row:
+        row = self._plain(item, index)
+        return self.choices.apply(row) if row.options else row
+
+    def _plain(self, item: Any, index: int) -> Row:
         if isinstance(item, RowError):
             raise item
         return read_row(item, index + 1, self._root, trusted=self._trusted, columns=self._columns)
+
+    @cached_property
+    def choices(self) -> Choices:
+        """How the answers of multiple-choice rows name options: read once, from all rows."""
+        return Choices(row for row in self._unread() if row.options)
+
+    def _unread(self) -> Iterator[Row]:
+        items = islice(self.records(), LOOKED_AT) if self.streamed else self.records()
+        for index, item in enumerate(items):
+            with suppress(RowError):
+                yield self._plain(item, index)
 
 
 def read_rows(

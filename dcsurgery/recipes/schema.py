@@ -73,7 +73,7 @@ class Eval(_Section):
     batch_size: int = Field(default=8, ge=1)
     max_new_tokens: int = Field(default=32, ge=1)
     max_bad: float = Field(default=0.01, ge=0, le=1)
-    prompt: Literal["plain", "v1"] | None = None
+    prompt: Literal["auto", "plain", "v1"] = "auto"
     orientation: Orientation = "exif"
     dtype: str = "auto"
     seed: int = Field(default=0, ge=0)

@@ -181,11 +181,7 @@ def _finetune(stage: Finetune, number: int, model: Step) -> Step:
 def _eval(item: Eval, first: Step, last: Step) -> Step:
     name = f"eval-{item.name}"
     models = [first] if first is last else [first, last]
-    chosen = {
-        "metric", "limit", "batch_size", "max_new_tokens", "max_bad", "orientation", "dtype",
-        "seed",
-    }  # fmt: skip
-    settings = {**item.model_dump(include=chosen), "version": item.prompt}
+    settings = item.model_dump(exclude={"name", "data", "images", "split"})
 
     def run(place: Place) -> dict[str, Any]:
         from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints

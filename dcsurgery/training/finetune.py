@@ -21,6 +21,7 @@ from dcsurgery.data.conversations import BadRow
 from dcsurgery.data.prompts import Prompter
 from dcsurgery.data.rows import data_digest, read_rows
 from dcsurgery.data.samples import dry_run_samples
+from dcsurgery.data.templates import prompt_version
 from dcsurgery.errors import RequestError, TrainingError
 from dcsurgery.printing.sheet import Progress
 from dcsurgery.surgery.conversion import Conversion, wanted_output
@@ -237,10 +238,9 @@ def _job(origin: Origin, source: Data, settings: TrainingSettings) -> tuple[Job,
             hint="leave out --streaming, or --orientation raw",
         )
     begun = start(origin, settings)
-    version = None if settings.prompt == "auto" else settings.prompt
     prompter = Prompter(
         begun.processor,
-        version=version,
+        version=prompt_version(settings.prompt),
         aspect=settings.aspect,
         orientation=settings.orientation,
     )

@@ -52,6 +52,17 @@ def test_json_is_the_report_and_nothing_else(run: Run, place: Path, tmp_path: Pa
     assert 0 < report["models"][0]["score"]["mean"] < 20
 
 
+def test_prompt_auto_is_the_models_own(run: Run, place: Path, tmp_path: Path) -> None:
+    arguments = ["--data", place / "test.json", "--images", place / "pictures", "--json"]
+    more = ["--max-new-tokens", 1, "-o", tmp_path / "out"]
+    plain, auto = (
+        json.loads(run("eval", place / "model", *arguments, *more, *prompt).stdout)
+        for prompt in ([], ["--prompt", "auto"])
+    )
+    assert plain["models"] == auto["models"]
+    assert auto["settings"]["version"] is None and auto["settings"]["prompt"] == "auto"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -59,7 +70,8 @@ def test_json_is_the_report_and_nothing_else(run: Run, place: Path, tmp_path: Pa
         (["--data", "broken.json"], 1, "line 1, column 2"),
         (["--data", "test.json", "--images", "nowhere"], 1, "nowhere is not a folder"),
         (["--data", "test.json", "--metric", "bleu"], 1, "choose one of exact, vqa, loss, choice"),
-        (["--data", "test.json", "--prompt", "v2"], 2, "use plain or v1"),
+        (["--data", "test.json", "--prompt", "v2"], 2, "use auto, plain or v1"),
+        (["--data", "test.json", "--answers", "a.jsonl"], 2, "name models, or --answers"),
         ([], 2, "--data"),
     ],
 )

@@ -29,6 +29,13 @@ class Read(NamedTuple):
     options: tuple[str, ...] = ()
     answers: tuple[str, ...] | None = None
 
+    @property
+    def listing(self) -> str:
+        """The options as the question shows them."""
+        lines = [f"\n{letter}. {text}" for letter, text in zip("ABCD", self.options, strict=False)]
+        ask = "\nAnswer with the option's letter from the given choices directly."
+        return "".join([*lines, ask]) if lines else ""
+
 
 IN_ROW = ("in the row",)
 EXPECTED = {
@@ -104,12 +111,12 @@ EXPECTED = {
     "ChartQA": Read("question and answer", "user: <image>How many bars? | assistant: 3"),
     "ScienceQA": Read(
         "question and answer",
-        "user: <image>Two balls.\nWhich is bigger? | assistant: 1",
+        "user: <image>Two balls.\nWhich is bigger? | assistant: B",
         options=("the left", "the right"),
     ),
     "A-OKVQA": Read(
         "question and answer",
-        "user: <image>What is it? | assistant: 0",
+        "user: <image>What is it? | assistant: A",
         options=("ball", "cube"),
     ),
     "MMBench": Read(
@@ -187,10 +194,12 @@ def test_a_row_of_each_layout_is_read_as_the_page_says(
     (row,) = opened(SHOWN[name], tmp_path, folder)
     wanted = EXPECTED[name]
     assert isinstance(row, Row), row
-    assert written(row) == wanted.said
+    assert written(row) == wanted.said.replace(" | assistant", f"{wanted.listing} | assistant")
     assert row.layout == wanted.layout
     assert tuple(source.name for source in row.images) == wanted.pictures
     assert row.options == wanted.options
-    assert row.answers == (wanted.answers or (wanted.said.rpartition("assistant: ")[2],))
+    said = wanted.said.rpartition("assistant: ")[2]
+    right = tuple(wanted.options["ABCD".index(said)] for _ in wanted.options[:1])
+    assert row.answers == (wanted.answers or (said, *right))
     for source in row.images:
         source.check()
