@@ -113,6 +113,7 @@ def _fits(field: Field) -> str:
     bounds = [
         f"{told.least:g} or more" * (told.least > -inf),
         f"more than {told.above:g}" * (told.above > -inf),
+        f"at most {told.most:g}" * (told.most < inf),
         f"less than {told.below:g}" * (told.below < inf),
     ]
     said = ", ".join(filter(None, bounds))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import index
 from typing import Annotated, Any, Literal, TypedDict, Unpack, cast
 
 from dcsurgery.architectures import Form
@@ -128,10 +129,10 @@ def _as_groups(layers: Any) -> Groups | None:
         return parse_layers(layers)
     try:
         flat = all(isinstance(item, int) for item in layers)
-        groups = tuple(tuple(map(int, group)) for group in ([layers] if flat else layers))
-    except (TypeError, ValueError):
+        groups = tuple(tuple(map(index, group)) for group in ([layers] if flat else layers))
+    except TypeError:
         groups = ()
-    if not groups:
+    if not groups or not all(groups):
         raise PlanError(
             f"layers {layers!r} are no hidden states",
             hint="write states like 7,15, or groups of states like 0-11;12-23",

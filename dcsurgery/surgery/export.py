@@ -61,9 +61,9 @@ def export_checkpoint(
     model: str | Path,
     output: str | Path | None = ...,
     *,
-    dry_run: bool,
+    dry_run: Literal[True],
     **options: Unpack[ExportOptions],
-) -> Conversion | ConversionPlan: ...
+) -> ConversionPlan: ...
 
 
 def export_checkpoint(

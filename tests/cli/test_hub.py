@@ -5,9 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.hub_server import running_hub
+import dcsurgery
+from tests.hub_server import Hub, running_hub
 
 from .conftest import Run
+
+
+def to_hub(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    return {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+    }
 
 
 def test_a_hub_model_is_inspected_and_planned_without_its_weights(
@@ -15,12 +25,7 @@ def test_a_hub_model_is_inspected_and_planned_without_its_weights(
 ) -> None:
     with running_hub() as hub:
         commit = hub.add("org/model", {path.name: path.read_bytes() for path in model.iterdir()})
-        env = {
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(tmp_path / "hf"),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_OFFLINE": "0",
-        }
+        env = to_hub(hub, tmp_path)
         inspected = spawn("inspect", "org/model", env=env)
         assert inspected.returncode == 0, inspected.stderr
         assert inspected.stdout.startswith(f"org/model at {commit.commit[:12]}\n")
@@ -36,3 +41,15 @@ def test_a_hub_model_is_inspected_and_planned_without_its_weights(
         missing = spawn("inspect", "org/none", "--revision", "v2", env=env)
         assert missing.returncode == 1 and missing.stderr.startswith("error: ")
     assert not [path for path in (tmp_path / "hf").rglob("*.safetensors")]
+
+
+def test_a_converted_hub_model_is_verified(spawn: Run, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    dcsurgery.convert(model, out, form="delta")
+    paths = [path for path in out.rglob("*") if path.is_file()]
+    with running_hub() as hub:
+        hub.add("org/dense", {str(path.relative_to(out)): path.read_bytes() for path in paths})
+        env = to_hub(hub, tmp_path)
+        found = spawn("verify", "org/dense", "--revision", "main", env=env)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.startswith("org/dense: delta form of ")

@@ -192,6 +192,12 @@ def test_pushing_again_sends_nothing(hub: Hub, pusher: Pusher, stock: Any, delta
         assert not [item for item in hub.log if item.method == "PUT" or "/commit/" in item.path]
 
 
+def test_a_model_of_the_hub_is_pushed_by_its_id(pusher: Pusher, delta: Any) -> None:
+    done = pusher.run("push", "my-name/delta", "my-name/again", "--dry-run", "--json")
+    assert done.code == 0, done.err
+    assert done.json["verified"] and actions(done.json)["dense_connector/plan.json"] == "add"
+
+
 def test_a_dry_run_shows_the_table_and_changes_nothing(
     hub: Hub, pusher: Pusher, stock: tuple[Path, Any]
 ) -> None:
