@@ -6,11 +6,24 @@ import hashlib
 from pathlib import Path
 
 from dcsurgery.checkpoint.contents import Checkpoint
+from dcsurgery.checkpoint.model_ref import local_folder
 from dcsurgery.errors import CheckpointNotFoundError, MalformedCheckpointError
 from dcsurgery.originals import TowerPlaces, open_model
 from dcsurgery.originals.adopted import TowerRecord
 from dcsurgery.surgery.plan import describe_base
 from dcsurgery.surgery.plan_file import SurgeryPlan
+
+
+def converted_folder(model: str | Path, revision: str | None = None) -> Path:
+    """Return the folder of a converted model, fetched if need be.
+
+    Raises CheckpointNotFoundError.
+    """
+    try:
+        return local_folder(model, revision)
+    except CheckpointNotFoundError as error:
+        hint = "name what `dcsurgery convert` wrote: a folder, or a Hub id"
+        raise CheckpointNotFoundError(error.message, hint=hint) from None
 
 
 def open_base(plan: SurgeryPlan, base: str | Path | None = None) -> Checkpoint:

@@ -29,11 +29,11 @@ def verify_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
     already proves equal and compares with the Hub's digests.
     Raises DcSurgeryError when a check cannot be made, never when one fails.
     """
-    from dcsurgery.checkpoint.model_ref import local_folder
     from dcsurgery.data.pictures import open_images
+    from dcsurgery.surgery.base_model import converted_folder
     from dcsurgery.verification.structure import open_pair, structure_checks
 
-    pair = open_pair(local_folder(model, revision), against)
+    pair = open_pair(converted_folder(model, revision), against)
     pictures = open_images([Path(image) for image in images], orientation)
     checks = structure_checks(pair, deep=deep)
     if all(check.passed for check in checks):

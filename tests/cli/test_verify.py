@@ -60,9 +60,9 @@ def test_options_of_verify_reach_the_verification(
 
     asked = {}
 
-    def verify(path: Path, **options: object) -> Report:
-        asked.update(options, path=path)
-        return Report(output=str(path), base="base", form="stock", checks=())
+    def verify(model: str, **options: object) -> Report:
+        asked.update(options, model=model)
+        return Report(output=model, base="base", form="stock", checks=())
 
     monkeypatch.setattr("dcsurgery.verification.verify_checkpoint", verify)
     pictures = [tmp_path / "a.png", tmp_path / "b.png"]
@@ -71,12 +71,14 @@ def test_options_of_verify_reach_the_verification(
     result = run("verify", converted, "--against", "base", *images, *more)
     assert result.exit_code == 0, result.stderr
     assert asked == {
-        "path": converted, "against": "base", "images": pictures, "deep": True, "logits": True,
+        "model": str(converted), "revision": None,
+        "against": "base", "images": pictures, "deep": True, "logits": True,
         "orientation": "raw",
     }  # fmt: skip
     assert run("verify", converted).exit_code == 0
     assert asked == {
-        "path": converted, "against": None, "images": [], "deep": False, "logits": False,
+        "model": str(converted), "revision": None,
+        "against": None, "images": [], "deep": False, "logits": False,
         "orientation": "exif",
     }  # fmt: skip
 

@@ -85,8 +85,8 @@ def test_the_control_trains_the_projector_alone(
         held = name == "control"
         assert (after.dense_connector.weight.abs().max() == 0) == held
         assert (sum(outcomes[name].used) == 0) == held
-    layouts = {name: read_plan(work / name / "trained").blocks for name in TRAINED}
-    assert layouts["repeated"] == [[7], [7]] and layouts["retrofit"] == layouts["control"]
+    layouts = {name: read_plan(work / name / "trained").layout.groups for name in TRAINED}
+    assert layouts["repeated"] == ((7,), (7,)) and layouts["retrofit"] == layouts["control"]
     shapes = {name: read_plan(work / name / "trained").delta[0].shape for name in TRAINED}
     assert len({tuple(shape) for shape in shapes.values()}) == 1
 

@@ -19,6 +19,7 @@ from dcsurgery.connectors.attach import DenseConnector
 from dcsurgery.connectors.request import Connector
 from dcsurgery.data.pictures import open_images, sample_photo
 from dcsurgery.errors import RequestError, VerificationError
+from dcsurgery.features import FeatureBlock
 from dcsurgery.surgery.convert import convert_checkpoint
 from dcsurgery.surgery.plan import make_plan
 from dcsurgery.surgery.plan_file import DELTA_FILE, SurgeryPlan
@@ -117,8 +118,9 @@ def test_swapped_columns_in_the_fold_fail(trained: Pair, tmp_path: Path) -> None
 
 def test_a_wrong_layer_in_the_plan_fails(trained: Pair) -> None:
     assert trained.plan.layout.groups == ((0, 1), (2, 3))
-    for blocks in ([[0, 1], [2, 4]], [[0, 2], [1, 3]], [[2, 3], [0, 1]]):
-        assert failed(features(with_plan(trained, blocks=blocks))) == {FOLD}
+    for groups in (((0, 1), (2, 4)), ((0, 2), (1, 3)), ((2, 3), (0, 1))):
+        layout = replace(trained.plan.layout, blocks=tuple(map(FeatureBlock, groups)))
+        assert failed(features(with_plan(trained, layout=layout))) == {FOLD}
 
 
 def test_a_small_error_in_the_fold_fails(trained: Pair, tmp_path: Path) -> None:

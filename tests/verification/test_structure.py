@@ -131,7 +131,10 @@ STOCK_DAMAGE: dict[str, tuple[Damage, str]] = {
         edit_plan(lambda v: v["changed"][0].update(sha256="0")), CHANGED),
     "planned shape of the changed tensor": (
         edit_plan(lambda v: v["changed"][0].update(shape=[1, 2])), CHANGED),
-    "planned groups": (edit_plan(lambda v: v.update(blocks=[[0, 2], [1]])), CHANGED),
+    "planned groups": (
+        edit_plan(lambda v: v["layout"].update(blocks=[{"layers": [0, 2]}, {"layers": [1]}])),
+        CHANGED,
+    ),
     "planned stock layers": (edit_plan(lambda v: v.update(stock_layers=[0, 1])), BASE),
     "planned hash of the base's projector": (
         edit_plan(lambda v: v["relies_on"].update({PROJECTOR: "0"})), BASE),
