@@ -18,7 +18,7 @@ from dcsurgery.features import Columns, FeatureLayout, joined_columns
 if TYPE_CHECKING:
     from torch import Tensor
 
-Form = Literal["stock", "delta", "reference"]
+Form = Literal["stock", "delta", "portable", "reference"]
 Config = dict[str, Any]
 Tensors = Mapping[str, TensorEntry]
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from dcsurgery.architectures import Form, find_architecture, named
 from dcsurgery.checkpoint.checks import render_object
@@ -37,6 +37,7 @@ from dcsurgery.surgery.plan_file import (
     TensorRecord,
 )
 from dcsurgery.surgery.planned_tensors import planned_delta, stock_tensors
+from dcsurgery.surgery.portable import CODE_FILE, code_text, portable_config
 from dcsurgery.surgery.processor_changes import (
     PROCESSOR_FILE,
     edit_processor,
@@ -84,8 +85,10 @@ def make_spec(  # noqa: PLR0913 - one keyword per CLI option, by design
     """Return a ConnectorSpec from plain values. Raises RequestError or PlanError."""
     if init not in ("preserve", "paper"):
         raise RequestError(f"init {init!r} does not exist", hint="choose preserve or paper")
-    if form not in (None, "stock", "delta", "reference"):
-        raise RequestError(f"form {form!r} does not exist", hint="choose stock, delta or reference")
+    if form not in (None, *get_args(Form)):
+        raise RequestError(
+            f"form {form!r} does not exist", hint=f"choose one of {', '.join(get_args(Form))}"
+        )
     if seed < 0:
         raise RequestError(f"seed {seed} is negative", hint="choose a seed of 0 or more")
     parsed = parse_layers(layers) if isinstance(layers, str) else layers
@@ -159,7 +162,7 @@ def convert_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
             named = (towers or {}).get(TOWER_KEY)
             transfers = write_reference(checkpoint, plan, delta, folder, named)
             return Conversion(plan, target, transfers, time.perf_counter() - started)
-        stock = stock_tensors(checkpoint, plan, delta) if plan.form == "stock" else {}
+        stock = stock_tensors(checkpoint, plan, delta) if plan.form != "delta" else {}
         plan, transfers = write_folder(checkpoint, plan, folder, delta, stock, link=link)
     return Conversion(plan, target, transfers, time.perf_counter() - started)
 
@@ -219,6 +222,9 @@ def can_link(checkpoint: Checkpoint, output: Path | None) -> bool:
 
 def edit_config(checkpoint: Checkpoint, plan: SurgeryPlan) -> str:
     """Return the config's text with the plan's keys changed, all others in place and order."""
+    if plan.form == "portable":
+        keys = portable_config(checkpoint, plan.anatomy, plan.layout)
+        return render_object({**checkpoint.config, **keys}, CONFIG)
     if plan.stock_layers is None:
         return checkpoint.config_text
     stock_config = find_architecture(checkpoint.config).stock_config
@@ -247,9 +253,11 @@ def write_folder(
     own = [delta[record.name] for record in plan.delta if record.file == DELTA_FILE]
     written = write_tensors(folder / DELTA_FILE, own, METADATA)
     transfers = [replace(written, file=DELTA_FILE)]
-    if plan.form == "stock":
+    if plan.form != "delta":
         config = edit_config(checkpoint, plan)
         transfers += write_checkpoint(checkpoint, folder, stock, config, link=link)
+    if plan.form == "portable":
+        transfers.append(_write_text(folder, CODE_FILE, code_text()))
     plan = plan.model_copy(
         update={
             "relies_on": relies_on,

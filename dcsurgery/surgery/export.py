@@ -6,7 +6,9 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import cast
 
+from dcsurgery.architectures import Form
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.checkpoint.copying import Transfer
 from dcsurgery.checkpoint.model_ref import fetch, parse_reference
@@ -25,9 +27,9 @@ from dcsurgery.surgery.plan_file import (
     read_plan,
 )
 from dcsurgery.surgery.planned_tensors import adapted_tensors, stock_tensors, stored_delta
-from dcsurgery.surgery.trained_stock import as_reference, as_stock
+from dcsurgery.surgery.trained_plan import as_complete, as_reference
 
-FORMS = ("stock", "reference")
+FORMS = ("stock", "portable", "reference")
 
 
 def export_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
@@ -45,15 +47,16 @@ def export_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
     """Fold a trained connector, and what was trained with it, into a complete checkpoint.
 
     `model` is a folder (or Hub id) that convert or finetune wrote, in either form; `base` says
-    where its base is now. `form` is "stock" (plain transformers loads it) or "reference" (the
-    reference's own code does; `towers` as convert_checkpoint takes it). A LoRA adapter is merged
-    into the matrices it adapts, or kept beside a stock form in peft's own files (`keep_lora`). No
-    model is loaded; `output` appears whole, by one rename. Raises PlanError where the family has no
+    where its base is now. `form` is "stock" (plain transformers loads it), "portable" (it
+    brings the connector's code along) or "reference" (the reference's own code loads it; `towers`
+    as convert_checkpoint takes it). A LoRA adapter is merged into the matrices it adapts, or kept
+    beside the weights in peft's own files (`keep_lora`). No model is loaded; `output` appears
+    whole, by one rename. Raises PlanError where the family has no
     such form, DcSurgeryError otherwise.
     """
     started = time.perf_counter()
     if form not in FORMS:
-        raise RequestError(f"form {form!r} does not exist", hint=f"choose {' or '.join(FORMS)}")
+        raise RequestError(f"form {form!r} does not exist", hint=f"choose {', '.join(FORMS)}")
     if form == "reference" and keep_lora:
         raise RequestError(
             "the reference form has no place for an adapter", hint="leave out --keep-lora"
@@ -76,7 +79,7 @@ def export_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
             transfers = write_reference(checkpoint, plan, delta, new, tower)
         plan = as_reference(plan)
     else:
-        plan = as_stock(checkpoint, plan, merge=not keep_lora)
+        plan = as_complete(checkpoint, plan, cast(Form, form), merge=not keep_lora)
         needed = bytes_to_write(checkpoint, plan, delta, adapter, output=target, link=link)
         with place(needed=needed) as new:
             plan, transfers = write_output(checkpoint, plan, new, delta, adapter, link=link)
@@ -139,11 +142,11 @@ def write_output(
 ) -> tuple[SurgeryPlan, tuple[Transfer, ...]]:
     """Write a trained model into an empty folder in the plan's form; return the hashed plan."""
     stock: dict[str, NewTensor] = {}
-    if plan.form == "stock":
+    if plan.form != "delta":
         stock = stock_tensors(checkpoint, plan, delta, adapter)
     copied: list[Transfer] = []
     if adapter is not None and plan.adapter is not None:
-        beside = plan.form == "stock" and not plan.adapter.merged
+        beside = plan.form != "delta" and not plan.adapter.merged
         copied = copy_adapter(adapter, folder, beside=beside)
     plan, transfers = write_folder(checkpoint, plan, folder, delta, stock, link=link)
     return plan, (*transfers, *copied)

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from dcsurgery.anatomy import Anatomy
@@ -31,6 +32,13 @@ from dcsurgery.surgery.plan_file import (
     SurgeryPlan,
     TensorRecord,
     TowerPlace,
+)
+from dcsurgery.surgery.portable import (
+    code_digest,
+    extra_records,
+    joined_shape,
+    portable_config,
+    portable_problem,
 )
 from dcsurgery.surgery.processor_changes import plan_processor
 
@@ -80,7 +88,7 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
     processor_changes, notes = plan_processor(checkpoint, architecture, anatomy, layout)
     connector = _connector(anatomy, layout)
     new, flops = cost(architecture, checkpoint, anatomy, layout, layers)
-    return SurgeryPlan(
+    plan = SurgeryPlan(
         base=describe_base(checkpoint),
         architecture=architecture.name,
         anatomy=anatomy,
@@ -99,7 +107,7 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
         stock_layers=list(layers) if layers else None,
         config_changes=config_changes(architecture, checkpoint.config, layers),
         processor_changes=processor_changes,
-        changed=_changed(architecture, checkpoint, anatomy, layers, redrawn),
+        changed=_changed(_first_matrices(architecture, checkpoint, anatomy, layout, form), redrawn),
         delta=[*connector, *(r.model_copy(update={"file": DELTA_FILE}) for r in redrawn)],
         relies_on=dict.fromkeys(anatomy.projector.tensors),
         new_parameters=new,
@@ -107,6 +115,28 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
         image_tokens=layout.count_tokens(anatomy.image_tokens),
         loader=loader_of(architecture, form),
         notes=[*_adoption_notes(checkpoint), *_notes(anatomy, layout, spec), *notes],
+    )
+    return as_portable(checkpoint, plan) if form == "portable" else plan
+
+
+def as_portable(checkpoint: Checkpoint, plan: SurgeryPlan) -> SurgeryPlan:
+    """Return the plan of a portable form with its config keys, its code and all its tensors.
+
+    Raises PlanError where the model cannot have one.
+    """
+    problem = portable_problem(checkpoint.config, plan.layout)
+    if problem is not None:
+        raise PlanError(f"{problem}: there is no portable form", hint="use --form delta")
+    edited = portable_config(checkpoint, plan.anatomy, plan.layout)
+    return plan.model_copy(
+        update={
+            "form": "portable",
+            "stock_layers": None,
+            "loader": LOADERS["portable"],
+            "config_changes": _key_changes(checkpoint.config, edited),
+            "changed": [*plan.changed, *extra_records(plan, checkpoint)],
+            "code_sha256": code_digest(),
+        }
     )
 
 
@@ -186,8 +216,8 @@ def stock_problem(
 def _choose_form(
     architecture: Architecture, anatomy: Anatomy, layout: FeatureLayout, spec: ConnectorSpec
 ) -> Form:
-    if spec.form == "reference":
-        return "reference"
+    if spec.form in ("portable", "reference"):
+        return spec.form
     problem = stock_problem(architecture, anatomy, layout)
     if problem is None:
         return spec.form or "stock"
@@ -221,20 +251,43 @@ def rewritten(checkpoint: Checkpoint, name: str, shape: list[int] | None = None)
     )
 
 
-def _changed(
+def _first_matrices(
     architecture: Architecture,
     checkpoint: Checkpoint,
     anatomy: Anatomy,
-    layers: tuple[int, ...] | None,
-    redrawn: list[TensorRecord],
+    layout: FeatureLayout,
+    form: Form,
 ) -> list[TensorRecord]:
-    if layers is None:
-        return []
-    columns = architecture.stock_columns(anatomy, layers).total
+    """Return the first matrices as a complete checkpoint holds them; none in the other forms."""
+    return [
+        rewritten(checkpoint, name, shape)
+        for name, shape in matrix_shapes(architecture, checkpoint, anatomy, layout, form).items()
+    ]
+
+
+def matrix_shapes(
+    architecture: Architecture,
+    checkpoint: Checkpoint,
+    anatomy: Anatomy,
+    layout: FeatureLayout,
+    form: Form,
+) -> dict[str, list[int]]:
+    """Return the shape of every first matrix in a form that holds them folded or joined."""
     sites = anatomy.projector.sites
-    weights = {site.weight: [site.out_features, columns] for site in sites}
-    folded = [rewritten(checkpoint, name, shape) for name, shape in weights.items()]
-    return [*folded, *(record for record in redrawn if record.name not in weights)]
+    if form == "portable":
+        added = anatomy.feature_width * len(layout.blocks)
+        return {site.weight: joined_shape(checkpoint, site, added) for site in sites}
+    if form != "stock":
+        return {}
+    layers = stock_layers(layout, anatomy.feature_layers)
+    columns = architecture.stock_columns(anatomy, layers).total
+    return {site.weight: [site.out_features, columns] for site in sites}
+
+
+def _changed(matrices: list[TensorRecord], redrawn: list[TensorRecord]) -> list[TensorRecord]:
+    names = {record.name for record in matrices}
+    others = [record for record in redrawn if record.name not in names]
+    return [*matrices, *others] if matrices else []
 
 
 def config_changes(
@@ -243,7 +296,10 @@ def config_changes(
     """Return the keys that make stock code read the hidden states, as {"from", "to"}."""
     if layers is None or architecture.stock_config is None:
         return {}
-    edited = architecture.stock_config(config, layers)
+    return _key_changes(config, architecture.stock_config(config, layers))
+
+
+def _key_changes(config: dict[str, Any], edited: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {
         key: {"from": config.get(key), "to": value}
         for key, value in edited.items()

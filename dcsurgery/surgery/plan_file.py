@@ -29,7 +29,11 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 DELTA_LOADER = "dcsurgery.load"
 # What loads a form, whatever the family.
 MINI_GEMINI_LOADER = "dvlab-research/MGM with the mgm_arch.py of DenseConnector-with-mgm-7B"
-LOADERS = {"delta": DELTA_LOADER, "reference": "HJYao00/DenseConnector's own code"}
+LOADERS = {
+    "delta": DELTA_LOADER,
+    "portable": "transformers >= 4.57 with trust_remote_code=True, and what serves its models",
+    "reference": "HJYao00/DenseConnector's own code",
+}
 
 
 class _Record(BaseModel):
@@ -152,6 +156,7 @@ class SurgeryPlan(_Record):
     notes: list[str]
     training: list[TrainingRecord] = []
     adapter: AdapterRecord | None = None
+    code_sha256: str | None = None
 
     @property
     def layout(self) -> FeatureLayout:

@@ -13,7 +13,7 @@ from dcsurgery.connectors.folding import ITEM_BYTES
 from dcsurgery.features import stock_layers
 from dcsurgery.originals.adopted import Adopted
 from dcsurgery.surgery.plan_file import CONNECTOR_PREFIX, CONNECTOR_TENSOR, PLAN_FILE, SurgeryPlan
-from dcsurgery.surgery.trained_stock import merged_tensors
+from dcsurgery.surgery.trained_plan import merged_tensors
 
 
 def contradictions(plan: SurgeryPlan, base: Checkpoint) -> list[str]:

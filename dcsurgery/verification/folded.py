@@ -12,7 +12,7 @@ from dcsurgery.errors import DcSurgeryError
 from dcsurgery.surgery.merge_lora import open_adapter
 from dcsurgery.surgery.plan_file import ADAPTER_FOLDER, SurgeryPlan, TensorRecord
 from dcsurgery.surgery.planned_tensors import stock_tensors, stored_delta, tensor_rows
-from dcsurgery.surgery.trained_stock import merged_tensors
+from dcsurgery.surgery.trained_plan import merged_tensors
 from dcsurgery.verification.report import Check, judge
 
 # Relative to the largest value: two units in the last place, in fp32 those of a long sum.
