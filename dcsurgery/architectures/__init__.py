@@ -55,6 +55,8 @@ class Architecture:
     images)` prepares PIL images without a processor's files, `encode(model, inputs)` returns
     projected image features [tokens, width], `prompt(model, inputs, ids)` adds what the forward
     pass needs beside token ids [1, T] and image inputs, or replaces the ids.
+
+    `portable` is False for a family that transformers itself does not have.
     """
 
     name: str
@@ -73,11 +75,13 @@ class Architecture:
     preprocess: Callable[[Config, Sequence[Any]], dict[str, Tensor]] | None = None
     encode: Callable[[Any, dict[str, Tensor]], Tensor] | None = None
     prompt: Callable[[Any, dict[str, Tensor], Tensor], dict[str, Tensor]] | None = None
+    portable: bool = True
 
     @property
     def forms(self) -> tuple[Form, ...]:
         """Output forms this family can take."""
-        return ("stock", "delta") if self.stock_config else ("delta",)
+        stock: tuple[Form, ...] = ("stock",) if self.stock_config else ()
+        return (*stock, "delta", *(("portable",) if self.portable else ()))
 
     def parameter_name(self, tensor: str) -> str:
         """Return what the loaded model calls a projector's tensor, prefixes of its path aside."""

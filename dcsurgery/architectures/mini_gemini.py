@@ -114,4 +114,5 @@ ARCHITECTURE = Architecture(
     towers="CLIP with ConvNeXt",
     arrange=arrange,
     preprocess=preprocess,
+    portable=False,
 )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dcsurgery.anatomy import Anatomy, Site
-from dcsurgery.architectures import Config
+from dcsurgery.architectures import Config, find_architecture
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.checkpoint.headers import DTYPE_BITS, TensorEntry
 from dcsurgery.checkpoint.rewrite import NewTensor
@@ -90,8 +90,8 @@ STEPS: dict[str, Callable[[Anatomy, Config], Steps]] = {
 def portable_problem(config: Config, layout: FeatureLayout) -> str | None:
     """Return why a model cannot have a portable form; None where it can."""
     name = str((config.get("architectures") or [""])[0])
-    if config.get("model_type") == "mini_gemini":
-        return "transformers has no class for mini_gemini that the form could build on"
+    if not find_architecture(config).portable:
+        return f"transformers has no class {name} that the form could build on"
     if not name.endswith(HEADS):
         return f"{name} is not called ...{HEADS}, so its inner model's class is not known"
     if config.get("auto_map"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dcsurgery.architectures import Architecture, Form, available
 from dcsurgery.connectors import KINDS
 from dcsurgery.markdown import table
-from dcsurgery.surgery.plan_file import DELTA_LOADER
+from dcsurgery.surgery.plan_file import LOADERS
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,7 @@ def _family(found: Architecture) -> Family:
         connectors=tuple(kind for kind in KINDS if kind != "sti" or kind in tokens),
         pool="pool" in tokens,
         forms=found.forms,
-        loaders={
-            form: found.stock_loader if form == "stock" else DELTA_LOADER for form in found.forms
-        },
+        loaders={form: LOADERS.get(form, found.stock_loader) for form in found.forms},
     )
 
 

@@ -21,7 +21,7 @@ MERGE_LIMITS = {"F64": 2**-18, "F32": 2**-18, "F16": 2**-9, "BF16": 2**-6}
 
 def fold_check(plan: SurgeryPlan, folder: Path, base: Checkpoint, stock: Checkpoint) -> Check:
     """Make the changed tensors again, from delta and base, and compare with what is on disk."""
-    name, limit = "changed tensors are as planned", "the fold of base + delta"
+    name, limit = "changed tensors are as planned", "base + delta, folded or joined"
     try:
         wanted = _made_again(plan, folder, base)
     except DcSurgeryError as error:
@@ -50,7 +50,7 @@ def _unlike(stock: Checkpoint, record: TensorRecord, again: NewTensor, merged: b
     if [again.dtype, list(again.shape)] != [record.dtype, record.shape]:
         return f"should be {again.dtype} {list(again.shape)}"
     if not _same(again, path, file.header, merged=merged):
-        return "is not the fold of its delta"
+        return "is not what base and delta make"
     return None
 
 

@@ -1,0 +1,168 @@
+"""Runs in a process without dcsurgery: what a portable folder does in plain transformers.
+
+`python portable_child.py JOBS RESULTS`: JOBS is a JSON list of {"name", "folder", "stock",
+"inputs": [files], "logits": [files], "checks": [names]}; RESULTS becomes {name: {check: "" or what
+went wrong}}.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.abc
+import json
+import sys
+import tempfile
+import traceback
+import warnings
+from pathlib import Path
+
+
+class Blocked(importlib.abc.MetaPathFinder):
+    """dcsurgery is not installed here."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "dcsurgery":
+            raise ModuleNotFoundError("dcsurgery is blocked")
+
+
+sys.meta_path.insert(0, Blocked())
+warnings.simplefilter("ignore")
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from transformers import AutoModel, AutoModelForImageTextToText  # noqa: E402
+
+transformers.logging.set_verbosity(60)
+torch.set_num_threads(1)
+FIVE = int(transformers.__version__.split(".")[0]) >= 5
+
+
+def load(folder, auto=AutoModelForImageTextToText, **options):
+    options = {"dtype" if FIVE else "torch_dtype": torch.float32, **options}
+    return auto.from_pretrained(folder, trust_remote_code=True, **options).eval()
+
+
+class Job:
+    def __init__(self, job):
+        self.folder, self.stock = job["folder"], job["stock"]
+        self.inputs = [load_file(path) for path in job["inputs"]]
+        self.wanted = [load_file(path)["logits"] for path in job["logits"]]
+        self.model = load(self.folder)
+
+    def compare(self, model, exact=True, pairs=None):
+        for inputs, wanted in pairs or zip(self.inputs, self.wanted):
+            with torch.no_grad():
+                found = model(**copy.deepcopy(inputs)).logits
+            worst = (found - wanted).abs().max().item()
+            limit = 0 if exact and FIVE else 5e-5 * wanted.abs().max().item()
+            assert worst <= limit, f"differs by {worst:.3g}"
+
+    def equals_the_branch(self):
+        assert type(self.model).__name__ == f"Dense{self.stock}"
+        self.compare(self.model)
+
+    def generates(self):
+        inputs = copy.deepcopy(self.inputs[0])
+        image = self.model.config.image_token_id
+        options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+        with torch.no_grad():
+            found = self.model.generate(**inputs, **options, suppress_tokens=[image])
+        assert found.shape[1] == inputs["input_ids"].shape[1] + 3
+
+    def inner_model_loads(self):
+        inner = load(self.folder, AutoModel)
+        assert type(inner).__name__.startswith("Dense") and type(inner).__name__.endswith("Model")
+        joined = [n for n, _ in inner.named_parameters() if n in dict(self.model.named_parameters())
+                  or f"model.{n}" in dict(self.model.named_parameters())]
+        assert joined
+
+    def copies(self):
+        self.compare(copy.deepcopy(self.model))
+
+    def saves_and_comes_back(self):
+        with tempfile.TemporaryDirectory() as place:
+            self.model.save_pretrained(place)
+            assert (Path(place) / "modeling_dense_connector.py").is_file()
+            self.compare(load(place))
+
+    def runs_from_disk(self):
+        with tempfile.TemporaryDirectory() as place:
+            model = load(self.folder, device_map={"": "disk"}, offload_folder=place)
+            self.compare(model)
+
+    def spreads(self):
+        self.compare(load(self.folder, device_map="cpu"))
+
+    def trains(self):
+        model = copy.deepcopy(self.model).train()
+        if model.supports_gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        sites = [m for m in model.modules() if type(m).__name__ == "DenseSite"]
+        assert sites
+        model(**copy.deepcopy(self.inputs[0])).logits.float().square().mean().backward()
+        for site in sites:
+            grad = getattr(site, site.name).grad
+            dim = 0 if site.spec["transposed"] else 1
+            added = grad.tensor_split([site.kept], dim)[1]
+            groups = len(site.state.spec["groups"])
+            for block in added.chunk(groups, dim=dim):
+                assert block.abs().max() > 0, "no gradient"
+
+    def takes_lora(self):
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(copy.deepcopy(self.model), LoraConfig(target_modules="all-linear"))
+        self.compare(model)
+        model(**copy.deepcopy(self.inputs[0])).logits.float().square().mean().backward()
+
+    def compiles(self):
+        torch._dynamo.reset()
+        pair = [(self.inputs[0], self.wanted[0])]
+        self.compare(torch.compile(copy.deepcopy(self.model), backend="eager"), False, pair)
+
+    def bf16_runs(self):
+        model = load(self.folder, **{"dtype" if FIVE else "torch_dtype": torch.bfloat16})
+        inputs = {
+            key: value.bfloat16() if value.is_floating_point() else value
+            for key, value in copy.deepcopy(self.inputs[0]).items()
+        }
+        with torch.no_grad():
+            assert model(**inputs).logits.isfinite().all()
+
+    def stock_code_refuses(self):
+        stock = getattr(transformers, self.stock)
+        for loader, options in (
+            (AutoModelForImageTextToText, {"trust_remote_code": False}),
+            (stock, {}),
+            (stock, {"trust_remote_code": True}),
+        ):
+            try:
+                loader.from_pretrained(self.folder, **options)
+            except (RuntimeError, ValueError):
+                continue
+            raise AssertionError(f"{loader.__name__} {options} loaded it without the connector")
+
+
+def attempt(job, name):
+    try:
+        getattr(job, name)()
+    except Exception:
+        return traceback.format_exc(limit=-3)[-900:]
+    return ""
+
+
+def main(jobs_file, results_file):
+    results = {}
+    for item in json.loads(Path(jobs_file).read_text()):
+        try:
+            job = Job(item)
+        except Exception:
+            why = traceback.format_exc(limit=-3)[-900:]
+            results[item["name"]] = dict.fromkeys(item["checks"], why)
+        else:
+            results[item["name"]] = {name: attempt(job, name) for name in item["checks"]}
+        Path(results_file).write_text(json.dumps(results))
+
+
+main(*sys.argv[1:])
