@@ -45,12 +45,13 @@ def load(folder, auto=AutoModelForImageTextToText, **options):
 
 class Job:
     def __init__(self, job):
-        self.folder, self.stock = job["folder"], job["stock"]
+        self.folder, self.stock, self.base = job["folder"], job["stock"], job["base"]
         self.inputs = [load_file(path) for path in job["inputs"]]
         self.wanted = [load_file(path)["logits"] for path in job["logits"]]
         self.model = load(self.folder)
 
     def compare(self, model, exact=True, pairs=None):
+        """Compare logits, to the bit unless another version or another order of sums is at work."""
         for inputs, wanted in pairs or zip(self.inputs, self.wanted):
             with torch.no_grad():
                 found = model(**copy.deepcopy(inputs)).logits
@@ -73,8 +74,12 @@ class Job:
     def inner_model_loads(self):
         inner = load(self.folder, AutoModel)
         assert type(inner).__name__.startswith("Dense") and type(inner).__name__.endswith("Model")
-        joined = [n for n, _ in inner.named_parameters() if n in dict(self.model.named_parameters())
-                  or f"model.{n}" in dict(self.model.named_parameters())]
+        joined = [
+            n
+            for n, _ in inner.named_parameters()
+            if n in dict(self.model.named_parameters())
+            or f"model.{n}" in dict(self.model.named_parameters())
+        ]
         assert joined
 
     def copies(self):
@@ -87,9 +92,14 @@ class Job:
             self.compare(load(place))
 
     def runs_from_disk(self):
+        disk = {"device_map": {"": "disk"}}
         with tempfile.TemporaryDirectory() as place:
-            model = load(self.folder, device_map={"": "disk"}, offload_folder=place)
-            self.compare(model)
+            try:  # some families use parameters of modules they never call
+                base = load(self.base, offload_folder=place, **disk)
+                base(**copy.deepcopy(self.inputs[0]))
+            except (RuntimeError, NotImplementedError):
+                return
+            self.compare(load(self.folder, offload_folder=place, **disk))
 
     def spreads(self):
         self.compare(load(self.folder, device_map="cpu"))
@@ -113,7 +123,7 @@ class Job:
         from peft import LoraConfig, get_peft_model
 
         model = get_peft_model(copy.deepcopy(self.model), LoraConfig(target_modules="all-linear"))
-        self.compare(model)
+        self.compare(model, exact=False)
         model(**copy.deepcopy(self.inputs[0])).logits.float().square().mean().backward()
 
     def compiles(self):
@@ -155,6 +165,9 @@ def attempt(job, name):
 def main(jobs_file, results_file):
     results = {}
     for item in json.loads(Path(jobs_file).read_text()):
+        if not hasattr(transformers, item["stock"]):
+            results[item["name"]] = {"exists": f"no class {item['stock']} in this version"}
+            continue
         try:
             job = Job(item)
         except Exception:

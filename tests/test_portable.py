@@ -23,19 +23,24 @@ from tests.surgery import write_delta
 from tests.training.test_families import contracts
 
 CHILD = Path(__file__).with_name("portable_child.py")
-OLD = [item for item in os.environ.get("DCSURGERY_OLD_TRANSFORMERS", "").split(":") if "4.57" in item]
+OLD = [
+    item for item in os.environ.get("DCSURGERY_OLD_TRANSFORMERS", "").split(":") if "4.57" in item
+]
 FAMILIES = [item.name for item in available() if item.portable]
 CHECKS = (
-    "equals_the_branch", "generates", "inner_model_loads", "copies", "saves_and_comes_back",
-    "runs_from_disk", "spreads", "trains", "takes_lora", "compiles", "bf16_runs",
+    "equals_the_branch", "generates", "inner_model_loads", "saves_and_comes_back", "trains",
     "stock_code_refuses",
 )  # fmt: skip
+# What takes long is asked of one family of every kind of site and arrangement.
+MORE = ("copies", "runs_from_disk", "spreads", "takes_lora", "compiles", "bf16_runs")
+THOROUGH = ("llava", "qwen2_5_vl", "gemma3", "internvl", "glm4v", "molmo2", "lfm2_vl")
 # Connectors beyond the first family-wide dci, where each way of joining is met once.
 OTHERS = {
     "sci": ConnectorSpec("sci"),
     "normed sci": ConnectorSpec("sci", norm=True),
     "mix": ConnectorSpec("mix", groups=3),
 }
+pytestmark = pytest.mark.slow
 KINDS = [f"{family}, {kind}" for family in ("qwen2_5_vl", "gemma3", "llava") for kind in OTHERS]
 SHAPES = ((1, 1), (2, 1), (1, 2))
 
@@ -66,7 +71,9 @@ def write_job(case: Case, work: Path, name: str) -> dict[str, Any]:
             save_file({k: v.contiguous() for k, v in tensors.items()}, files[kind][-1])
     stock = json.loads((case.tiny.folder / "config.json").read_text())["architectures"][0]
     folder = str(work / "portable")
-    return {"name": name, "folder": folder, "stock": stock, "checks": CHECKS, **files}
+    names = {"name": name, "folder": folder, "base": str(case.tiny.folder), "stock": stock}
+    checks = CHECKS + MORE if name in THOROUGH else CHECKS
+    return {**names, "checks": checks, **files}
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +112,24 @@ def results(jobs: Path) -> dict[str, dict[str, str]]:
     return run_child(jobs, "")
 
 
+@pytest.fixture(scope="module")
+def old(jobs: Path) -> dict[str, dict[str, str]]:
+    return run_child(jobs, OLD[0])
+
+
 @pytest.mark.parametrize("name", [*FAMILIES, *KINDS])
 def test_everything_works_without_dcsurgery(results: dict[str, dict[str, str]], name: str) -> None:
     failed = {check: why for check, why in results[name].items() if why}
-    assert not failed and set(results[name]) == set(CHECKS)
+    assert not failed and set(results[name]) >= set(CHECKS)
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *KINDS])
 @pytest.mark.skipif(not OLD, reason="DCSURGERY_OLD_TRANSFORMERS names no 4.57")
-def test_everything_works_in_transformers_4(jobs: Path, name: str) -> None:
-    raise NotImplementedError
+def test_everything_works_in_transformers_4(old: dict[str, dict[str, str]], name: str) -> None:
+    failed = {check: why for check, why in old[name].items() if why}
+    assert not failed or failed.keys() == {"exists"}
+
+
+@pytest.mark.skipif(not OLD, reason="DCSURGERY_OLD_TRANSFORMERS names no 4.57")
+def test_most_families_exist_in_transformers_4(old: dict[str, dict[str, str]]) -> None:
+    assert sum("exists" not in found for found in old.values()) > len(old) * 0.6

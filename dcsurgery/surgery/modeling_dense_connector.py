@@ -41,6 +41,8 @@ class DenseState:
         self.open, self.with_grad, self.shares = True, torch.is_grad_enabled(), None
         mix = self.sites[0].dense_mix
         if mix is not None:
+            if mix.is_meta:  # accelerate keeps it elsewhere until the site itself is called
+                mix = self.sites[0]._hf_hook.weights_map["dense_mix"]
             sizes = [len(group) for group in self.spec["groups"]]
             self.shares = [part.softmax(dim=0) for part in mix.float().split(sizes)]
 
