@@ -60,7 +60,7 @@ def test_the_json_form_has_exactly_these_keys(tower: str, request: pytest.Fixtur
             continue
         assert offer["refused"] is None
         assert set(offer["layout"]) == LAYOUT
-        forms = ["delta"] if offer["kind"] == "sti" else ["stock", "delta"]
+        forms = ["delta"] if offer["kind"] == "sti" else ["stock", "delta", "portable"]
         assert [cost["form"] for cost in offer["costs"]] == forms
         assert all(set(cost) == COST for cost in offer["costs"])
 

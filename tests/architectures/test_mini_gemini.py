@@ -41,6 +41,7 @@ class MiniGeminiContract(Contract):
     grid = 1
     whole = False
     specs = (ConnectorSpec("dci"),)
+    forms = ("delta",)
 
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
