@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.modeling import register
 from dcsurgery.tiny.mini_gemini import Language, write_tiny_mini_gemini
 from tests.architectures.cases import Case, TinyModel
 from tests.architectures.contract import Contract
@@ -45,6 +46,7 @@ class MiniGeminiContract(Contract):
 
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
+        register()
         write_tiny_mini_gemini(folder, cls.language, grid=cls.grid, whole=cls.whole, shards=shards)
         return TinyModel(folder, mini_gemini_inputs)
 
