@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from dcsurgery.cli.options import AsJson, Device, Dtype, Model, Prompt, Quiet, Revision
+from dcsurgery.cli.options import (
+    AsJson,
+    Device,
+    Dtype,
+    Model,
+    Orientation,
+    Prompt,
+    Quiet,
+    Revision,
+)
 from dcsurgery.cli.output import Output
 from dcsurgery.errors import RequestError
 
@@ -59,6 +68,7 @@ class AskOptions:
         typer.Option(metavar="FOLDER", help="Where the base of a delta is now."),
     ] = None
     prompt: Prompt = None
+    orientation: Orientation = "exif"
     dtype: Dtype = "auto"
     device: Device = None
     as_json: AsJson = False
@@ -95,6 +105,7 @@ def ask(
             video=options.video,
             frames=options.frames,
             frame_pool=options.frame_pool,
+            orientation=options.orientation,
         )
     if asked.clip is not None:
         out.tell(f"{len(asked.clip.frames)} of {asked.clip.total} frames")
@@ -174,6 +185,7 @@ def _values(
     values: dict[str, Any] = {"schema_version": 1, "question": asked.text}
     if asked.clip is None:
         values["images"] = [str(path) for path in images]
+        values["orientation"] = options.orientation
     else:
         values["video"] = str(options.video)
         values["frames"] = list(asked.clip.numbers)

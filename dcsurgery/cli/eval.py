@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from dcsurgery.cli import units
-from dcsurgery.cli.options import AsJson, Device, Dtype, Prompt, Quiet
+from dcsurgery.cli.options import AsJson, Device, Dtype, Orientation, Prompt, Quiet
 from dcsurgery.cli.output import Output
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class EvalOptions:
         str, typer.Option(metavar="NAME", help="Split of a Hugging Face data set.")
     ] = "train"
     prompt: Prompt = None
+    orientation: Orientation = "exif"
     dtype: Dtype = "auto"
     device: Device = None
     seed: Annotated[
@@ -126,6 +127,7 @@ def eval(
             max_bad=options.max_bad / 100,
             seed=options.seed,
             version=cast(Literal["plain", "v1"] | None, options.prompt),
+            orientation=cast(Literal["exif", "raw"], options.orientation),
             dtype=options.dtype,
             device=options.device,
         )

@@ -53,6 +53,14 @@ Prompt = Annotated[
         "it has none.",
     ),
 ]
+Orientation = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND",
+        help="exif: turn pictures as their EXIF tag says, as viewers do. raw: leave them as they "
+        "are stored, as LLaVA's own code does.",
+    ),
+]
 Dtype = Annotated[
     str, typer.Option(metavar="DTYPE", help="auto (the checkpoint's), float32, bfloat16, ...")
 ]

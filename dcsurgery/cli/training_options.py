@@ -211,6 +211,14 @@ class ScheduleOptions:
             "first, as LLaVA's second stage does.",
         ),
     ] = None
+    orientation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="exif: pictures are turned as their EXIF tag says, as viewers do. raw: they stay "
+            "as they are stored, as in LLaVA's own code. Default: exif.",
+        ),
+    ] = None
     seed: Annotated[
         int | None, typer.Option(metavar="N", help="Seed of order and dropout. Default: 0.")
     ] = None

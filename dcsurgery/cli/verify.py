@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcsurgery.cli.options import AsJson, Quiet
+from dcsurgery.cli.options import AsJson, Orientation, Quiet
 from dcsurgery.cli.output import Output
 from dcsurgery.errors import DcSurgeryError
 
@@ -41,6 +41,7 @@ class VerifyOptions:
             "Default: a photograph that comes with matplotlib.",
         ),
     ] = None
+    orientation: Orientation = "exif"
     deep: Annotated[
         bool,
         typer.Option(
@@ -79,6 +80,7 @@ def verify(
             images=options.image or [],
             deep=options.deep,
             logits=options.logits,
+            orientation=options.orientation,
         )
     if as_json:
         out.data(report.to_dict())

@@ -12,7 +12,7 @@ import torch
 
 from dcsurgery.checkpoint.model_ref import fetch, parse_reference
 from dcsurgery.data.conversations import BadRow, BadRows, Row, Turn, for_training
-from dcsurgery.data.pictures import RowError
+from dcsurgery.data.pictures import Orientation, RowError, read_orientation
 from dcsurgery.data.processor import load_processor
 from dcsurgery.data.prompts import Aspect, Prompter
 from dcsurgery.data.rows import Rows, data_digest, read_rows
@@ -36,9 +36,9 @@ Batch = list[tuple[int, Row]]
 class EvalSettings:
     """How to evaluate. All of it but batch_size and device belongs to the identity of a result.
 
-    `limit` takes the first rows only; `max_bad` is a share; `version` and `aspect` as in Prompter;
-    `dtype` is a torch name or "auto", the checkpoint's own; `device` None takes a GPU if there is
-    one.
+    `limit` takes the first rows only; `max_bad` is a share; `version`, `aspect` and `orientation`
+    as in Prompter; `dtype` is a torch name or "auto", the checkpoint's own; `device` None takes a
+    GPU if there is one.
     """
 
     metric: str = "exact"
@@ -49,6 +49,7 @@ class EvalSettings:
     seed: int = 0
     version: Version | None = None
     aspect: Aspect = "processor"
+    orientation: Orientation = "exif"
     dtype: str = "auto"
     device: str | None = None
 
@@ -63,6 +64,7 @@ class EvalSettings:
         for name, value in counts.items():
             if value < 1:
                 raise RequestError(f"--{name} {value} is too small", hint="use 1 or more")
+        read_orientation(self.orientation)
         if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             raise RequestError(
                 f"--dtype {self.dtype} is unknown", hint="use auto, float32, bfloat16 or float16"
@@ -161,7 +163,10 @@ class _Run:
             return
         name = self.models[index]
         prompter = Prompter(
-            load_processor(name), version=self.settings.version, aspect=self.settings.aspect
+            load_processor(name),
+            version=self.settings.version,
+            aspect=self.settings.aspect,
+            orientation=self.settings.orientation,
         )
         model = _loaded(name, self.settings)
         finished = len(usable) - len(left)
@@ -204,7 +209,7 @@ class _Run:
             return prompter.encode(row).values
         turns = question_turns(row)
         shown = sum(turn.pictures for turn in turns)
-        return prompter.prompt(turns, [source.open() for source in row.images[:shown]])
+        return prompter.prompt(turns, prompter.open(row.images[:shown]))
 
 
 def usable_rows(rows: Rows, settings: EvalSettings, bad: BadRows) -> Batch:

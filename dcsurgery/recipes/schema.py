@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from dcsurgery.data.pictures import Orientation
 from dcsurgery.errors import RequestError
 from dcsurgery.evaluation.eval_report import Metric
 from dcsurgery.training.settings import TrainingSettings
@@ -48,6 +49,7 @@ class Verify(_Section):
     """The options of `dcsurgery verify`, which runs after every step that writes a model."""
 
     images: list[str] = []
+    orientation: Orientation = "exif"
     logits: bool = False
     deep: bool = False
 
@@ -77,6 +79,7 @@ class Eval(_Section):
     max_new_tokens: int = Field(default=32, ge=1)
     max_bad: float = Field(default=0.01, ge=0, le=1)
     prompt: Literal["plain", "v1"] | None = None
+    orientation: Orientation = "exif"
     dtype: str = "auto"
     seed: int = Field(default=0, ge=0)
 

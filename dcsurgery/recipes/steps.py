@@ -137,6 +137,7 @@ def _verify(recipe: Recipe, steps: list[Step]) -> None:
             images=[place.data / image for image in options.images],
             deep=options.deep,
             logits=options.logits,
+            orientation=options.orientation,
         )
         (place.work / report).write_text(json.dumps(found.to_dict(), indent=2) + "\n")
         if not found.passed:
@@ -182,7 +183,10 @@ def _finetune(stage: Finetune, number: int, model: Step) -> Step:
 def _eval(item: Eval, first: Step, last: Step) -> Step:
     name = f"eval-{item.name}"
     models = [first] if first is last else [first, last]
-    chosen = {"metric", "limit", "batch_size", "max_new_tokens", "max_bad", "dtype", "seed"}
+    chosen = {
+        "metric", "limit", "batch_size", "max_new_tokens", "max_bad", "orientation", "dtype",
+        "seed",
+    }  # fmt: skip
     settings = {**item.model_dump(include=chosen), "version": item.prompt}
 
     def run(place: Place) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from dcsurgery.data.batches import (
 from dcsurgery.data.conversations import BadRow
 from dcsurgery.data.prompts import Prompter
 from dcsurgery.data.rows import data_digest, read_rows
-from dcsurgery.errors import TrainingError
+from dcsurgery.errors import RequestError, TrainingError
 from dcsurgery.surgery.convert import Conversion
 from dcsurgery.surgery.plan_file import DELTA_FOLDER, TrainingRecord
 from dcsurgery.training.checkpoints import latest_checkpoint, load_trained
@@ -176,9 +176,19 @@ def _job(origin: Origin, source: Data, settings: TrainingSettings) -> tuple[Job,
     rows = read_rows(
         source.data, images=source.images, split=source.split, streaming=source.streaming
     )
+    if rows.streamed and settings.orientation == "raw":
+        raise RequestError(
+            "the pictures of a stream arrive turned as their EXIF tag says",
+            hint="leave out --streaming, or --orientation raw",
+        )
     begun = start(origin, settings)
     version = None if settings.prompt == "auto" else settings.prompt
-    prompter = Prompter(begun.processor, version=version, aspect=settings.aspect)
+    prompter = Prompter(
+        begun.processor,
+        version=version,
+        aspect=settings.aspect,
+        orientation=settings.orientation,
+    )
     limits: dict[str, Any] = {"max_length": settings.max_length, "max_bad": settings.max_bad}
     dataset: TrainingDataset | StreamedDataset
     if rows.streamed:

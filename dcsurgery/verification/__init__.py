@@ -17,19 +17,21 @@ def verify_checkpoint(
     images: Sequence[str | Path] = (),
     deep: bool = False,
     logits: bool = False,
+    orientation: str = "exif",
 ) -> Report:
     """Verify a converted folder against its base and return the report.
 
     Structure is checked always (bytes, config, plan); features (tower, connector and projector,
-    without the language model) on `images`, or on a drawn one; `logits` runs the whole models;
-    `deep` also hashes what a hard link already proves equal and compares with the Hub's digests.
+    without the language model) on `images`, or on a photograph; `orientation` is exif or raw:
+    whether they are turned as their tag says; `logits` runs the whole models; `deep` also hashes
+    what a hard link already proves equal and compares with the Hub's digests.
     Raises DcSurgeryError when a check cannot be made, never when one fails.
     """
-    from dcsurgery.data.open_images import open_images
+    from dcsurgery.data.pictures import open_images
     from dcsurgery.verification.structure import open_pair, structure_checks
 
     pair = open_pair(Path(path), against)
-    pictures = open_images([Path(image) for image in images])
+    pictures = open_images([Path(image) for image in images], orientation)
     checks = structure_checks(pair, deep=deep)
     if all(check.passed for check in checks):
         from dcsurgery.verification.parity import feature_checks, logit_checks

@@ -15,7 +15,7 @@ import dcsurgery
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures._packed import NOMINAL_GRID
 from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.data.open_images import open_images
+from dcsurgery.data.pictures import open_images
 from dcsurgery.verification.models import image_features
 from tests.architectures.cases import Case, TinyModel, load, logits, make_case
 from tests.architectures.contract import Contract

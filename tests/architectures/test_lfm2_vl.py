@@ -17,7 +17,7 @@ from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import named
 from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.connectors.attach import find_module
-from dcsurgery.data.open_images import open_images
+from dcsurgery.data.pictures import open_images
 from dcsurgery.errors import AnatomyError, RequestError
 from dcsurgery.verification.inputs import NO_TORCHVISION, prepare_inputs
 from dcsurgery.verification.models import image_features

@@ -18,7 +18,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 import dcsurgery
 from dcsurgery.architectures import find_architecture
 from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.data.open_images import sample_photo
+from dcsurgery.data.pictures import sample_photo
 from dcsurgery.errors import PlanError
 from dcsurgery.tiny.llava import write_llava
 from dcsurgery.tiny.llava_next import llava_next_config, write_tiny_llava_next

@@ -16,7 +16,7 @@ from torch import Tensor
 import dcsurgery
 from dcsurgery.architectures import named
 from dcsurgery.checkpoint.contents import open_checkpoint
-from dcsurgery.data.open_images import open_images
+from dcsurgery.data.pictures import open_images
 from dcsurgery.errors import AnatomyError
 from dcsurgery.verification.inputs import NO_TORCHVISION, prepare_inputs
 from dcsurgery.verification.models import image_features

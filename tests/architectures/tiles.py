@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor
 
 import dcsurgery
-from dcsurgery.data.open_images import sample_photo
+from dcsurgery.data.pictures import sample_photo
 from dcsurgery.verification.restated import restated_connector
 from tests.architectures.cases import Case, TinyModel, load, logits
 from tests.architectures.contract import Wiring

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoProcessor
 
 import dcsurgery
-from dcsurgery.data.open_images import sample_photo
+from dcsurgery.data.pictures import sample_photo
 from dcsurgery.errors import PlanError, RequestError
 from dcsurgery.tiny import llava_config, write_tiny_llava
 from dcsurgery.tiny.llava import write_llava

@@ -114,6 +114,30 @@ def test_arrays_are_pictures_too_and_the_middle_can_be_cut_out() -> None:
     assert_near(prepare(image, do_pad=False)["pixel_values_aux"], middle)
 
 
+def test_pictures_of_any_kind_are_seen_as_a_person_sees_them() -> None:
+    prepare = MiniGeminiImageProcessor(size=16, size_aux=32)
+
+    def same(found: Any, wanted: Image.Image) -> None:
+        assert torch.equal(prepare(found)["pixel_values"], prepare(wanted)["pixel_values"])
+
+    clear = picture(50, 30)
+    clear.putalpha(Image.linear_gradient("L").resize((50, 30)))
+    white = Image.new("RGBA", clear.size, "white")
+    wanted = Image.alpha_composite(white, clear).convert("RGB")
+    for other in (clear, np.asarray(clear), np.asarray(clear).transpose(2, 0, 1)):
+        same([other], wanted)
+    flat = np.linspace(0, 255, 50 * 30).round().astype(np.uint8).reshape(30, 50)
+    ramp = flat[None]
+    deep = ramp.astype(np.uint16) * 257
+    for other in (ramp, flat[..., None], ramp.astype(float), deep, ramp / 255):
+        same([other], Image.fromarray(flat).convert("RGB"))
+    same(Image.fromarray(deep[0]), Image.fromarray(flat).convert("RGB"))
+    same([ramp > 127], Image.fromarray(np.where(flat > 127, 255, 0).astype(np.uint8)))
+    for unclear in (ramp / 100, ramp.astype(int) - 1, ramp.astype(int) * 100):
+        with pytest.raises(ValueError, match="no evident black and white"):
+            prepare([unclear])
+
+
 def test_prompts_are_those_of_the_reference(processor: Any) -> None:
     prompt = processor.apply_chat_template(MESSAGES, add_generation_prompt=True)
     start = (
