@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dcsurgery.evaluation.ask import Answer
     from dcsurgery.evaluation.ask import ask_model as ask
     from dcsurgery.evaluation.eval_report import EvalReport
+    from dcsurgery.evaluation.foreign import score_answers
     from dcsurgery.evaluation.runner import EvalSettings
     from dcsurgery.evaluation.runner import evaluate_checkpoints as evaluate
     from dcsurgery.loading.load import load_model as load
@@ -63,6 +64,7 @@ __all__ = [
     "register",
     "run_demo",
     "run_recipe",
+    "score_answers",
     "verify",
 ]
 
@@ -95,6 +97,7 @@ _HOMES = {
     "register": "modeling:register",
     "run_demo": "demo.story:run_demo",
     "run_recipe": "recipes:run_recipe",
+    "score_answers": "evaluation.foreign:score_answers",
     "verify": "verification:verify_checkpoint",
 }
 # Names of 0.1, kept for one release.

@@ -11,10 +11,10 @@ class VisionTower:
 
     `kind` is the config's model type ("clip_vision_model"); `module` the dotted path suffix of the
     module whose call is one pass over images ("vision_tower"); `blocks` that of its list of blocks
-    ("vision_tower.encoder.layers"; an optional "vision_model." inside is ignored, older
-    transformers have it); `width` channels C; `depth` number of blocks; `prefix_tokens` tokens
-    before the patch tokens (CLS); `image_size` and `patch_size` in pixels. `twins` are the (module,
-    blocks) of further towers of the same shape that feed the same projector.
+    ("vision_tower.encoder.layers"; a "vision_model." or "model." inside is ignored, some versions
+    of transformers have it); `width` channels C; `depth` number of blocks; `prefix_tokens` tokens
+    before the patch tokens (CLS, registers); `image_size` and `patch_size` in pixels. `twins` are
+    the (module, blocks) of further towers of the same shape that feed the same projector.
     """
 
     kind: str
@@ -45,7 +45,8 @@ class Site:
     `module` is its dotted path suffix, `weight` the full tensor name of the matrix in the
     checkpoint, `in_features` the channels it reads, `out_features` the last dimension of its
     output (channels for a convolution). `rows` counts what it reads for one image where that is
-    another number than the image tokens; 0 where it is the same.
+    another number than the image tokens; 0 where it is the same. Sites that read equally many rows
+    read the same ones.
     """
 
     module: str

@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 import dcsurgery
 from dcsurgery.checkpoint import copying
-from dcsurgery.checkpoint import output as outputs
+from dcsurgery.checkpoint import destination as outputs
 from dcsurgery.checkpoint.contents import INDEX
 from dcsurgery.errors import (
     CheckpointError,

@@ -1,4 +1,4 @@
-"""The families dcsurgery can retrofit: one file each, the file is the registration."""
+"""The families dcsurgery can retrofit: rows of `table`, and a file for what is unusual."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Architecture:
     between families). `dissect` reads the anatomy from config and tensor shapes, without torch.
     `checkpoints` are public examples, `towers` says in a few words which vision towers they have.
 
-    `arrange(run, state)` turns one hidden state [B, N, C] of a tower pass into rows of the
-    projector's first matrix, without any norm: a tuple when its sites read different rows, a list
-    when the projector is called more than once, image by image; None cuts the leading tokens the
-    anatomy says are dropped.
+    `arrange(run, state)` turns one hidden state [B, N, C] of a tower pass into what the asking site
+    (run.site) reads of it, without any norm: one tensor [..., width] for each call of that site in
+    the pass, which is one unless the projector runs picture by picture. None cuts the leading
+    tokens the anatomy says are dropped.
 
     `parameter_names` are (old, new) parts of names where published files call the projector's
     tensors otherwise than the loaded model does.
@@ -56,7 +56,8 @@ class Architecture:
     projected image features [tokens, width], `prompt(model, inputs, ids)` adds what the forward
     pass needs beside token ids [1, T] and image inputs, or replaces the ids.
 
-    `portable` is False for a family that transformers itself does not have.
+    `portable` is False where the portable form cannot build on a class of transformers, or does not
+    know how the family arranges its patches.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Architecture:
     dissect: Callable[[Config, Tensors], Anatomy]
     checkpoints: tuple[str, ...]
     towers: str = ""
-    arrange: Callable[[Any, Tensor], Tensor | list[Tensor] | tuple[Tensor, ...]] | None = None
+    arrange: Callable[[Any, Tensor], list[Tensor]] | None = None
     parameter_names: tuple[tuple[str, str], ...] = ()
     stock_config: Callable[[Config, Sequence[int]], Config] | None = None
     stock_columns: Callable[[Anatomy, Sequence[int]], Columns] = _side_by_side
@@ -97,7 +98,8 @@ def available() -> tuple[Architecture, ...]:
     modules = (
         importlib.import_module(f"{__name__}.{name}") for name in names if not name.startswith("_")
     )
-    return tuple(sorted((module.ARCHITECTURE for module in modules), key=lambda found: found.name))
+    found = [architecture for module in modules for architecture in module.ARCHITECTURES]
+    return tuple(sorted(found, key=lambda architecture: architecture.name))
 
 
 def named(name: str) -> Architecture:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dcsurgery.anatomy import Anatomy, VisionTower
@@ -10,11 +11,36 @@ from dcsurgery.architectures import _reading as reading
 from dcsurgery.checkpoint.headers import TensorEntry
 from dcsurgery.features import FeatureLayout
 
-# Tower kind -> path of the blocks, prefix tokens, defaults of transformers' own config classes.
-TOWERS: dict[str, tuple[str, int, int, int]] = {
-    "clip_vision_model": ("encoder.layers", 1, 224, 32),
-    "siglip_vision_model": ("encoder.layers", 0, 224, 16),
-    "pixtral": ("transformer.layers", 0, 1024, 16),
+
+@dataclass(frozen=True)
+class Tower:
+    """A kind of tower: path of its blocks, prefix tokens, sizes its config class means by default.
+
+    `registers` counts further prefix tokens where the config does not (None: the kind has none);
+    `files` is the path of the blocks in published files where it is another.
+    """
+
+    blocks: str = "encoder.layers"
+    prefix: int = 0
+    image_size: int = 224
+    patch_size: int = 16
+    registers: int | None = None
+    files: str = ""
+
+
+# Towers that AutoModel builds and whose hidden states are tokens [B, prefix + patches, C].
+TOWERS: dict[str, Tower] = {
+    "clip_vision_model": Tower(prefix=1, patch_size=32),
+    "siglip_vision_model": Tower(),
+    "pixtral": Tower("transformer.layers", image_size=1024),
+    "dinov2": Tower("encoder.layer", 1, patch_size=14),
+    "dinov2_with_registers": Tower("encoder.layer", 1, registers=4),
+    "dinov3_vit": Tower("layer", 1, registers=0),
+    "mlcd": Tower(prefix=1, image_size=336, patch_size=14),
+    "mlcd_vision_model": Tower(prefix=1, image_size=336, patch_size=14),
+    "aimv2_vision_model": Tower(patch_size=14),
+    "vit": Tower("layers", 1, files="encoder.layer"),
+    "ijepa": Tower("layers", files="encoder.layer"),
 }
 # LlavaConfig and its relatives without a vision_config mean CLIP-L/336. A sub-config that is there
 # but says no model_type means that of the default.
@@ -32,16 +58,18 @@ def read_tower(
     """Return the tower whose tensors lie under `module`. Raises AnatomyError for another kind."""
     kind = reading.kind_of(vision, "")
     reading.require(kind in TOWERS, f"vision tower {kind!r} is not one of {', '.join(TOWERS)}")
-    blocks, prefix, image, patch = TOWERS[kind]
+    known = TOWERS[kind]
+    blocks = f"{module}.{known.blocks}"
+    published = known.files and not any(f"{blocks}.0." in name for name in tensors)
     tower = VisionTower(
         kind=kind,
         module=module,
-        blocks=f"{module}.{blocks}",
+        blocks=blocks,
         width=width,
-        depth=reading.count_blocks(tensors, f"{module}.{blocks}"),
-        prefix_tokens=prefix,
-        image_size=reading.positive(vision, "image_size", image),
-        patch_size=reading.positive(vision, "patch_size", patch),
+        depth=reading.count_blocks(tensors, f"{module}.{known.files}" if published else blocks),
+        prefix_tokens=known.prefix + _registers(vision, tensors, known, module),
+        image_size=reading.positive(vision, "image_size", known.image_size),
+        patch_size=reading.positive(vision, "patch_size", known.patch_size),
     )
     reading.require(
         tower.grid > 0,
@@ -50,21 +78,38 @@ def read_tower(
     return reading.check_tower(tower, vision)
 
 
+def _registers(
+    vision: Mapping[str, Any], tensors: Mapping[str, TensorEntry], known: Tower, module: str
+) -> int:
+    """Return how many register tokens [1, R, C] follow CLS, as the tensors say."""
+    if known.registers is None:
+        return 0
+    shape = reading.find_tensor(tensors, f"{module}.embeddings.register_tokens").shape
+    stated = vision.get("num_register_tokens", known.registers)
+    reading.require(
+        len(shape) == 3 and shape[1] == stated,
+        f"vision_config.num_register_tokens is {stated!r} but {module}.embeddings.register_tokens "
+        f"is {list(shape)}",
+    )
+    return shape[1]
+
+
 def read_anatomy(
     config: dict[str, Any],
     tensors: Mapping[str, TensorEntry],
     *,
     name: str,
-    defaults: Mapping[str, Any],
+    defaults: Mapping[str, Any] = DEFAULTS,
     module: str = "vision_tower",
+    tiled: bool = False,
 ) -> Anatomy:
     """Return the anatomy of a model with a two-layer projector and vision_feature_layer.
 
     `defaults` are those of the family's own config class for vision_config, text_config,
     vision_feature_layer and vision_feature_select_strategy; `module` is the path of the tower.
-    Families that cut an image into tiles (AnyRes) show the tower squares of one size:
+    Families that cut an image into tiles (`tiled`) show the tower squares of one size:
     `image_tokens` counts one tile, without line ends, and the resolution is not variable. Raises
-    AnatomyError.
+    AnatomyError, also for tiles whose tokens are no grid, which those families cannot put together.
     """
     config = {**defaults, **config}
     projector = reading.read_projector(
@@ -98,6 +143,13 @@ def read_anatomy(
     )
     # "default" crops the first token whatever the tower: on a tower without CLS it drops a patch.
     cropped = 1 if strategy == "default" else 0
+    tokens = tower.grid**2 + tower.prefix_tokens - cropped
+    reading.require(
+        not tiled or tokens == tower.grid**2,
+        f"a tile has {tokens} tokens (vision_feature_select_strategy {strategy!r}, "
+        f"{tower.prefix_tokens} before the patches), not {tower.grid} x {tower.grid}: the model "
+        "itself cannot join its tiles",
+    )
     return Anatomy(
         architecture=name,
         tower=tower,
@@ -105,7 +157,7 @@ def read_anatomy(
         feature_layers=reading.read_feature_layers(stated, tower.depth),
         feature_width=tower.width,
         dropped_tokens=cropped,
-        image_tokens=tower.grid**2 + tower.prefix_tokens - cropped,
+        image_tokens=tokens,
         variable_resolution=tower.kind == "pixtral",
         language_model=reading.language_model(config, defaults["text_config"]["model_type"]),
         dtype=tensors[site.weight].dtype,

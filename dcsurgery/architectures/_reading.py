@@ -33,10 +33,10 @@ def find_tensor(tensors: Mapping[str, TensorEntry], suffix: str) -> TensorEntry:
 
 
 def _in_block(blocks: str, inner: str) -> re.Pattern[str]:
-    """Match names under a path of blocks, with or without a "vision_model." inside."""
+    """Match names under a path of blocks, with or without a "vision_model." or "model." inside."""
     first, _, rest = blocks.partition(".")
     return re.compile(
-        rf"(?:^|\.){re.escape(first)}\.(?:vision_model\.)?{re.escape(rest)}\.(\d+)\.{inner}"
+        rf"(?:^|\.){re.escape(first)}\.(?:(?:vision_)?model\.)?{re.escape(rest)}\.(\d+)\.{inner}"
     )
 
 

@@ -1,48 +1,24 @@
-"""Template: copy to <family>.py, say in one line which models this is."""
+"""Template: a row for `table.ARCHITECTURES`; docs/adding-an-architecture.md explains it."""
 
 from __future__ import annotations
 
-from dcsurgery.anatomy import Anatomy, VisionTower
-from dcsurgery.architectures import Architecture, Config, Tensors
-from dcsurgery.architectures import _reading as reading
+from functools import partial
 
-SITE = "multi_modal_projector.linear_1"
-BLOCKS = "vision_tower.encoder.layers"
+from dcsurgery.architectures import _rows
+from dcsurgery.architectures._wiring import Wiring
+from dcsurgery.architectures.table import row
 
-
-def dissect(config: Config, tensors: Tensors) -> Anatomy:
-    """Return the anatomy of a <Family>ForConditionalGeneration checkpoint."""
-    projector = reading.read_projector(tensors, {SITE: f"{SITE}.weight"}, "multi_modal_projector")
-    vision = reading.section(config, "vision_config")
-    tower = VisionTower(
-        kind=vision.get("model_type", "siglip_vision_model"),
-        module="vision_tower",
-        blocks=BLOCKS,
-        width=projector.sites[0].in_features,
-        depth=reading.count_blocks(tensors, BLOCKS),
-        prefix_tokens=0,
-        image_size=reading.positive(vision, "image_size", 224),
-        patch_size=reading.positive(vision, "patch_size", 16),
-    )
-    reading.check_tower(tower, vision)
-    return Anatomy(
-        architecture="family",
-        tower=tower,
-        projector=projector,
-        feature_layers=(tower.depth,),
-        feature_width=tower.width,
-        dropped_tokens=0,
-        image_tokens=tower.grid**2,
-        variable_resolution=False,
-        language_model=reading.language_model(config, "llama"),
-        dtype=tensors[projector.sites[0].weight].dtype,
-    )
-
-
-ARCHITECTURE = Architecture(
-    name="family",
-    class_names=("FamilyForConditionalGeneration",),
-    dissect=dissect,
-    checkpoints=("organisation/model",),
-    towers="SigLIP",
+TEMPLATE = row(
+    "family",
+    "FamilyForConditionalGeneration",
+    "organisation/model organisation/larger-model",
+    "SigLIP",
+    Wiring(
+        site="multi_modal_projector.linear_1",
+        text="llama",
+        towers={"siglip_vision_model": 0},
+        vision_config={"image_size": 384, "patch_size": 14},
+        window="downsample_factor",
+    ),
+    arrange=partial(_rows.join_windows, key="downsample_factor"),
 )

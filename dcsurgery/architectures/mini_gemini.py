@@ -88,14 +88,13 @@ def _check_places(config: Config, patches: int) -> None:
     )
 
 
-def arrange(run: Any, state: Tensor) -> Tensor:
+def arrange(run: Any, state: Tensor) -> list[Tensor]:
     """Order patch tokens as the projector reads them: the whole picture, then tile by tile.
 
     The reference joins tokens that way and never defined where the groups of a connector go; here
     they follow their own tokens.
     """
-    tokens: Tensor = run.model.model.image_tokens(state[:, 1:])
-    return tokens
+    return [run.model.model.image_tokens(state[:, 1:])]
 
 
 def preprocess(config: Config, images: Sequence[Any]) -> dict[str, Tensor]:
@@ -106,13 +105,20 @@ def preprocess(config: Config, images: Sequence[Any]) -> dict[str, Tensor]:
     return dict(processor(list(images)))
 
 
-ARCHITECTURE = Architecture(
-    name="mini_gemini",
-    class_names=("MiniGeminiForConditionalGeneration",),
-    dissect=dissect,
-    checkpoints=("YanweiLi/MGM-7B", "YanweiLi/MGM-2B", "YanweiLi/MGM-8x7B", "YanweiLi/MGM-7B-HD"),
-    towers="CLIP with ConvNeXt",
-    arrange=arrange,
-    preprocess=preprocess,
-    portable=False,
+ARCHITECTURES = (
+    Architecture(
+        name="mini_gemini",
+        class_names=("MiniGeminiForConditionalGeneration",),
+        dissect=dissect,
+        checkpoints=(
+            "YanweiLi/MGM-7B",
+            "YanweiLi/MGM-2B",
+            "YanweiLi/MGM-8x7B",
+            "YanweiLi/MGM-7B-HD",
+        ),
+        towers="CLIP with ConvNeXt",
+        arrange=arrange,
+        preprocess=preprocess,
+        portable=False,
+    ),
 )

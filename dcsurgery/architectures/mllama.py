@@ -65,12 +65,12 @@ def dissect(config: Config, tensors: Tensors) -> Anatomy:
     )
 
 
-def arrange(run: Any, state: Tensor) -> Tensor:
+def arrange(run: Any, state: Tensor) -> list[Tensor]:
     """Return [B, images, tiles, N, C] without the tokens that pad a tile to a multiple of eight."""
     pixels = run.argument("pixel_values", 0)
     patch = run.model.config.vision_config.patch_size
     tokens = (pixels.shape[-2] // patch) * (pixels.shape[-1] // patch) + 1
-    return state.reshape(*pixels.shape[:3], -1, state.shape[-1])[..., :tokens, :]
+    return [state.reshape(*pixels.shape[:3], -1, state.shape[-1])[..., :tokens, :]]
 
 
 def stock_config(config: Config, layers: Sequence[int]) -> Config:
@@ -132,21 +132,23 @@ def prompt(model: Any, inputs: dict[str, Tensor], ids: Tensor) -> dict[str, Tens
     }
 
 
-ARCHITECTURE = Architecture(
-    name="mllama",
-    class_names=("MllamaForConditionalGeneration",),
-    dissect=dissect,
-    checkpoints=(
-        "meta-llama/Llama-3.2-11B-Vision-Instruct",
-        "meta-llama/Llama-3.2-90B-Vision-Instruct",
+ARCHITECTURES = (
+    Architecture(
+        name="mllama",
+        class_names=("MllamaForConditionalGeneration",),
+        dissect=dissect,
+        checkpoints=(
+            "meta-llama/Llama-3.2-11B-Vision-Instruct",
+            "meta-llama/Llama-3.2-90B-Vision-Instruct",
+        ),
+        towers="own, with a global transformer",
+        arrange=arrange,
+        stock_config=stock_config,
+        stock_columns=stock_columns,
+        # Older ones count the embeddings in the list: the base itself computes something else.
+        stock_loader="transformers >= 4.57.0, MllamaForConditionalGeneration",
+        preprocess=preprocess,
+        encode=encode,
+        prompt=prompt,
     ),
-    towers="own, with a global transformer",
-    arrange=arrange,
-    stock_config=stock_config,
-    stock_columns=stock_columns,
-    # Older ones count the embeddings in the list: there the base itself computes something else.
-    stock_loader="transformers >= 4.57.0, MllamaForConditionalGeneration",
-    preprocess=preprocess,
-    encode=encode,
-    prompt=prompt,
 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dcsurgery.anatomy import Anatomy, Projector, VisionTower
 from dcsurgery.architectures import Architecture, Config, Tensors
 from dcsurgery.architectures import _reading as reading
-from dcsurgery.architectures._patches import square_patches
+from dcsurgery.architectures._pictures import square_patches
 from dcsurgery.features import block_outputs
 
 if TYPE_CHECKING:
@@ -103,13 +103,14 @@ def dissect(config: Config, tensors: Tensors) -> Anatomy:
     )
 
 
-def arrange(run: Any, state: Tensor) -> tuple[Tensor, ...]:
-    """Return windows [T, W, C], means first [T, 1, C]: what query, key and value read."""
+def arrange(run: Any, state: Tensor) -> list[Tensor]:
+    """Return windows [T, W, C] for key and value, their means [T, 1, C] for the query."""
     index = run.projector_argument("pooled_patches_idx", 1).to(state.device)
     valid = (index >= 0)[..., None].to(state.dtype)
     windows = state.flatten(0, 1)[index.clamp(min=0)] * valid
-    means = windows.sum(-2, keepdim=True) / valid.sum(-2, keepdim=True).clamp(min=1)
-    return means, windows, windows
+    if run.site > 0:
+        return [windows]
+    return [windows.sum(-2, keepdim=True) / valid.sum(-2, keepdim=True).clamp(min=1)]
 
 
 def stock_config(config: Config, layers: Sequence[int]) -> Config:
@@ -140,22 +141,24 @@ def preprocess(config: Config, images: Sequence[Any]) -> dict[str, Tensor]:
     }
 
 
-ARCHITECTURE = Architecture(
-    name="molmo2",
-    class_names=("Molmo2ForConditionalGeneration",),
-    dissect=dissect,
-    checkpoints=("allenai/Molmo2-4B", "allenai/Molmo2-8B"),
-    towers="own, cut behind the deepest layer it reads",
-    arrange=arrange,
-    parameter_names=(
-        (f"vision_backbone.{POOLING}.w", f"{PROJECTOR}.{POOLING}.w"),
-        ("vision_backbone.image_projector.w", f"{PROJECTOR}.image_projector.w"),
-        *((f"{POOLING}.w{letter}.", f"{POOLING}.{letter}_proj.") for letter in "qkvo"),
-        ("image_projector.w1.", "image_projector.gate_proj."),
-        ("image_projector.w2.", "image_projector.down_proj."),
-        ("image_projector.w3.", "image_projector.up_proj."),
+ARCHITECTURES = (
+    Architecture(
+        name="molmo2",
+        class_names=("Molmo2ForConditionalGeneration",),
+        dissect=dissect,
+        checkpoints=("allenai/Molmo2-4B", "allenai/Molmo2-8B"),
+        towers="own, cut behind the deepest layer it reads",
+        arrange=arrange,
+        parameter_names=(
+            (f"vision_backbone.{POOLING}.w", f"{PROJECTOR}.{POOLING}.w"),
+            ("vision_backbone.image_projector.w", f"{PROJECTOR}.image_projector.w"),
+            *((f"{POOLING}.w{letter}.", f"{POOLING}.{letter}_proj.") for letter in "qkvo"),
+            ("image_projector.w1.", "image_projector.gate_proj."),
+            ("image_projector.w2.", "image_projector.down_proj."),
+            ("image_projector.w3.", "image_projector.up_proj."),
+        ),
+        stock_config=stock_config,
+        stock_loader="transformers >= 5.20.0, Molmo2ForConditionalGeneration",
+        preprocess=preprocess,
     ),
-    stock_config=stock_config,
-    stock_loader="transformers >= 5.20.0, Molmo2ForConditionalGeneration",
-    preprocess=preprocess,
 )

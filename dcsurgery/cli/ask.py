@@ -17,7 +17,7 @@ from dcsurgery.cli.options import (
     Dtype,
     Model,
     Orientation,
-    Prompt,
+    PromptOption,
     Quiet,
     Revision,
 )
@@ -25,7 +25,7 @@ from dcsurgery.cli.output import Output
 from dcsurgery.errors import RequestError
 
 if TYPE_CHECKING:
-    from dcsurgery.data.templates import Version
+    from dcsurgery.data.templates import Prompt
     from dcsurgery.evaluation.ask import Answer, Listener, Question
 
 EXAMPLES = (
@@ -67,7 +67,7 @@ class AskOptions:
         str | None,
         typer.Option(metavar="FOLDER", help="Where the base of a delta is now."),
     ] = None
-    prompt: Prompt = None
+    prompt: PromptOption = "auto"
     orientation: Orientation = "exif"
     dtype: Dtype = "auto"
     device: Device = None
@@ -134,7 +134,7 @@ def _ask_one(name: str, asked: Question, options: AskOptions, show: Show, out: O
             base=options.base,
             dtype=options.dtype,
             device=options.device,
-            version=_version(options.prompt),
+            prompt=cast("Prompt", options.prompt),
         )
         respondent = load_respondent(where)
     with show.words() as listen:
@@ -142,12 +142,6 @@ def _ask_one(name: str, asked: Question, options: AskOptions, show: Show, out: O
     del respondent
     free_memory()
     return answer
-
-
-def _version(name: str | None) -> Version | None:
-    if name in (None, "plain", "v1"):
-        return cast("Version | None", name)
-    raise RequestError(f"--prompt {name} is unknown", hint="choose plain or v1, or leave it out")
 
 
 @dataclass(frozen=True)

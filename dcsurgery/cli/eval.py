@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from dcsurgery.cli import units
-from dcsurgery.cli.options import AsJson, Device, Dtype, Orientation, Prompt, Quiet
+from dcsurgery.cli.options import AsJson, Columns, Device, Dtype, Orientation, PromptOption, Quiet
 from dcsurgery.cli.output import Output
 
 if TYPE_CHECKING:
+    from dcsurgery.data.templates import Prompt
     from dcsurgery.evaluation.eval_report import EvalReport, ModelResult
 
 EXAMPLES = (
     "dcsurgery eval llava-dci --data test.json --images pictures -o scores",
     "dcsurgery eval my-llava llava-dci --data test.jsonl --metric vqa -o vqa",
     "dcsurgery eval llava-dci --data test.jsonl --metric loss --json -o loss",
+    "dcsurgery eval --data test.json --answers theirs.jsonl -o theirs",
 )
+# What only a model that answers can have.
+ANSWERING = ("batch_size", "max_new_tokens", "prompt", "orientation", "dtype", "device")
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,8 @@ class EvalOptions:
         str,
         typer.Option(
             metavar="FILE",
-            help="Questions with reference answers: LLaVA JSON, JSONL, parquet, a saved Hugging "
-            "Face data set, or a Hub data set's id.",
+            help="Questions with reference answers: JSON, JSONL, CSV, TSV, parquet or arrow, a "
+            "file, FILE,FILE or a folder; a saved data set, or a Hub data set's id.",
         ),
     ]
     output: Annotated[
@@ -50,13 +54,22 @@ class EvalOptions:
             metavar="DIR", help="Folder that image paths start from. Default: the data file's."
         ),
     ] = None
+    columns: Columns = None
+    answers: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Score answers that another engine gave, instead of a MODEL's: JSONL of id and "
+            "answer. Several files are several models.",
+        ),
+    ] = None
     metric: Annotated[
         str,
         typer.Option(
             metavar="METRIC",
-            help="exact: the answer is a reference, but for case and outer punctuation. vqa: the "
-            "VQA challenge's accuracy. choice: the right option, by letter or text. loss: mean "
-            "loss per answer token.",
+            help="exact: the answer is a reference, but for case and outer punctuation; by POPE's "
+            "rule where all references are yes or no. vqa: the VQA challenge's accuracy. choice: "
+            "the right option, by letter or text. loss: mean loss per answer token.",
         ),
     ] = "exact"
     batch_size: Annotated[
@@ -75,7 +88,7 @@ class EvalOptions:
     split: Annotated[
         str, typer.Option(metavar="NAME", help="Split of a Hugging Face data set.")
     ] = "train"
-    prompt: Prompt = None
+    prompt: PromptOption = "auto"
     orientation: Orientation = "exif"
     dtype: Dtype = "auto"
     device: Device = None
@@ -89,13 +102,14 @@ class EvalOptions:
 
 def eval(
     models: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="MODEL",
             help="Model folders or Hub ids, converted or not. The first is what the others are "
             "compared with.",
         ),
-    ],
+    ] = None,
+    *,
     options: EvalOptions,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -107,12 +121,49 @@ def eval(
     counted and named.
     """
     out = Output(as_json=as_json, quiet=quiet)
-    if options.prompt not in (None, "plain", "v1"):
-        raise typer.BadParameter("use plain or v1", param_hint="--prompt")
+    if options.prompt not in ("auto", "plain", "v1"):
+        raise typer.BadParameter("use auto, plain or v1", param_hint="--prompt")
+    if bool(models) == bool(options.answers):
+        raise typer.BadParameter("name models, or --answers FILE", param_hint="MODEL")
+    report = _score_files(options, out) if options.answers else _ask(models or [], options, out)
+    if as_json:
+        out.data(report.model_dump(mode="json"))
+        return
+    show_report(report, out)
+    out.tell(f"{options.output}: report.json, report.png, answers.jsonl")
+
+
+def _score_files(options: EvalOptions, out: Output) -> EvalReport:
+    unused = [name for name in ANSWERING if getattr(options, name) != getattr(EvalOptions, name)]
+    if unused:
+        flag = f"--{unused[0].replace('_', '-')}"
+        raise typer.BadParameter("it is for models that answer, not --answers", param_hint=flag)
+    files = options.answers or []
+    with out.working(f"scoring {units.plural(len(files), 'file')} of answers"):
+        from dcsurgery.data.columns import parse_columns
+        from dcsurgery.evaluation.foreign import score_answers
+
+        return score_answers(
+            options.data,
+            files,
+            options.output,
+            images=options.images,
+            metric=options.metric,
+            limit=options.limit,
+            max_bad=options.max_bad / 100,
+            seed=options.seed,
+            split=options.split,
+            columns=parse_columns(options.columns),
+            overwrite=options.overwrite,
+        )
+
+
+def _ask(models: list[str], options: EvalOptions, out: Output) -> EvalReport:
     text = f"evaluating {units.plural(len(models), 'model')}"
     remote = any(not Path(model).is_dir() for model in models)
     # What is fetched from the Hub shows its own bars.
     with out.working(text, fetches=True) if remote else out.stepping(text) as show:
+        from dcsurgery.data.columns import parse_columns
         from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
 
         def progress(model: str, done: int, rows: int) -> None:
@@ -126,30 +177,31 @@ def eval(
             limit=options.limit,
             max_bad=options.max_bad / 100,
             seed=options.seed,
-            version=cast(Literal["plain", "v1"] | None, options.prompt),
+            prompt=cast("Prompt", options.prompt),
             orientation=cast(Literal["exif", "raw"], options.orientation),
             dtype=options.dtype,
             device=options.device,
         )
-        report = evaluate_checkpoints(
+        return evaluate_checkpoints(
             models,
             options.data,
             options.output,
             images=options.images,
             settings=settings,
             split=options.split,
+            columns=parse_columns(options.columns),
+            tell=out.warn,
             overwrite=options.overwrite,
             progress=progress,
         )
-    if as_json:
-        out.data(report.model_dump(mode="json"))
-        return
-    show_report(report, out)
-    out.tell(f"{options.output}: report.json, report.png, answers.jsonl")
 
 
 def show_report(report: EvalReport, out: Output) -> None:
     """Print the scores of every model, and what differs from the first."""
+    from collections import Counter
+
+    from dcsurgery.data.census import Census
+
     out.show(f"{report.metric} on {report.rows} rows of {report.data}", "bold")
     kinds: list[str | None] = [None, *report.models[0].by_type]
     rows = [_row(result, kind) for kind in kinds for result in report.models]
@@ -158,8 +210,41 @@ def show_report(report: EvalReport, out: Output) -> None:
     if report.skipped_rows:
         named = "; ".join(f"{name}: {why}" for name, why in list(report.skipped.items())[:3])
         out.show(f"{report.skipped_rows} rows could not be used: {named}")
-    if len(report.models) > 1:
-        out.facts([("p", report.test)])
+    census = Census(
+        report.rows_with_pictures,
+        report.rows_without_pictures,
+        unread=Counter(report.unread_pictures),
+    )
+    for note in (note for result in report.models for note in _notes(result, report.rows)):
+        out.show(note)
+    for name, how in report.reading.items():
+        out.show(f"{name.replace('_', '/')}: {how}")
+    facts = [("images", census.pictures())]
+    out.facts([*facts, ("p", report.test)] if len(report.models) > 1 else facts)
+
+
+def _notes(result: ModelResult, rows: int) -> list[str]:
+    """Return what the score of a model does not show."""
+    found = []
+    if result.yes_no is not None:
+        names = ("accuracy", "precision", "recall", "f1", "yes_share")
+        values = [(name.replace("_", " "), getattr(result.yes_no, name)) for name in names]
+        shown = ", ".join(f"{n} {'-' if v is None else f'{v:.3f}'}" for n, v in values)
+        found.append(f"{result.model}: {shown}")
+    if result.unclear:
+        what = "say neither yes nor no" if result.yes_no else "pick no option, or several"
+        found.append(f"{result.model}: {result.unclear} of {rows} answers {what}")
+    matching = result.matching
+    for name, words in (
+        ("missing", "have no answer and are not scored"),
+        ("repeated", "have several answers"),
+        ("unknown", "are in no row of the data"),
+    ):
+        count = getattr(matching, name, 0)
+        if count:
+            ids = ", ".join(getattr(matching, f"{name}_ids")[:3])
+            found.append(f"{result.model}: {units.plural(count, 'id')} {words}: {ids}")
+    return found
 
 
 def _row(result: ModelResult, kind: str | None) -> tuple[str, ...]:

@@ -33,6 +33,14 @@ Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="No progress, no advice: only the result, and errors."),
 ]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WORD=COLUMN,...",
+        help="What the data calls our words: question=prompt,answer=label, image=left+right for "
+        "several, image={image_id:012}.jpg for names made of others. docs/data.md has the words.",
+    ),
+]
 Overwrite = Annotated[
     bool,
     typer.Option("--overwrite", help="Replace OUT, which stays until the new one is whole."),
@@ -45,12 +53,11 @@ Link = Annotated[
         "but editing one edits both. Never out of a Hub cache.",
     ),
 ]
-Prompt = Annotated[
-    str | None,
+PromptOption = Annotated[
+    str,
     typer.Option(
         metavar="VERSION",
-        help="plain or v1: LLaVA's own prompts. Default: the model's chat template, v1 where "
-        "it has none.",
+        help="auto: the model's chat template, v1 where it has none. plain, v1: LLaVA's own.",
     ),
 ]
 Orientation = Annotated[

@@ -67,12 +67,12 @@ class _Pool(_Hook):
 
 
 def find_module(model: nn.Module, suffix: str) -> nn.Module:
-    """Return the one module whose dotted name ends with `suffix`, "vision_model." inside ignored.
+    """Return the one module whose dotted name ends with `suffix`, "(vision_)model." inside ignored.
 
     Raises AnatomyError unless there is exactly one.
     """
     first, _, rest = suffix.partition(".")
-    inner = rf"\.(?:vision_model\.)?{re.escape(rest)}" if rest else ""
+    inner = rf"\.(?:(?:vision_)?model\.)?{re.escape(rest)}" if rest else ""
     pattern = re.compile(rf"(?:^|\.){re.escape(first)}{inner}$")
     found = [(name, module) for name, module in model.named_modules() if pattern.search(name)]
     # A tower that wraps another of the same name ("vision_model.vision_model"): the outer one runs.

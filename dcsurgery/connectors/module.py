@@ -21,9 +21,8 @@ from dcsurgery.connectors.passes import PassHolder, TowerPass
 from dcsurgery.errors import RequestError
 from dcsurgery.features import FeatureLayout
 
-# A list has one entry per call of the projector, a tuple one per site.
-Rows = Tensor | list[Tensor] | tuple[Tensor, ...]
-Arrange = Callable[[TowerPass, Tensor], Rows]
+# One hidden state as the asking site reads it: a tensor [..., width] for each call of that site.
+Arrange = Callable[[TowerPass, Tensor], list[Tensor]]
 NORM_EPS = 1e-5
 
 
@@ -104,25 +103,31 @@ class DenseConnector(nn.Module):
                 "the projector ran without the vision tower: the dense connector has no states",
                 hint="pass pixel_values to the model, not precomputed tower features",
             )
-        if run.rows is None:
-            run.site_rows = count
-            joined = self.join(run, run.means(self.layout))
-            copies = len(self.anatomy.projector.sites) if len(joined) == 1 else 1
-            run.rows = [list(calls) for calls in joined * copies]
-            run.sums = [None] * len(run.sums)
-        rows = run.rows[site].pop(0)
-        if not run.rows[site]:
+        rows = self._rows_of(run, site, count)
+        call = run.calls.get(site, 0)
+        run.calls[site] = call + 1
+        if run.calls[site] == len(rows):
             run.unread.discard(site)
         if not run.unread:
             self._passes.finished = None
-            run.rows = None
-        return rows
+            run.rows = {}
+        return rows[call]
 
-    def join(self, run: TowerPass, means: list[Tensor]) -> tuple[list[Tensor], ...]:
-        """Return what every site reads in each of its calls, blocks joined.
+    def _rows_of(self, run: TowerPass, site: int, count: int) -> list[Tensor]:
+        """Return what a site reads in each of its calls, blocks joined.
 
-        One entry when all sites read the same.
+        Sites that read the same number of rows for one image read the same rows.
         """
+        sizes = [item.rows for item in self.anatomy.projector.sites]
+        if sizes[site] not in run.rows:
+            run.site, run.site_rows = site, count
+            run.rows[sizes[site]] = self.join(run, run.means(self.layout))
+            if run.rows.keys() == set(sizes):
+                run.sums = [None] * len(run.sums)
+        return run.rows[sizes[site]]
+
+    def join(self, run: TowerPass, means: list[Tensor]) -> list[Tensor]:
+        """Return what the asking site reads in each of its calls, blocks joined."""
         if self.norm_weight is not None and self.norm_bias is not None:
             weights, biases = self.norm_weight.float(), self.norm_bias.float()
             means = [
@@ -130,24 +135,21 @@ class DenseConnector(nn.Module):
                 for mean, weight, bias in zip(means, weights, biases, strict=True)
             ]
         arranged = [self._arranged(run, mean) for mean in means]
+        home = arranged[0][0].device
         if self.layout.axis == "token":
-            pooled = [_pool_tokens(rows[0][0], self.layout.stride) for rows in arranged]
-            return ([torch.cat([item.to(pooled[0].device) for item in pooled], dim=1)],)
-        home = arranged[0][0][0].device
-        return tuple(
-            [torch.cat([item.to(home) for item in c], dim=-1) for c in zip(*calls, strict=True)]
-            for calls in zip(*arranged, strict=True)
-        )
+            pooled = [_pool_tokens(calls[0], self.layout.stride) for calls in arranged]
+            return [torch.cat([item.to(home) for item in pooled], dim=1)]
+        return [
+            torch.cat([item.to(home) for item in call], dim=-1)
+            for call in zip(*arranged, strict=True)
+        ]
 
-    def _arranged(self, run: TowerPass, state: Tensor) -> list[list[Tensor]]:
-        """Return the rows of one state, by site and call."""
-        if self.arrange is None:
-            dropped = self.anatomy.dropped_tokens
-            return [[state[:, dropped:] if dropped else state]]
-        rows = self.arrange(run, state)
-        if isinstance(rows, tuple):
-            return [[item] for item in rows]
-        return [rows if isinstance(rows, list) else [rows]]
+    def _arranged(self, run: TowerPass, state: Tensor) -> list[Tensor]:
+        """Return the rows of one state, call by call."""
+        if self.arrange is not None:
+            return self.arrange(run, state)
+        dropped = self.anatomy.dropped_tokens
+        return [state[:, dropped:] if dropped else state]
 
     def extend(self, site: int, output: Tensor) -> Tensor:
         """Return a site's output plus its rows of D times g."""

@@ -22,9 +22,10 @@ class TowerPass:
     `tower` is the path suffix of the module that ran, `args` and `kwargs` how it was called;
     `projector_call` how the projector was, where the anatomy names its module. `sums` holds one
     fp32 sum per feature block, never all hidden states; `weights` (mix) the weight of every state
-    in every block. `site_rows` counts the rows the asking site has just read (0: unknown), which
-    tells a pass whose tokens were merged on the way from one whose tokens were not. `rows` are what
-    every site reads, one tensor per call of it; `unread` the sites that have not had all of theirs.
+    in every block. `site` is the site that asks for rows, `site_rows` counts those it has just read
+    (0: unknown), which tells a pass whose tokens were merged on the way from one whose tokens were
+    not. `rows` are what sites read, one tensor per call, by the number of rows the anatomy gives
+    them for one image; `calls` counts each site's calls, `unread` are the sites with calls to come.
     `with_grad`: gradients were recorded when the pass began.
     """
 
@@ -36,9 +37,11 @@ class TowerPass:
     weights: tuple[Tensor, ...] = ()
     sums: list[Tensor | None] = field(default_factory=list)
     unread: set[int] = field(default_factory=set)
+    site: int = 0
     site_rows: int = 0
     with_grad: bool = field(default_factory=torch.is_grad_enabled)
-    rows: list[list[Tensor]] | None = None
+    rows: dict[int, list[Tensor]] = field(default_factory=dict)
+    calls: dict[int, int] = field(default_factory=dict)
 
     def argument(self, name: str, position: int | None = None) -> Any:
         """Return an argument of the tower's call by name, or by position; None when not given."""
@@ -51,7 +54,7 @@ class TowerPass:
     @property
     def ready(self) -> bool:
         """True once every block has its sum."""
-        return self.rows is not None or all(item is not None for item in self.sums)
+        return bool(self.rows) or all(item is not None for item in self.sums)
 
     def add(self, layout: FeatureLayout, state: int, hidden: Tensor) -> None:
         """Add hidden state `state` [..., C] to every block that reads it."""

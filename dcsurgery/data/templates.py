@@ -8,19 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from dcsurgery.data.conversations import Turn
 from dcsurgery.data.pictures import RowError
 from dcsurgery.errors import RequestError
 
 Version = Literal["plain", "v1"]
+Prompt = Literal["auto", "plain", "v1"]
 Span = tuple[int, int]
 Message = dict[str, Any]
 V1_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+
+
+def prompt_version(prompt: str | None) -> Version | None:
+    """Return the version that --prompt names: None, the model's own, for "auto" and None.
+
+    Raises RequestError for any other name.
+    """
+    if prompt in (None, "auto"):
+        return None
+    if prompt in get_args(Version):
+        return cast(Version, prompt)
+    raise RequestError(f"--prompt {prompt} is unknown", hint="use auto, plain or v1")
 
 
 @dataclass(frozen=True)

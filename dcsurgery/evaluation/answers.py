@@ -16,7 +16,10 @@ FILE = "answers.jsonl"
 
 @dataclass(frozen=True)
 class Answer:
-    """One row's result: the text said and its score, or the mean loss over `tokens`."""
+    """One row's result: the text said and its score, or the mean loss over `tokens`.
+
+    `read` is what the text was taken for ("B", "yes"), `clear` whether that is plain.
+    """
 
     model: int
     row: int
@@ -24,6 +27,8 @@ class Answer:
     score: float
     answer: str | None = None
     tokens: int = 1
+    read: str | None = None
+    clear: bool = True
 
 
 class AnswerFile:
@@ -68,6 +73,10 @@ class AnswerFile:
             file.flush()
             os.fsync(file.fileno())
         self.found |= {(answer.model, answer.row): answer for answer in answers}
+
+    def of(self, model: int) -> dict[int, Answer]:
+        """Return the answers of one model by the places of their rows."""
+        return {row: found for (at, row), found in self.found.items() if at == model}
 
 
 def _difference(before: Any, header: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from dcsurgery.data.conversations import ask
 from dcsurgery.data.pictures import RowError, open_images
 from dcsurgery.data.processor import FOREIGN_ERRORS, load_processor
 from dcsurgery.data.prompts import Prompter
-from dcsurgery.data.templates import Version
+from dcsurgery.data.templates import Prompt, prompt_version
 from dcsurgery.errors import RequestError
 from dcsurgery.evaluation.generation import GREEDY, model_inputs, place_model
 from dcsurgery.evaluation.video import Clip, image_runs, pooled_features, read_clip, shorten
@@ -186,7 +186,8 @@ class Loading:
     """Where a model is and how it is loaded.
 
     `base`: where the base of a delta is now. `dtype` is a torch name or "auto", the checkpoint's
-    own; `device` None takes a GPU if there is one. `version` as in Prompter.
+    own; `device` None takes a GPU if there is one. `prompt` "auto" is the model's chat template,
+    "plain" and "v1" are LLaVA's.
     """
 
     path: str | Path
@@ -194,7 +195,7 @@ class Loading:
     base: str | Path | None = None
     dtype: str = "auto"
     device: str | None = None
-    version: Version | None = None
+    prompt: Prompt = "auto"
 
 
 def load_respondent(where: Loading) -> Respondent:
@@ -202,16 +203,17 @@ def load_respondent(where: Loading) -> Respondent:
 
     Raises DcSurgeryError.
     """
+    version = prompt_version(where.prompt)
     dtype = where.dtype if where.dtype == "auto" else getattr(torch, where.dtype, None)
     if dtype != "auto" and not isinstance(dtype, torch.dtype):
         raise RequestError(f"--dtype {where.dtype} is unknown", hint="float32, bfloat16, auto, ...")
     processor = load_processor(where.path, revision=where.revision, base=where.base)
     model = load_model(where.path, revision=where.revision, base=where.base, dtype=dtype)
     model = place_model(model, str(where.path), where.device)
-    return Respondent(str(where.path), model, Prompter(processor, version=where.version))
+    return Respondent(str(where.path), model, Prompter(processor, version=version))
 
 
-def ask_model(
+def ask_model(  # noqa: PLR0913 - one keyword per CLI option, by design
     path: str | Path,
     question: str,
     images: Sequence[str | Path] = (),
@@ -219,11 +221,16 @@ def ask_model(
     video: str | Path | None = None,
     max_new_tokens: int = 256,
     orientation: str = "exif",
-    **loading: Any,
+    revision: str | None = None,
+    base: str | Path | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    prompt: Prompt = "auto",
 ) -> Answer:
     """Ask a model (folder or Hub id) about pictures, or 8 frames of a video, and return its answer.
 
-    `orientation` as in make_question; further keywords are those of Loading. Raises DcSurgeryError.
+    `orientation` as in make_question; the last five keywords as in Loading. Raises DcSurgeryError.
     """
     asked = make_question(question, images, video=video, orientation=orientation)
-    return load_respondent(Loading(path, **loading)).answer(asked, max_new_tokens=max_new_tokens)
+    where = Loading(path, revision, base, dtype, device, prompt)
+    return load_respondent(where).answer(asked, max_new_tokens=max_new_tokens)

@@ -1,23 +1,30 @@
 """How an answer is scored. Every score lies in 0..1; the loss metric is computed by the model.
 
 exact    1 when the answer equals one of the references, but for case, blanks and the punctuation
-         around it.
+         around it. Where all references of the data are yes and no, POPE's rule reads the answer.
 vqa      the accuracy of the VQA challenge (Antol et al. 2015, section 4): after normalisation,
          min(matching humans / 3, 1), averaged over all ways to leave one human out.
-choice   1 when the answer picks the right option, by its letter or its text.
+choice   1 when the answer picks the right options and no others, by letter or by text.
 """
 
 from __future__ import annotations
 
 import re
-import string
-import unicodedata
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import get_args
 
 from dcsurgery.data.conversations import Row
+from dcsurgery.data.picks import label, pick, pick_several, plain
+from dcsurgery.errors import RequestError
+from dcsurgery.evaluation.eval_report import Metric, YesNo
 
+METRICS = get_args(Metric)
+# Counts up when an answer is read otherwise than before: scores of two versions never mix.
+VERSION = 2
+YES_NO = "all references are yes or no: an answer is no when its first sentence says no or not"
 AGREEING = 3
-PROMPT = "Answer with the option's letter from the given choices directly."
 NUMBERS = "zero one two three four five six seven eight nine ten"
 DIGITS = {word: str(value) for value, word in enumerate(NUMBERS.split())} | {"none": "0"}
 ARTICLES = {"a", "an", "the"}
@@ -50,31 +57,83 @@ def _lost_apostrophes() -> dict[str, str]:
 RESTORED = _lost_apostrophes()
 
 
-def score(metric: str, answer: str, row: Row) -> float:
-    """Return the score of an answer by "exact", "vqa" or "choice"."""
-    return SCORERS[metric](answer, row)
+@dataclass(frozen=True)
+class Judged:
+    """A score, what the answer was read as, and whether that is plain from its words."""
+
+    score: float
+    read: str | None = None
+    clear: bool = True
 
 
-def exact(answer: str, row: Row) -> float:
-    """Return 1.0 for an answer that equals a reference, see the module."""
-    return float(plain(answer) in {plain(reference) for reference in row.answers})
+def judge(metric: str, answer: str, row: Row, *, yes_no: bool = False) -> Judged:
+    """Return the score of an answer by "exact", "vqa" or "choice"; `yes_no` as in the module."""
+    if metric == "choice":
+        several = len(row.right) > 1
+        found = (pick_several if several else pick)(answer, row.options)
+        clear = len(found) == 1 or (several and bool(found))
+        read = ", ".join(map(label, found)) or None
+        return Judged(float(bool(found) and found == row.right), read, clear)
+    if metric == "vqa":
+        return Judged(vqa(answer, row))
+    if yes_no:
+        said, clear = read_yes_no(answer)
+        return Judged(float(said in map(plain, row.answers)), said, clear)
+    return Judged(float(plain(answer) in map(plain, row.answers)))
 
 
-def plain(text: str) -> str:
-    """Return a text without case, outer punctuation and doubled blanks."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(folded.split()).strip(string.punctuation + " ")
+def is_yes_no(row: Row) -> bool:
+    """Whether all references of a row are yes or no."""
+    return all(plain(answer) in ("yes", "no") for answer in row.answers)
+
+
+def read_yes_no(answer: str) -> tuple[str, bool]:
+    """Return "no" or "yes" as POPE's evaluate.py reads an answer, and whether it says either.
+
+    The first sentence is no when "no" or "not" is a word of it, else yes. Unlike there, capitals
+    and punctuation do not hide the word.
+    """
+    sentence = re.split(r"[.\n]", answer.strip(" .\n\t"), maxsplit=1)[0]
+    words = [plain(word) for word in sentence.replace(",", "").split()]
+    no = "no" in words or "not" in words
+    return ("no" if no else "yes"), no or "yes" in words
+
+
+def yes_no_counts(read: Iterable[tuple[str | None, Row]]) -> YesNo:
+    """Return POPE's numbers for answers read as yes or no, yes being what is looked for."""
+    pairs = [
+        (said == "yes", Counter(map(plain, row.answers)).most_common(1)[0][0] == "yes")
+        for said, row in read
+    ]
+    found = Counter(pairs)
+    hits, said, wanted = found[True, True], sum(s for s, _ in pairs), sum(w for _, w in pairs)
+    return YesNo(
+        accuracy=(hits + found[False, False]) / len(pairs),
+        precision=hits / said if said else None,
+        recall=hits / wanted if wanted else None,
+        f1=2 * hits / (said + wanted) if said + wanted else None,
+        yes_share=said / len(pairs),
+    )
+
+
+def check_metric(metric: str) -> None:
+    """Raise RequestError for a metric that there is not."""
+    if metric not in METRICS:
+        raise RequestError(
+            f"--metric {metric} is unknown", hint=f"choose one of {', '.join(METRICS)}"
+        )
 
 
 def vqa(answer: str, row: Row) -> float:
     """Return the VQA accuracy of an answer against the humans'; one reference must be equal.
 
-    Both sides are always normalised, also where all humans agree.
+    Of a multiple-choice row, the right option's letter or text must be. Both sides are always
+    normalised, also where all humans agree.
     """
     found = vqa_normalised(answer)
     matches = [vqa_normalised(reference) == found for reference in row.answers]
-    if len(matches) == 1:
-        return float(matches[0])
+    if len(matches) == 1 or row.right:
+        return float(any(matches))
     total = sum(matches)
     left_out = [min((total - match) / AGREEING, 1.0) for match in matches]
     return sum(left_out) / len(left_out)
@@ -94,55 +153,3 @@ def vqa_normalised(text: str) -> str:
         found = found.replace(sign, "" if beside or spread else " ")
     words = (DIGITS.get(word, word) for word in PERIOD.sub("", found).lower().split())
     return " ".join(RESTORED.get(word, word) for word in words if word not in ARTICLES)
-
-
-def choice(answer: str, row: Row) -> float:
-    """Return 1.0 when the answer picks the option that the first reference names."""
-    right = chosen(row.answers[0], row.options)
-    if right is None and row.answers[0].strip().isdigit():
-        number = int(row.answers[0])  # data sets that count options from 0
-        right = number if number < len(row.options) else None
-    return float(right is not None and chosen(answer, row.options) == right)
-
-
-LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
-FIRST_LETTER = re.compile(r"\(?([A-Z])(?:[).:,]|\n)")
-NAMED_LETTER = re.compile(r"(?:answer|option|choice)(?: is)?:? \(?([A-Z])\b", re.IGNORECASE)
-
-
-def chosen(text: str, options: tuple[str, ...]) -> int | None:
-    """Return the index of the option that a text picks; None when it picks none or several.
-
-    In this order: the whole text is an option's, or a letter; it starts with a letter and a mark;
-    it says "answer is B"; exactly one option's text occurs in it.
-    """
-    texts = [plain(option) for option in options]
-    said = plain(text)
-    if said in texts:
-        return texts.index(said)
-    stripped = text.strip()
-    for found in (
-        LETTER.fullmatch(stripped),
-        FIRST_LETTER.match(stripped),
-        NAMED_LETTER.search(stripped),
-    ):
-        if found is not None:
-            index = ord(found[1].upper()) - ord("A")
-            return index if not options or index < len(options) else None
-    within = [i for i, option in enumerate(texts) if option and _holds(said, option)]
-    return within[0] if len(within) == 1 else None
-
-
-def _holds(text: str, part: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text) is not None
-
-
-def with_options(question: str, options: tuple[str, ...]) -> str:
-    """Return the question with its options listed by letter, unless it shows them already."""
-    if not options or all(plain(option) in plain(question) for option in options):
-        return question
-    listed = "\n".join(f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(options))
-    return f"{question}\n{listed}\n{PROMPT}"
-
-
-SCORERS: Mapping[str, Callable[[str, Row], float]] = {"exact": exact, "vqa": vqa, "choice": choice}

@@ -9,36 +9,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
+from dcsurgery import __version__
 from dcsurgery.checkpoint.model_ref import fetch, parse_reference
-from dcsurgery.data.conversations import BadRow, BadRows, Row, Turn, for_training
+from dcsurgery.data.census import Census
+from dcsurgery.data.conversations import BadRow, BadRows, Row
 from dcsurgery.data.pictures import Orientation, RowError, read_orientation
 from dcsurgery.data.processor import load_processor
 from dcsurgery.data.prompts import Aspect, Prompter
-from dcsurgery.data.rows import Rows, data_digest, read_rows
-from dcsurgery.data.templates import Version
+from dcsurgery.data.rows import data_digest, read_rows
+from dcsurgery.data.templates import Prompt, prompt_version
 from dcsurgery.errors import RequestError
 from dcsurgery.evaluation.answers import Answer, AnswerFile, model_digest
-from dcsurgery.evaluation.chart import draw_report
 from dcsurgery.evaluation.eval_report import EvalReport
 from dcsurgery.evaluation.generation import answer_losses, generate_answers, place_model
-from dcsurgery.evaluation.metrics import score, with_options
-from dcsurgery.evaluation.summary import Scored, summarise
+from dcsurgery.evaluation.metrics import VERSION, check_metric
+from dcsurgery.evaluation.questions import Batch, Questions, question_turns, usable_rows
+from dcsurgery.evaluation.summary import Scored, write_summary
 from dcsurgery.loading.load import load_model
 from dcsurgery.verification.models import free_memory
 
-METRICS = ("exact", "vqa", "loss", "choice")
 Progress = Callable[[str, int, int], None]
-Batch = list[tuple[int, Row]]
 
 
 @dataclass(frozen=True)
 class EvalSettings:
     """How to evaluate. All of it but batch_size and device belongs to the identity of a result.
 
-    `limit` takes the first rows only; `max_bad` is a share; `version`, `aspect` and `orientation`
-    as in Prompter; `dtype` is a torch name or "auto", the checkpoint's own; `device` None takes a
-    GPU if there is one.
+    `limit` takes the first rows only; `max_bad` is a share; `prompt` "auto" is the model's chat
+    template, "plain" and "v1" are LLaVA's; `aspect` and `orientation` as in Prompter; `dtype` is a
+    torch name or "auto", the checkpoint's own; `device` None takes a GPU if there is one.
     """
 
     metric: str = "exact"
@@ -47,7 +48,7 @@ class EvalSettings:
     limit: int | None = None
     max_bad: float = 0.01
     seed: int = 0
-    version: Version | None = None
+    prompt: Prompt = "auto"
     aspect: Aspect = "processor"
     orientation: Orientation = "exif"
     dtype: str = "auto"
@@ -55,10 +56,8 @@ class EvalSettings:
 
     def check(self) -> None:
         """Raise RequestError for a value that cannot be meant."""
-        if self.metric not in METRICS:
-            raise RequestError(
-                f"--metric {self.metric} is unknown", hint=f"choose one of {', '.join(METRICS)}"
-            )
+        check_metric(self.metric)
+        prompt_version(self.prompt)
         counts = {"batch-size": self.batch_size, "max-new-tokens": self.max_new_tokens}
         counts |= {} if self.limit is None else {"limit": self.limit}
         for name, value in counts.items():
@@ -71,136 +70,138 @@ class EvalSettings:
             )
 
 
-def evaluate_checkpoints(
+def evaluate_checkpoints(  # noqa: PLR0913 - one keyword per CLI option, by design
     models: Sequence[str | Path],
     data: str | Path,
     output: str | Path,
     *,
     images: str | Path | None = None,
     settings: EvalSettings | None = None,
-    **options: Any,
+    split: str = "train",
+    revision: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> EvalReport:
     """Evaluate models on rows with reference answers and write report.json, report.png, answers.
 
     `models` are folders or Hub ids of any form; the first is what the others are compared with.
-    `options` are `split` and `revision` of a Hugging Face data set, `overwrite`, and `progress(
-    model, done, rows)`. An evaluation that was interrupted goes on where it stopped. Raises
-    RequestError, CheckpointError or OutputExistsError.
+    `split` and `revision` are of a Hugging Face data set, `columns` as in read_rows; `progress` is
+    called with the model, the rows done and all rows, `tell` with warnings before the work. An
+    evaluation that was interrupted goes on where it stopped. Raises RequestError, CheckpointError
+    or OutputExistsError.
     """
     chosen = settings or EvalSettings()
     chosen.check()
     if not models:
         raise RequestError("there is no model to evaluate", hint="name a folder or a Hub id")
     started = time.monotonic()
-    options["images"] = images
-    run = _Run(list(map(str, models)), str(data), Path(output), chosen, options)
-    rows = read_rows(
-        data,
-        images=None if images is None else Path(images),
-        split=options.get("split") or "train",
-        revision=options.get("revision"),
+    folder = None if images is None else Path(images)
+    rows = read_rows(data, images=folder, split=split, revision=revision, columns=columns)
+    bad = BadRows(len(rows), chosen.max_bad)
+    questions = usable_rows(rows, chosen.metric, bad, limit=chosen.limit)
+    for warning in Census.of(row for _, row in questions.rows).warnings():
+        if tell is not None:
+            tell(warning)
+    names = [str(model) for model in models]
+    folders = [fetch(parse_reference(name)).folder for name in names]
+    digest = data_digest(data)
+    # What the data's digest does not tell: which pictures, which part of a data set.
+    source = {
+        "images": None if folder is None else str(folder.resolve()),
+        "split": split,
+        "revision": revision,
+        "columns": dict(columns or {}),
+    }
+    header = {
+        "data_sha256": digest,
+        "source": source,
+        "models": [model_digest(folder) if folder else "" for folder in folders],
+        "settings": _identity(chosen),
+        "scoring": {"version": VERSION, **questions.reading},
+    }
+    answers = AnswerFile(Path(output), header, overwrite=overwrite)
+    for index, name in enumerate(names):
+        _Model(index, name, chosen, questions).answer(answers, progress)
+    scored = Scored(
+        questions, names, [answers.of(i) for i in range(len(names))], [None] * len(names)
     )
-    return run.finish(rows, started)
+    return write_summary(
+        scored,
+        Path(output),
+        data=str(data),
+        data_sha256=digest,
+        settings={**asdict(chosen), "version": prompt_version(chosen.prompt)},
+        seconds=round(time.monotonic() - started, 3),
+        versions={
+            "dcsurgery": __version__,
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+        },
+    )
+
+
+def _identity(settings: EvalSettings) -> dict[str, Any]:
+    """The settings that answers depend on."""
+    found = asdict(settings)
+    for name in ("batch_size", "device", "limit", "max_bad", "seed"):
+        del found[name]
+    return found
 
 
 @dataclass
-class _Run:
-    models: list[str]
-    data: str
-    output: Path
+class _Model:
+    """One of the models, and what it is asked."""
+
+    index: int
+    name: str
     settings: EvalSettings
-    options: Mapping[str, Any]
+    questions: Questions
 
-    def finish(self, rows: Rows, started: float) -> EvalReport:
-        bad = BadRows(len(rows), self.settings.max_bad)
-        usable = usable_rows(rows, self.settings, bad)
-        folders = [fetch(parse_reference(model)).folder for model in self.models]
-        digest = data_digest(self.data)
-        header = {
-            "data_sha256": digest,
-            "source": self._source(),
-            "models": [model_digest(folder) if folder else "" for folder in folders],
-            "settings": self._identity(),
-        }
-        overwrite = bool(self.options.get("overwrite"))
-        answers = AnswerFile(self.output, header, overwrite=overwrite)
-        for index in range(len(self.models)):
-            self._evaluate(index, usable, answers, bad)
-        scored = Scored(usable, bad, [self._of(answers, i) for i in range(len(self.models))])
-        report = summarise(scored, self.models, self.data, digest, self._described(started))
-        (self.output / "report.json").write_text(report.model_dump_json(indent=2) + "\n")
-        draw_report(report, self.output / "report.png")
-        return report
-
-    def _source(self) -> dict[str, Any]:
-        """What the data's digest does not tell: which pictures, which part of a data set."""
-        images = self.options.get("images")
-        return {
-            "images": None if images is None else str(Path(images).resolve()),
-            "split": self.options.get("split") or "train",
-            "revision": self.options.get("revision"),
-        }
-
-    def _identity(self) -> dict[str, Any]:
-        """The settings that answers depend on."""
-        found = asdict(self.settings)
-        for name in ("batch_size", "device", "limit", "max_bad", "seed"):
-            del found[name]
-        return found
-
-    def _described(self, started: float) -> dict[str, Any]:
-        return {"settings": asdict(self.settings), "seconds": time.monotonic() - started}
-
-    @staticmethod
-    def _of(answers: AnswerFile, model: int) -> dict[int, Answer]:
-        return {row: found for (at, row), found in answers.found.items() if at == model}
-
-    def _evaluate(self, index: int, usable: Batch, answers: AnswerFile, bad: BadRows) -> None:
+    def answer(self, answers: AnswerFile, progress: Progress | None) -> None:
         """Answer the rows that this model has not answered yet, and note them as they come."""
-        done = self._of(answers, index)
+        usable, bad = self.questions.rows, self.questions.bad
+        done = answers.of(self.index)
         left = [(at, row) for at, row in usable if at not in done and at not in bad]
         if not left:
             return
-        name = self.models[index]
         prompter = Prompter(
-            load_processor(name),
-            version=self.settings.version,
+            load_processor(self.name),
+            version=prompt_version(self.settings.prompt),
             aspect=self.settings.aspect,
             orientation=self.settings.orientation,
         )
-        model = _loaded(name, self.settings)
+        model = _loaded(self.name, self.settings)
         finished = len(usable) - len(left)
         for batch in batches(left, self.settings.batch_size):
-            answers.add(self._answer(index, model, prompter, batch, bad))
+            answers.add(self._answer(model, prompter, batch))
             bad.check()
             finished += len(batch)
-            progress: Progress | None = self.options.get("progress")
             if progress is not None:
-                progress(name, finished, len(usable))
+                progress(self.name, finished, len(usable))
         del model
         free_memory()
 
-    def _answer(
-        self, index: int, model: Any, prompter: Prompter, batch: Batch, bad: BadRows
-    ) -> list[Answer]:
+    def _answer(self, model: Any, prompter: Prompter, batch: Batch) -> list[Answer]:
         prepared: list[tuple[int, Row, Any]] = []
         for at, row in batch:
             try:
                 prepared.append((at, row, self._prepare(prompter, row)))
             except RowError as error:
-                bad.add(at, BadRow(row.id, error.message))
+                self.questions.bad.add(at, BadRow(row.id, error.message))
         if not prepared:
             return []
         inputs = [each for _, _, each in prepared]
         if self.settings.metric == "loss":
             losses = answer_losses(model, prompter, inputs)
             return [
-                Answer(index, at, row.id, loss, tokens=tokens)
+                Answer(self.index, at, row.id, loss, tokens=tokens)
                 for (at, row, _), (loss, tokens) in zip(prepared, losses, strict=True)
             ]
         said = generate_answers(model, prompter, inputs, self.settings.max_new_tokens)
         return [
-            Answer(index, at, row.id, score(self.settings.metric, text, row), text)
+            self.questions.judge(self.index, at, row, text)
             for (at, row, _), text in zip(prepared, said, strict=True)
         ]
 
@@ -210,60 +211,6 @@ class _Run:
         turns = question_turns(row)
         shown = sum(turn.pictures for turn in turns)
         return prompter.prompt(turns, prompter.open(row.images[:shown]))
-
-
-def usable_rows(rows: Rows, settings: EvalSettings, bad: BadRows) -> Batch:
-    """Return the rows that have what the metric needs, with their places; note the others as bad.
-
-    Raises RequestError when too many are bad or none is left.
-    """
-    found: Batch = []
-    for index, row in enumerate(rows):
-        if settings.limit is not None and len(found) == settings.limit:
-            break
-        if isinstance(row, BadRow):
-            bad.add(index, row)
-            continue
-        try:
-            _check_row(row, settings.metric)
-        except RowError as error:
-            bad.add(index, BadRow(row.id, error.message))
-            continue
-        found.append((index, row))
-    bad.check()
-    if not found:
-        raise RequestError(f"{rows.name} has no row to evaluate on", hint="see --max-bad")
-    return found
-
-
-def _check_row(row: Row, metric: str) -> None:
-    for image in row.images:
-        image.check()
-    if metric == "loss":
-        for_training(row)
-        return
-    question_turns(row)
-    if not any(answer.strip() for answer in row.answers):
-        raise RowError("it has no reference answer")
-
-
-def question_turns(row: Row) -> list[Turn]:
-    """Return what a model is asked: all before the last answer, options listed where they are not.
-
-    Raises RowError when there is no question.
-    """
-    turns = list(row.turns)
-    while turns and turns[-1].role == "assistant":
-        del turns[-1]
-    if not turns or turns[-1].role != "user":
-        raise RowError("it has no question")
-    last = turns[-1]
-    if row.options:
-        words = [part for part in last.parts if part is not None]
-        asked = with_options("".join(words), row.options)
-        parts = (*[None] * last.pictures, asked) if asked != "".join(words) else last.parts
-        turns[-1] = Turn("user", parts)
-    return turns
 
 
 def batches(rows: Batch, size: int) -> Iterator[Batch]:

@@ -4,61 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from dcsurgery import __version__
-from dcsurgery.data.conversations import BadRows, Row
+from dcsurgery.data.census import Census
+from dcsurgery.data.conversations import Row
 from dcsurgery.errors import RequestError
 from dcsurgery.evaluation.answers import Answer
-from dcsurgery.evaluation.eval_report import Comparison, EvalReport, ModelResult, Score
+from dcsurgery.evaluation.chart import draw_report
+from dcsurgery.evaluation.eval_report import Comparison, EvalReport, Matching, ModelResult, Score
 from dcsurgery.evaluation.intervals import TEST, compare_rows, score_rows
+from dcsurgery.evaluation.metrics import yes_no_counts
+from dcsurgery.evaluation.questions import Questions
 
 NAMED = 100
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Rows with their places in the data, those that could not be used, answers per model."""
+    """Questions, and per model its name, its answers by place and how they fitted the data."""
 
-    rows: Sequence[tuple[int, Row]]
-    bad: BadRows
+    questions: Questions
+    models: Sequence[str]
     answers: Sequence[Mapping[int, Answer]]
-
-    @property
-    def common(self) -> list[tuple[int, Row]]:
-        """The rows that every model answered."""
-        return [(at, row) for at, row in self.rows if all(at in found for found in self.answers)]
+    matching: Sequence[Matching | None]
 
 
-def summarise(
-    scored: Scored, models: Sequence[str], data: str, digest: str, described: Mapping[str, Any]
-) -> EvalReport:
-    """Return the report; `described` has the settings and the seconds.
+def write_summary(scored: Scored, folder: Path, **described: Any) -> EvalReport:
+    """Write report.json and report.png and return the report.
 
+    `described` are its fields that the answers do not tell; the settings name metric and seed.
     Raises RequestError when no row was answered by every model.
     """
-    rows = scored.common
+    questions, settings = scored.questions, described["settings"]
+    rows = [(at, row) for at, row in questions.rows if all(at in found for found in scored.answers)]
     if not rows:
-        raise RequestError("no row was answered by every model", hint="see --max-bad")
-    settings = described["settings"]
-    parts = _parts(rows)
+        raise RequestError(
+            "no row was answered by every model", hint="see --max-bad, and the ids of --answers"
+        )
+    census = Census.of(row for _, row in rows)
     results = [
-        _result(name, found, scored.answers[0] if index else None, parts, settings["seed"])
-        for index, (name, found) in enumerate(zip(models, scored.answers, strict=True))
+        _result(scored, index, rows, settings["seed"]) for index in range(len(scored.models))
     ]
-    return EvalReport(
-        data=data,
-        data_sha256=digest,
+    report = EvalReport(
         rows=len(rows),
-        skipped_rows=len(scored.bad),
-        skipped={bad.id: bad.reason for bad in list(scored.bad)[:NAMED]},
+        skipped_rows=len(questions.bad),
+        skipped={bad.id: bad.reason for bad in list(questions.bad)[:NAMED]},
+        **census.facts(),
+        warnings=census.warnings(),
         metric=settings["metric"],
+        reading=questions.reading,
         test=TEST,
         models=results,
-        settings=settings,
-        seconds=round(described["seconds"], 3),
-        versions=versions(),
+        **described,
     )
+    (folder / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    draw_report(report, folder / "report.png")
+    return report
 
 
 Part = tuple[list[int], list[str]]
@@ -81,38 +83,32 @@ def cluster(at: int, row: Row) -> str:
     return row.images[0].key if row.images else f"row {at}"
 
 
-def _result(
-    name: str,
-    found: Mapping[int, Answer],
-    first: Mapping[int, Answer] | None,
-    parts: Mapping[str | None, Part],
-    seed: int,
-) -> ModelResult:
+def _result(scored: Scored, index: int, rows: Sequence[tuple[int, Row]], seed: int) -> ModelResult:
+    found, first = scored.answers[index], scored.answers[0]
     scores: dict[str | None, Score] = {}
     against: dict[str | None, Comparison] = {}
+    parts = _parts(rows)
     for kind, (places, clusters) in parts.items():
         values = [found[at].score for at in places]
         weights = [found[at].tokens for at in places]
         scores[kind] = score_rows(values, clusters, weights, seed=seed)
-        if first is not None:
+        if index:
             base = [first[at].score for at in places]
             against[kind] = compare_rows(values, base, clusters, weights, seed=seed)
+    by_place = dict(rows)
+    counts = {
+        kind: yes_no_counts((found[at].read, by_place[at]) for at in places)
+        for kind, (places, _) in parts.items()
+        if scored.questions.yes_no
+    }
     return ModelResult(
-        model=name,
+        model=scored.models[index],
         score=scores.pop(None),
         by_type={str(kind): value for kind, value in scores.items()},
         against_first=against.pop(None, None),
         against_first_by_type={str(kind): value for kind, value in against.items()},
+        unclear=sum(not found[at].clear for at, _ in rows),
+        yes_no=counts.pop(None, None),
+        yes_no_by_type={str(kind): value for kind, value in counts.items()},
+        matching=scored.matching[index],
     )
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that answers depend on."""
-    import torch
-    import transformers
-
-    return {
-        "dcsurgery": __version__,
-        "torch": str(torch.__version__),
-        "transformers": transformers.__version__,
-    }

@@ -202,6 +202,11 @@ def crop(run, state, read, count, spared=None):
     yield state if run.tower == spared else state[:, count:]
 
 
+def cut_last(run, state, read, count):
+    """Cut tokens behind the patches (CLS)."""
+    yield state[:, :-count]
+
+
 def merge(run, state, read, side):
     """Join neighbours that lie next to each other already."""
     yield state.reshape(-1, side**2 * state.shape[-1])
@@ -310,8 +315,8 @@ def gather(run, state, name, position):
 STEPS = {
     step.__name__: step
     for step in (
-        crop, merge, convolve, shuffle, average, average_frames, shuffle_each, merge_each, halve,
-        windows, tiles, gather,
+        crop, cut_last, merge, convolve, shuffle, average, average_frames, shuffle_each, merge_each,
+        halve, windows, tiles, gather,
     )
 }  # fmt: skip
 SITE_STEPS = {"gather"}
@@ -320,7 +325,7 @@ SITE_STEPS = {"gather"}
 def find(model, suffix):
     """Return (name, module) of the outermost module whose dotted name ends with `suffix`."""
     first, _, rest = suffix.partition(".")
-    inner = rf"\.(?:vision_model\.)?{re.escape(rest)}" if rest else ""
+    inner = rf"\.(?:(?:vision_)?model\.)?{re.escape(rest)}" if rest else ""
     pattern = re.compile(rf"(?:^|\.){re.escape(first)}{inner}$")
     found = [name for name, _ in model.named_modules() if pattern.search(name)]
     outer = [name for name in found if not any(name.startswith(f"{o}.") for o in found)]

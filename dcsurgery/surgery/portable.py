@@ -67,7 +67,7 @@ def _windows(anatomy: Anatomy, config: Config) -> Steps:
 STEPS: dict[str, Callable[[Anatomy, Config], Steps]] = {
     **dict.fromkeys(("aya_vision", "cohere2_vision", "idefics3", "internvl"), _shuffle),
     **dict.fromkeys(("qianfan_ocr", "smolvlm"), _shuffle),
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _merge),
+    **dict.fromkeys(("ernie4_5_vl", "lfm3_vl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _merge),
     **dict.fromkeys(("lighton_ocr", "mistral3", "mistral_large4"), _windows),
     "gemma3": _average,
     "glm4v": lambda anatomy, config: [["convolve", _window(anatomy)]],
@@ -77,6 +77,7 @@ STEPS: dict[str, Callable[[Anatomy, Config], Steps]] = {
     "llava_next_video": lambda anatomy, config: [
         *_crop(anatomy), ["average_frames", config.get("spatial_pool_stride", 2)],
     ],
+    "llama4": lambda anatomy, config: [["cut_last", 1], ["shuffle", _window(anatomy)]],
     "mllama": lambda anatomy, config: [["tiles", anatomy.tower.patch_size, 1, "pixel_values", 0]],
     "molmo2": lambda anatomy, config: [["gather", "pooled_patches_idx", 1]],
     "paddleocr_vl": lambda anatomy, config: [["merge_each", _window(anatomy), "grid_thw", 1]],
@@ -90,8 +91,9 @@ STEPS: dict[str, Callable[[Anatomy, Config], Steps]] = {
 def portable_problem(config: Config, layout: FeatureLayout) -> str | None:
     """Return why a model cannot have a portable form; None where it can."""
     name = str((config.get("architectures") or [""])[0])
-    if not find_architecture(config).portable:
-        return f"transformers has no class {name} that the form could build on"
+    architecture = find_architecture(config)
+    if not architecture.portable:
+        return f"{architecture.name} is not among the families that it is written for"
     if not name.endswith(HEADS):
         return f"{name} is not called ...{HEADS}, so its inner model's class is not known"
     if config.get("auto_map"):

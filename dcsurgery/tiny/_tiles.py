@@ -46,7 +46,7 @@ def patch_words(config: Mapping[str, Any]) -> dict[str, Any]:
     vision = config["vision_config"]
     return {
         "image_token": "<image>",
-        "num_additional_image_tokens": int(vision["model_type"] == "clip_vision_model"),
+        "num_additional_image_tokens": int(vision["model_type"] in ("clip_vision_model", "dinov2")),
         "patch_size": vision["patch_size"],
         "vision_feature_select_strategy": config["vision_feature_select_strategy"],
     }

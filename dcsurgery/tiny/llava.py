@@ -12,13 +12,11 @@ from dcsurgery.tiny.weights import write_json, write_model
 if TYPE_CHECKING:
     import torch
 
-Tower = Literal["clip", "siglip", "pixtral"]
+Tower = Literal["clip", "siglip", "pixtral", "dinov2", "dinov2_with_registers", "dinov3_vit"]
 
-_SPECIALS: dict[str, tuple[str, ...]] = {
-    "clip": ("<image>",),
-    "siglip": ("<image>",),
-    "pixtral": ("[IMG]", "[IMG_BREAK]", "[IMG_END]"),
-}
+_PIXTRAL = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
+# Tokens before the patches; dinov3_vit's config class means no registers, published ones have 4.
+PREFIX_TOKENS = {"clip": 1, "dinov2": 1, "dinov2_with_registers": 5, "dinov3_vit": 5}
 # Order is file order: the projector is in the last shard, as in llava-hf/llava-1.5-7b-hf.
 _REST = (
     (r"^model\.language_model\.", "language_model.model."),
@@ -27,7 +25,20 @@ _REST = (
     (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
 )
 HUB_NAMES = ((r"^model\.(\w+)_tower\.(vision_model\.)?", r"\1_tower.vision_model."), *_REST)
-HUB_NAMES_PIXTRAL = ((r"^model\.vision_tower\.", "vision_tower."), *_REST)
+HUB_NAMES_PLAIN = ((r"^model\.vision_tower\.(?:model\.)?", "vision_tower."), *_REST)
+_DINO = r"^model\.vision_tower\.(encoder\..*)attention\."
+HUB_NAMES_DINOV2 = (
+    *(
+        (rf"{_DINO}{new}_proj", rf"vision_tower.\1attention.{old}")
+        for new, old in {
+            "q": "attention.query",
+            "k": "attention.key",
+            "v": "attention.value",
+            "o": "output.dense",
+        }.items()
+    ),
+    *HUB_NAMES_PLAIN,
+)
 
 
 def llava_config(
@@ -40,7 +51,7 @@ def llava_config(
     feature_layer: int | list[int] = -2,
 ) -> dict[str, Any]:
     """Return the config.json of a tiny LLaVA, in words that transformers 4.49 to 5.x all read."""
-    specials = _SPECIALS[tower]
+    specials = _specials(tower)
     vision: dict[str, Any] = {
         "hidden_size": width,
         "image_size": image_size,
@@ -53,8 +64,11 @@ def llava_config(
         "clip": {"model_type": "clip_vision_model", "projection_dim": 8},
         "siglip": {"model_type": "siglip_vision_model", "vision_use_head": False},
         "pixtral": {"model_type": "pixtral", "head_dim": width // 2, "rope_theta": 10000.0},
+        "dinov2": {"mlp_ratio": 2},
+        "dinov2_with_registers": {"mlp_ratio": 2, "num_register_tokens": 4},
+        "dinov3_vit": {"num_register_tokens": 4},
     }
-    vision |= kinds[tower]
+    vision |= {"model_type": tower, **kinds[tower]}
     text = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -85,8 +99,16 @@ def llava_config(
         "transformers_version": "4.49.0",
         "vision_config": vision,
         "vision_feature_layer": feature_layer,
-        "vision_feature_select_strategy": "default" if tower == "clip" else "full",
+        "vision_feature_select_strategy": _strategy(tower),
     }
+
+
+def _specials(tower: Tower) -> tuple[str, ...]:
+    return _PIXTRAL if tower == "pixtral" else ("<image>",)
+
+
+def _strategy(tower: Tower) -> str:
+    return "default" if tower in PREFIX_TOKENS else "full"
 
 
 def write_llava(  # noqa: PLR0913
@@ -104,12 +126,13 @@ def write_llava(  # noqa: PLR0913
     `config` may be that of any LLaVA family (LLaVA-NeXT, Video-LLaVA, ...). `tensors` (Hub name ->
     tensor) replaces seeded weights; names the model lacks are ignored.
     """
-    pixtral = config["vision_config"]["model_type"] == "pixtral"
+    kind = config["vision_config"]["model_type"]
+    plain = HUB_NAMES_PLAIN if kind in ("pixtral", "dinov3_vit") else HUB_NAMES
     write_model(
         folder,
         config["architectures"][0],
         config,
-        names=HUB_NAMES_PIXTRAL if pixtral else HUB_NAMES,
+        names=HUB_NAMES_DINOV2 if kind.startswith("dinov2") else plain,
         tensors=tensors,
         shards=shards,
         dtype=dtype,
@@ -160,17 +183,18 @@ def write_tiny_llava(  # noqa: PLR0913
 
 def write_llava_processor(folder: Path, tower: Tower, image_size: int, patch_size: int) -> None:
     """Write tokenizer and processor files by hand, with the class names every version resolves."""
-    image_token = _SPECIALS[tower][0]
+    image_token = _specials(tower)[0]
     template = CHAT_TEMPLATE.replace("<image>", image_token)
-    write_tokenizer(folder, _SPECIALS[tower], template)
+    write_tokenizer(folder, _specials(tower), template)
     square = {"height": image_size, "width": image_size}
+    # facebook's DINOv2 has BitImageProcessor, the same by another name; DINOv3's needs torchvision.
+    cropped = {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": image_size},
+        "crop_size": square,
+        "do_center_crop": True,
+    }
     kinds: dict[str, dict[str, Any]] = {
-        "clip": {
-            "image_processor_type": "CLIPImageProcessor",
-            "size": {"shortest_edge": image_size},
-            "crop_size": square,
-            "do_center_crop": True,
-        },
         "siglip": {"image_processor_type": "SiglipImageProcessor", "size": square},
         "pixtral": {
             "image_processor_type": "PixtralImageProcessor",
@@ -180,11 +204,11 @@ def write_llava_processor(folder: Path, tower: Tower, image_size: int, patch_siz
     }
     processor = {
         "image_token": image_token,
-        "num_additional_image_tokens": 1 if tower == "clip" else 0,
+        "num_additional_image_tokens": PREFIX_TOKENS.get(tower, 0),
         "patch_size": patch_size,
         "processor_class": "LlavaProcessor",
-        "vision_feature_select_strategy": "default" if tower == "clip" else "full",
+        "vision_feature_select_strategy": _strategy(tower),
     }
     write_json(folder / "processor_config.json", processor)
-    image_processor = {**kinds[tower], "processor_class": "LlavaProcessor"}
+    image_processor = {**kinds.get(tower, cropped), "processor_class": "LlavaProcessor"}
     write_json(folder / "preprocessor_config.json", image_processor)

@@ -75,7 +75,7 @@ class _Restated:
     def rows(self, site: int, count: int) -> list[Tensor]:
         """What a site that has read `count` rows reads in this call, one tensor per block."""
         assert self.run is not None
-        self.run.site_rows = count
+        self.run.site, self.run.site_rows = site, count
         call = self.calls.get(site, 0)
         self.calls[site] = call + 1
         rows = []
@@ -83,9 +83,7 @@ class _Restated:
             if self.arrange is None:
                 rows.append(feature[:, self.anatomy.dropped_tokens :])
             else:
-                found = self.arrange(self.run, feature)
-                found = found[site] if isinstance(found, tuple) else found
-                rows.append(found[call] if isinstance(found, list) else found)
+                rows.append(self.arrange(self.run, feature)[call])
         return rows
 
     def widen(self, site: int, matrix: Tensor) -> Callable[..., Tensor]:

@@ -206,10 +206,10 @@ class Wiring:
         arrange = case.architecture.arrange
         if arrange is not None:
             runs[0].site_rows = seen[0].numel() // seen[0].shape[-1]
-            found = arrange(runs[0], states[1])
             wanted = self.rows(base, states[1], inputs)
             for index in range(len(sites)):
-                mine, theirs = _of_site(found, index), _of_site(wanted, index)
+                runs[0].site = index
+                mine, theirs = _of_site(arrange(runs[0], states[1]), 0), _of_site(wanted, index)
                 assert torch.equal(mine.reshape(theirs.shape), theirs)
 
     def site_input(

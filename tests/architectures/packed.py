@@ -13,7 +13,7 @@ from torch import Tensor
 
 import dcsurgery
 from dcsurgery.anatomy import Anatomy
-from dcsurgery.architectures._packed import NOMINAL_GRID
+from dcsurgery.architectures._wiring import NOMINAL_GRID
 from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.data.pictures import open_images
 from dcsurgery.verification.models import image_features

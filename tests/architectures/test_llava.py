@@ -16,11 +16,15 @@ from tests.architectures.contract import StockContract
 
 
 def llava_inputs(model: Any, batch: int, images: int) -> dict[str, Tensor]:
-    """Random pixels and `<s> <image>... words` for a 16 pixel, 4 pixel patch tower."""
+    """Random pixels and `<s> <image>... words` for a 16 pixel, 4 pixel patch tower.
+
+    "default" cuts one token: registers stay among the image tokens.
+    """
     draw = torch.Generator().manual_seed(11)
     words = torch.randint(40, 200, (batch, 5), generator=draw)
     start = torch.full((batch, 1), 1)
-    image = torch.full((batch, 16 * images), model.config.image_token_id)
+    registers = getattr(model.config.vision_config, "num_register_tokens", 0)
+    image = torch.full((batch, (16 + registers) * images), model.config.image_token_id)
     ids = torch.cat([start, image, words], dim=1)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if images:
@@ -55,6 +59,26 @@ class TestSiglip(LlavaContract):
 
 class TestPixtral(LlavaContract):
     tower = "pixtral"
+
+
+class CroppedContract(LlavaContract):
+    specs = (ConnectorSpec("dci"), ConnectorSpec("sci"))
+    thorough = False
+
+    def rows(self, model: Any, state: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        return state[:, 1:]
+
+
+class TestDinov2(CroppedContract):
+    tower = "dinov2"
+
+
+class TestDinov2WithRegisters(CroppedContract):
+    tower = "dinov2_with_registers"
+
+
+class TestDinov3(CroppedContract):
+    tower = "dinov3_vit"
 
 
 class TestBaseThatReadsSeveralLayers(StockContract):

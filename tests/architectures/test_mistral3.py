@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import dcsurgery
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import named
-from dcsurgery.architectures._mistral import arrange
+from dcsurgery.architectures._rows import cut_windows
 from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.connectors.passes import TowerPass
 from dcsurgery.errors import AnatomyError
@@ -123,7 +123,7 @@ class TestMistral3(LayoutContract):
         inputs = packed(sizes, torch.float32, torch.Generator().manual_seed(2))
         run = TowerPass(model, "vision_tower", (), inputs)
         state = torch.randn(1, sum(h * w // 16 for h, w in sizes), 16)
-        assert torch.equal(arrange(run, state), self.rows(model, state, inputs))
+        assert torch.equal(cut_windows(run, state)[0], self.rows(model, state, inputs))
         with torch.no_grad():
             found = model.get_image_features(**inputs).pooler_output
             assert [len(item) for item in found] == [4, 6, 2, 8]
@@ -154,7 +154,7 @@ class TestMistral3(LayoutContract):
         ("edit", "message"),
         [
             ({"vision_feature_layer": [-1, -2]}, "names several layers"),
-            ({"spatial_merge_size": 3}, "want 16 of 9 times"),
+            ({"spatial_merge_size": 3}, r"is \[16, 64\], the vision tower gives 144"),
             ({"vision_feature_layer": 5}, "outside the tower's states"),
         ],
     )

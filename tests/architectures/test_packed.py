@@ -21,7 +21,12 @@ from tests.tiny.video_llama_3 import write_tiny_video_llama_3
     ("write", "key", "value", "message"),
     [
         (write_tiny_qwen2_vl, "patch_size", 14, "patch_size is 14 but"),
-        (write_tiny_qwen2_vl, "spatial_merge_size", 1, "not those of 1 x 1 patches of 16"),
+        (
+            write_tiny_qwen2_vl,
+            "spatial_merge_size",
+            1,
+            "reads 64 channels, the vision tower gives 16",
+        ),
         (write_tiny_qwen2_vl, "embed_dim", 24, "vision_config.embed_dim is 24"),
         (write_tiny_qwen2_vl, "depth", 3, "vision_config.depth is 3"),
         (write_tiny_qwen3_vl, "hidden_size", 24, "vision_config.hidden_size is 24"),

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from dcsurgery.connectors.spec import ConnectorSpec
@@ -63,17 +64,51 @@ HYBRID = {
         "rope_type": "default",
     },
 }
+SPARSE = {
+    "hc_count": 2,
+    "hc_lowrank": 8,
+    "indexer_budget": 64,
+    "indexer_compress_ratio": 4,
+    "indexer_head_dim": 8,
+    "indexer_kv_heads": 1,
+    "indexer_n_heads": 2,
+    "ngram_vocab_size_base": 64,
+    "split_ngram_parts": 1,
+}
+FULL = {"rope_type": "default", "rope_theta": 20000.0, "mrope_section": [2, 2, 2]}
+COMPASS = {
+    "layer_types": ["full_attention"] * 2,
+    "logit_scale": 1.0,
+    "rope_parameters": {"full_attention": FULL},
+    "sliding_window": 64,
+}
+
+
+def compass_config() -> dict[str, Any]:
+    """Return the tiny config of a Cohere Compass: rotary positions are stated layer by layer."""
+    config = sibling_config("cohere_compass", **COMPASS)
+    for key in ("rms_norm_eps", "rope_scaling", "rope_theta"):
+        del config["text_config"][key]
+    return config
+
+
 SIBLINGS = {
     "Qwen3VLMoeForConditionalGeneration": sibling_config("qwen3_vl_moe", **EXPERTS),
     "Qwen3_5ForConditionalGeneration": sibling_config("qwen3_5", **HYBRID),
     "Qwen3_5MoeForConditionalGeneration": sibling_config(
         "qwen3_5_moe", **HYBRID, **EXPERTS, shared_expert_intermediate_size=16
     ),
+    "Qwen4ExpForConditionalGeneration": sibling_config(
+        "qwen4_exp", **HYBRID, **EXPERTS, **SPARSE, shared_expert_intermediate_size=16
+    ),
+    "CohereCompassForConditionalGeneration": compass_config(),
 }
 
 
 @pytest.mark.parametrize("class_name", SIBLINGS)
 def test_siblings_are_members(class_name: str, tmp_path: Path) -> None:
+    if not hasattr(transformers, class_name):
+        pytest.skip("newer transformers")
     folder = save_fresh(tmp_path / "base", {**SIBLINGS[class_name], "architectures": [class_name]})
     case = TestQwen3VL().check_member(folder, tmp_path, ConnectorSpec("dci"))
     assert case.anatomy.language_model == SIBLINGS[class_name]["text_config"]["model_type"]

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from dcsurgery.checkpoint import output as outputs
+from dcsurgery.checkpoint import destination as outputs
 from dcsurgery.checkpoint import staging
 from dcsurgery.checkpoint.destination import check_output, on_same_disk
 from dcsurgery.checkpoint.staging import LOCK, NEW, OLD, staged_output

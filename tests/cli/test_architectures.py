@@ -27,7 +27,7 @@ def test_the_json_table_has_the_same(run: Run) -> None:
     assert llava["connectors"] == list(KINDS) == ["dci", "sci", "sti", "mix"] and llava[
         "forms"
     ] == ["stock", "delta", "portable"]
-    assert llava["towers"] == "CLIP, SigLIP, Pixtral"
+    assert llava["towers"] == "CLIP, SigLIP, Pixtral, DINOv2, DINOv3 and other ViTs"
     assert llava["loaders"]["delta"] == "dcsurgery.load"
     assert "trust_remote_code=True" in llava["loaders"]["portable"]
     assert llava["loaders"]["stock"].startswith("transformers >= 4.49")

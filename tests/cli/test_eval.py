@@ -35,7 +35,7 @@ def test_a_table_says_scores_intervals_and_the_test(run: Run, place: Path, tmp_p
     assert result.exit_code == 0, result.stderr
     for words in ("exact on 3 rows", "all", "easy", "0.000", "sign-flip", "1 rows could not be"):
         assert words in result.stdout
-    assert "odd: it has none of conversations, messages, question" in result.stdout
+    assert "odd: no layout fits its keys id; understood are conversations" in result.stdout
     assert "report.json" in result.stderr
     assert (tmp_path / "out" / "report.png").stat().st_size > 1000
 
@@ -52,6 +52,17 @@ def test_json_is_the_report_and_nothing_else(run: Run, place: Path, tmp_path: Pa
     assert 0 < report["models"][0]["score"]["mean"] < 20
 
 
+def test_prompt_auto_is_the_models_own(run: Run, place: Path, tmp_path: Path) -> None:
+    arguments = ["--data", place / "test.json", "--images", place / "pictures", "--json"]
+    more = ["--max-new-tokens", 1, "-o", tmp_path / "out"]
+    plain, auto = (
+        json.loads(run("eval", place / "model", *arguments, *more, *prompt).stdout)
+        for prompt in ([], ["--prompt", "auto"])
+    )
+    assert plain["models"] == auto["models"]
+    assert auto["settings"]["version"] is None and auto["settings"]["prompt"] == "auto"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -59,7 +70,8 @@ def test_json_is_the_report_and_nothing_else(run: Run, place: Path, tmp_path: Pa
         (["--data", "broken.json"], 1, "line 1, column 2"),
         (["--data", "test.json", "--images", "nowhere"], 1, "nowhere is not a folder"),
         (["--data", "test.json", "--metric", "bleu"], 1, "choose one of exact, vqa, loss, choice"),
-        (["--data", "test.json", "--prompt", "v2"], 2, "use plain or v1"),
+        (["--data", "test.json", "--prompt", "v2"], 2, "use auto, plain or v1"),
+        (["--data", "test.json", "--answers", "a.jsonl"], 2, "name models, or --answers"),
         ([], 2, "--data"),
     ],
 )

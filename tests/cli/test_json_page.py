@@ -19,7 +19,7 @@ from .conftest import Run
 # Their keys are data, or documents that are described elsewhere.
 OPEN = {
     "adapter", "by_type", "against_first_by_type", "loaders", "plan", "recipe", "recipes",
-    "settings", "skipped", "towers", "versions",
+    "settings", "skipped", "towers", "versions", "layouts", "unread_pictures", "columns",
 }  # fmt: skip
 EVERYWHERE = {"schema_version"}
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from dcsurgery.anatomy import Anatomy
-from dcsurgery.architectures.llava import dissect
+from dcsurgery.architectures import named
 from dcsurgery.checkpoint.headers import TensorEntry
 from dcsurgery.cli.wiring import draw_wiring
 from dcsurgery.features import Axis, FeatureBlock, FeatureLayout
@@ -21,7 +21,7 @@ def anatomy(depth: int = 24, width: int = 1024, layers: object = -2) -> Anatomy:
     }
     shapes["multi_modal_projector.linear_1.weight"] = (4096, width * count)
     tensors = {name: TensorEntry(name, "BF16", shape, 0, 0) for name, shape in shapes.items()}
-    return dissect({"vision_feature_layer": layers}, tensors)
+    return named("llava").dissect({"vision_feature_layer": layers}, tensors)
 
 
 def layout(kind: str, *blocks: tuple[int, ...], axis: Axis = "channel") -> FeatureLayout:

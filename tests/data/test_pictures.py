@@ -17,7 +17,7 @@ from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import load_image
 
 from dcsurgery import pixels
-from dcsurgery.data import rows
+from dcsurgery.data import records, rows
 from dcsurgery.data.conversations import Row
 from dcsurgery.data.pictures import ImageSource, RowError, image_source, open_images, sample_photo
 from dcsurgery.data.processor import load_processor
@@ -539,7 +539,7 @@ def test_cells_of_a_data_set_and_a_stream_are_turned_once() -> None:
     found = datasets.Dataset.from_dict(
         {"image": [{"bytes": tagged(6, "PNG"), "path": None}], "question": ["What?"]}, features
     )
-    for items in (found.to_iterable_dataset(), rows._Records(found)):
+    for items in (found.to_iterable_dataset(), records.Records(found)):
         (row,) = rows.Rows("cells", items, root=None, trusted=True)
         assert isinstance(row, Row)
         same(row.images[0].open(), UPRIGHT[6](COLOURS))

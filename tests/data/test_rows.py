@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from dcsurgery.data.conversations import BadRow, BadRows, Row, Turn, for_training, read_row
+from dcsurgery.data.conversations import BadRow, BadRows, Row, Turn, for_training
+from dcsurgery.data.layouts import read_row
 from dcsurgery.data.pictures import RowError
 from dcsurgery.data.rows import data_digest, read_rows
 from dcsurgery.errors import RequestError
@@ -143,7 +144,10 @@ def test_rows_of_a_stream_arrive_with_open_pictures(records: Any) -> None:
 HUMAN, GPT = {"from": "human", "value": "hm"}, {"from": "gpt", "value": "oh"}
 BAD_ROWS: dict[str, tuple[Any, str]] = {
     "no object": ([1], "not an object"),
-    "no conversation": ({"id": 1}, "none of conversations"),
+    "no conversation": (
+        {"id": 1},
+        "no layout fits its keys id; understood are conversations, mess",
+    ),
     "conversation is text": (llava(conversations="hello"), "text, not a list"),
     "unknown role": (llava(conversations=[{"from": "robot", "value": ""}]), "'robot'; known"),
     "value is a number": (llava(conversations=[{"from": "gpt", "value": 3}]), "a int, not text"),
@@ -190,7 +194,7 @@ def test_training_starts_with_a_question_and_ends_with_an_answer() -> None:
 
 BAD_FILES = {
     "d.json": ('[{"id": 1},\n {"id": }]', r"line 2, column 9"),
-    "e.json": ('{"id": 1}', "one dict, not a list"),
+    "e.json": ('{"id": 1}', "an object with the keys id, not a list"),
     "f.json": ("[]", "has no rows"),
     "g.json": ("[" * 100_000, "nested too deeply|line 1"),
     "h.jsonl": ("\n\n", "has no rows"),

@@ -22,9 +22,11 @@ def write_workplace(place: Path, llava: Path) -> Path:
     (place / "pictures").mkdir()
     shutil.copy(place / "photo.jpg", place / "pictures")
     write_clip(place / "clip.mp4")
-    row = json.dumps({"image": "photo.jpg", "question": "Which colour?", "answer": "orange"})
+    asked = {"id": 1, "image": "photo.jpg", "question": "Which colour?", "answer": "orange"}
+    row = json.dumps(asked)
     (place / "test.json").write_text(f"[{row}]")
     (place / "test.jsonl").write_text(row)
+    (place / "theirs.jsonl").write_text('{"id": 1, "answer": "Orange."}')
     return place
 
 

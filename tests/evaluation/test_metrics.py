@@ -3,11 +3,15 @@ from __future__ import annotations
 import pytest
 
 from dcsurgery.data.conversations import Row
-from dcsurgery.evaluation.metrics import chosen, score, vqa_normalised, with_options
+from dcsurgery.evaluation.metrics import judge, vqa_normalised
 
 
-def row(*answers: str, options: tuple[str, ...] = ()) -> Row:
-    return Row("1", (), answers=answers, options=options)
+def row(*answers: str) -> Row:
+    return Row("1", (), answers=answers)
+
+
+def score(metric: str, answer: str, row: Row) -> float:
+    return judge(metric, answer, row).score
 
 
 @pytest.mark.parametrize(
@@ -59,51 +63,3 @@ def test_vqa_with_one_reference_is_equality() -> None:
 )
 def test_vqa_normalisation(text: str, normalised: str) -> None:
     assert vqa_normalised(text) == normalised
-
-
-OPTIONS = ("red ball", "blue cube", "a ball")
-
-
-@pytest.mark.parametrize(
-    ("text", "index"),
-    [
-        ("B", 1),
-        ("(b)", 1),
-        ("B.", 1),
-        ("B. blue cube", 1),
-        ("C) because it is", 2),
-        ("The answer is B", 1),
-        ("Blue cube.", 1),
-        ("It must be the blue cube", 1),
-        ("A ball", 2),
-        ("A dog", None),
-        ("red ball or blue cube", None),
-        ("E", None),
-        ("cubes of blue cubes", None),
-        ("", None),
-    ],
-)
-def test_choices_are_read_from_letters_or_texts(text: str, index: int | None) -> None:
-    assert chosen(text, OPTIONS) == index
-
-
-@pytest.mark.parametrize("reference", ["B", "blue cube", "1"])
-def test_a_reference_may_be_letter_text_or_number(reference: str) -> None:
-    question = row(reference, options=OPTIONS)
-    assert score("choice", "b", question) == 1
-    assert score("choice", "A", question) == 0
-    assert score("choice", "no idea", question) == 0
-
-
-def test_letters_are_compared_where_the_row_lists_no_options() -> None:
-    assert score("choice", "D. It flies", row("D")) == 1
-    assert score("choice", "C", row("D")) == 0
-
-
-def test_options_are_listed_unless_the_question_shows_them() -> None:
-    assert with_options("Which?", ("x", "y")) == (
-        "Which?\nA. x\nB. y\nAnswer with the option's letter from the given choices directly."
-    )
-    shown = "Which?\nA. red\nB. blue"
-    assert with_options(shown, ("red", "blue")) == shown
-    assert with_options("Which?", ()) == "Which?"

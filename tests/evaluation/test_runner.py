@@ -254,11 +254,18 @@ def test_the_loss_is_smaller_for_what_the_model_says(world: Path, tmp_path: Path
     assert report.models[0].score.mean == pytest.approx(weighted)
 
 
+@pytest.mark.parametrize("call", [evaluate_checkpoints, dcsurgery.ask])
+def test_a_keyword_that_there_is_not_is_a_type_error(call: Callable[..., Any]) -> None:
+    with pytest.raises(TypeError, match="devise"):
+        call("model", "data", "output", devise="cpu")
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
         (EvalSettings(metric="bleu"), "--metric bleu is unknown"),
         (EvalSettings(batch_size=0), "--batch-size 0"),
+        (EvalSettings(prompt="v2"), "--prompt v2 is unknown"),  # type: ignore[arg-type]
         (EvalSettings(limit=0), "--limit 0"),
         (EvalSettings(dtype="wide"), "--dtype wide is unknown"),
         (EvalSettings(orientation=cast(Any, "up")), "--orientation up is unknown"),

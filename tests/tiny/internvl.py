@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dcsurgery.tiny.llava import HUB_NAMES_PIXTRAL
+from dcsurgery.tiny.llava import HUB_NAMES_PLAIN
 from dcsurgery.tiny.weights import write_model
 from tests.tiny.parts import base_config, square, text_section, vision_section, write_processor
 
@@ -38,7 +38,7 @@ def internvl_config(downsample_ratio: float = 0.5, **sizes: int) -> dict[str, An
 
 def write_internvl(folder: Path, config: dict[str, Any], **writing: Any) -> Path:
     """Write weights, tokenizer and processor; `writing` as in write_model."""
-    write_model(folder, CLASS, config, names=HUB_NAMES_PIXTRAL, **writing)
+    write_model(folder, CLASS, config, names=HUB_NAMES_PLAIN, **writing)
     write_pictures_processor(folder, config, "InternVLProcessor", SPECIALS[0])
     return folder
 

@@ -43,9 +43,19 @@ def same_parameters(found: Any, wanted: Any) -> None:
         assert torch.equal(mine[name], value), name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_everything_that_is_trained_comes_back(family: str, tmp_path: Path) -> None:
-    base = tiny(family, tmp_path / "base")
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        *((family, {}) for family in FAMILIES),
+        ("llava", {"tower": "dinov2"}),
+        ("llava", {"tower": "dinov3_vit"}),
+    ],
+    ids=str,
+)
+def test_everything_that_is_trained_comes_back(
+    family: str, options: dict[str, str], tmp_path: Path
+) -> None:
+    base = tiny(family, tmp_path / "base", **options)
     convert_checkpoint(base, tmp_path / "zero", form="delta")
     model, plan = load_for_training(tmp_path / "zero")
     names = [name for name, _ in model.named_parameters()]

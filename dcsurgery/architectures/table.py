@@ -1,0 +1,570 @@
+"""The families that one description each is enough for: a row says all that is particular."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from math import isqrt
+from typing import Any
+
+from dcsurgery.anatomy import Anatomy
+from dcsurgery.architectures import Architecture, Config, Tensors, _pictures, _rows
+from dcsurgery.architectures import _reading as reading
+from dcsurgery.architectures._wiring import (
+    Wiring,
+    counted,
+    nominal,
+    positioned,
+    read_anatomy,
+    sized,
+)
+
+QWEN = Wiring(
+    site="visual.merger.mlp.0",
+    parts=("visual.merger",),
+    module="visual",
+    blocks="blocks",
+    norm="norm1",
+    patches="visual.patch_embed.proj.weight",
+    towers={},
+    patch_size=14,
+    depth="depth",
+    output="",
+    window="vision_config.spatial_merge_size",
+    grid=nominal,
+)
+IDEFICS3 = Wiring(
+    site="connector.modality_projection.proj",
+    text="llama",
+    module="vision_model",
+    towers={"idefics3_vision": 0},
+    fixed=True,
+    patch_size=32,
+    window="scale_factor",
+)
+INTERNVL = Wiring(
+    site="multi_modal_projector.linear_1",
+    text="qwen2",
+    blocks="encoder.layer",
+    norm="layernorm_before",
+    towers={"internvl_vision": 1},
+    fixed=True,
+    image_size=448,
+    patch_size=14,
+    window="downsample_ratio",
+    layer="default",
+)
+MISTRAL3 = Wiring(
+    site="multi_modal_projector.linear_1",
+    text="mistral",
+    blocks="transformer.layers",
+    norm="attention_norm",
+    towers={"pixtral": 0},
+    vision_config={"image_size": 1540, "patch_size": 14},
+    image_size=1024,
+    window="spatial_merge_size",
+    merger="patch_merger.merging_layer.weight",
+    layer="any",
+    normed=False,
+    grid=sized,
+)
+
+
+def row(
+    name: str,
+    class_names: str,
+    checkpoints: str,
+    towers: str,
+    wiring: Wiring,
+    *,
+    read: Callable[..., Anatomy] = read_anatomy,
+    **more: Any,
+) -> Architecture:
+    """Return an architecture; `class_names` and `checkpoints` are separated by spaces.
+
+    `read` is read_anatomy or refines it; `more` are fields of Architecture.
+    """
+    return Architecture(
+        name=name,
+        class_names=tuple(class_names.split()),
+        dissect=partial(read, name=name, wiring=wiring),
+        checkpoints=tuple(checkpoints.split()),
+        towers=towers,
+        **more,
+    )
+
+
+def _internvl(
+    config: Config, tensors: Tensors, *, name: str, wiring: Wiring, tied: bool
+) -> Anatomy:
+    """Say whether the feature has passed the last norm: not where patches are mean-pooled.
+
+    Untied towers name their output by -1 alone; the same state by its positive number has not.
+    """
+    anatomy = read_anatomy(config, tensors, name=name, wiring=wiring)
+    last = tied and anatomy.feature_layer == anatomy.tower.depth
+    output = config.get("vision_feature_layer", -1) == -1 or last
+    pooled = reading.section(config, "vision_config").get("use_mean_pooling", True)
+    return replace(anatomy, normed=output and not pooled)
+
+
+def _gemma3(config: Config, tensors: Tensors, *, name: str, wiring: Wiring) -> Anatomy:
+    """Count the tokens that the grid is pooled to."""
+    anatomy = read_anatomy(config, tensors, name=name, wiring=wiring)
+    tokens, grid = reading.positive(config, "mm_tokens_per_image", 256), anatomy.tower.grid
+    side = isqrt(tokens)
+    reading.require(
+        side**2 == tokens and grid % side == 0,
+        f"mm_tokens_per_image is {tokens}, which a grid of {grid} x {grid} patches cannot be "
+        "pooled to",
+    )
+    return replace(anatomy, image_tokens=tokens)
+
+
+def _idefics2(config: Config, tensors: Tensors, *, name: str, wiring: Wiring) -> Anatomy:
+    """Count the latents of the perceiver behind the two matrices, which read every patch.
+
+    A processor that cuts a picture in four gives five times as many.
+    """
+    anatomy = read_anatomy(config, tensors, name=name, wiring=wiring)
+    latents = reading.section(config, "perceiver_config")
+    return replace(
+        anatomy,
+        projector=anatomy.projector.reading(anatomy.image_tokens, anatomy.image_tokens),
+        image_tokens=reading.positive(latents, "resampler_n_latents", 64),
+        variable_resolution=True,
+    )
+
+
+def _encode_llama4(model: Any, inputs: dict[str, Any]) -> Any:
+    """Return what the language model reads: the projector runs outside get_image_features."""
+    states = model.vision_model(inputs["pixel_values"]).last_hidden_state
+    return model.multi_modal_projector(states.flatten(0, 1))
+
+
+ARCHITECTURES = (
+    row(
+        "aya_vision",
+        "AyaVisionForConditionalGeneration",
+        "CohereLabs/aya-vision-8b CohereLabs/aya-vision-32b",
+        "SigLIP",
+        Wiring(
+            site="multi_modal_projector.linear_1",
+            text="cohere2",
+            towers={"siglip_vision_model": 0, "clip_vision_model": 1},
+            vision_config={"image_size": 384, "patch_size": 14},
+            output="alignment_intermediate_size",
+            window="downsample_factor",
+            layer="full",
+            normed=False,
+        ),
+        arrange=partial(_rows.join_windows, key="downsample_factor"),
+    ),
+    row(
+        "cohere2_vision",
+        "Cohere2VisionForConditionalGeneration",
+        "CohereLabs/command-a-vision-07-2025",
+        "SigLIP",
+        Wiring(
+            site="multi_modal_projector.linear_1",
+            text="cohere2",
+            vision_config={"image_size": 512},
+            output="alignment_intermediate_size",
+            window="downsample_factor",
+        ),
+        arrange=partial(_rows.join_windows, key="downsample_factor"),
+    ),
+    row(
+        "deepseek_vl",
+        "DeepseekVLForConditionalGeneration",
+        "deepseek-community/deepseek-vl-1.3b-chat",
+        "SigLIP",
+        Wiring(site="aligner.linear1", text="llama", module="vision_model"),
+    ),
+    row(
+        "deepseek_vl_hybrid",
+        "DeepseekVLHybridForConditionalGeneration",
+        "deepseek-community/deepseek-vl-7b-chat",
+        "SigLIP (SAM is left alone)",
+        # The half of the projector that reads SigLIP.
+        Wiring(site="aligner.vision_proj", text="llama", module="vision_model", output=""),
+        preprocess=_pictures.two_sizes,
+    ),
+    row(
+        "ernie4_5_vl",
+        "Ernie4_5_VLMoeForConditionalGeneration",
+        "baidu/ERNIE-4.5-VL-28B-A3B-PT",
+        "ERNIE ViT",
+        # The matrix merges windows of patches; another one behind it merges frames.
+        replace(
+            QWEN,
+            site="resampler_model.spatial_linear.fc1",
+            parts=("resampler_model",),
+            module="vision_tower",
+            patches="",
+            published={"site": "resampler_model.spatial_linear.0", "module": "vision_model"},
+        ),
+        arrange=_rows.merge_neighbours,
+        parameter_names=tuple(
+            (f"{part}_linear.{old}.", f"{part}_linear.{new}.")
+            for part in ("spatial", "temporal")
+            for old, new in (("0", "fc1"), ("2", "fc2"), ("3", "ln"))
+        ),
+        preprocess=partial(
+            _pictures.pack_squares,
+            processor="Ernie4_5_VLMoeImageProcessor",
+            words=_pictures.MERGE_WORDS,
+        ),
+    ),
+    row(
+        "gemma3",
+        "Gemma3ForConditionalGeneration",
+        "google/gemma-3-4b-it google/gemma-3-12b-it google/gemma-3-27b-it",
+        "SigLIP",
+        # The matrix is a bare parameter of the projector, whose output is its product.
+        Wiring(
+            site="multi_modal_projector",
+            text="gemma3_text",
+            matrix="multi_modal_projector.mm_input_projection_weight",
+            transposed=True,
+        ),
+        read=_gemma3,
+        arrange=_rows.pool_windows,
+    ),
+    row(
+        "glm4v",
+        "Glm4vForConditionalGeneration Glm4vMoeForConditionalGeneration "
+        "Glm46VForConditionalGeneration GlmOcrForConditionalGeneration "
+        "Glm5NextForConditionalGeneration",
+        "zai-org/GLM-4.1V-9B-Thinking zai-org/GLM-4.5V zai-org/GLM-OCR zai-org/GLM-5.3-Flash",
+        "GLM-V ViT",
+        # The first matrix is a strided convolution in the tower.
+        replace(
+            QWEN,
+            site="visual.downsample",
+            parts=("visual.downsample", "visual.merger"),
+            image_size=336,
+            grid=sized,
+        ),
+        arrange=_rows.merge_channels_first,
+        preprocess=_pictures.pack_squares,
+    ),
+    row(
+        "idefics2",
+        "Idefics2ForConditionalGeneration",
+        "HuggingFaceM4/idefics2-8b HuggingFaceM4/idefics2-8b-chatty",
+        "SigLIP",
+        # Published configs say "idefics2"; the config class goes by its own name whatever they say.
+        Wiring(
+            site="connector.modality_projection.gate_proj",
+            second="connector.modality_projection.up_proj",
+            parts=("connector.modality_projection",),
+            text="mistral",
+            module="vision_model",
+            towers={"idefics2_vision": 0},
+            fixed=True,
+            patch_size=32,
+            output="",
+        ),
+        read=_idefics2,
+        preprocess=_pictures.one_prompt,
+    ),
+    row(
+        "idefics3",
+        "Idefics3ForConditionalGeneration",
+        "HuggingFaceM4/Idefics3-8B-Llama3 HuggingFaceTB/SmolVLM-256M-Instruct",
+        "SigLIP",
+        IDEFICS3,
+        arrange=partial(_rows.join_windows, key="scale_factor"),
+        preprocess=_pictures.one_prompt,
+    ),
+    row(
+        "internvl",
+        "InternVLForConditionalGeneration",
+        "OpenGVLab/InternVL3-1B-hf OpenGVLab/InternVL3_5-8B-HF",
+        "InternViT",
+        INTERNVL,
+        read=partial(_internvl, tied=False),
+        arrange=partial(_rows.join_windows, key="downsample_ratio"),
+    ),
+    row(
+        "janus",
+        "JanusForConditionalGeneration",
+        "deepseek-community/Janus-Pro-1B deepseek-community/Janus-Pro-7B",
+        "SigLIP-like",
+        # The understanding path.
+        Wiring(
+            site="aligner.fc1",
+            text="llama",
+            module="vision_model",
+            towers={"janus_vision_model": 0},
+            fixed=True,
+            image_size=384,
+            output="vision_config.projection_dim",
+        ),
+    ),
+    row(
+        "kimi_k25",
+        "Kimi_K25ForConditionalGeneration",
+        "moonshotai/Kimi-K2.5 moonshotai/Kimi-K2.6",
+        "MoonViT",
+        replace(
+            QWEN,
+            site="mm_projector.in_proj",
+            text="deepseek_v3",
+            parts=(),
+            published={
+                "site": "mm_projector.proj.0",
+                "blocks": "encoder.blocks",
+                "norm": "norm0",
+            },
+            module="vision_tower",
+            blocks="layers",
+            patches="patch_embed.proj.weight",
+            depth="num_hidden_layers",
+            window="vision_config.merge_kernel_size",
+        ),
+        arrange=_rows.merge_frames,
+        portable=False,
+        parameter_names=(
+            ("mm_projector.proj.0.", "mm_projector.in_proj."),
+            ("mm_projector.proj.2.", "mm_projector.out_proj."),
+        ),
+        preprocess=_pictures.raster_patches,
+    ),
+    row(
+        "lfm2_vl",
+        "Lfm2VlForConditionalGeneration",
+        "LiquidAI/LFM2-VL-450M LiquidAI/LFM2-VL-1.6B LiquidAI/LFM2-VL-3B",
+        "SigLIP 2",
+        # The tower reads pictures of any shape, padded to one length.
+        Wiring(
+            site="multi_modal_projector.linear_1",
+            text="lfm2",
+            towers={"siglip2_vision_model": 0},
+            output="",
+            window="downsample_factor",
+            grid=counted,
+        ),
+        arrange=_rows.unpad_each_picture,
+        preprocess=_pictures.padded_patches,
+    ),
+    row(
+        "lfm3_vl",
+        "Lfm3VlForConditionalGeneration",
+        "LiquidAI/LFM3-VL-2B",
+        "convolutions and attention",
+        replace(
+            QWEN,
+            site="multi_modal_projector.linear_1",
+            text="lfm3",
+            parts=(),
+            module="vision_tower",
+            blocks="layers",
+            norm="operator_norm",
+            patches="",
+            depth="num_hidden_layers",
+            patch_size=16,
+            normed=False,
+        ),
+        arrange=_rows.merge_neighbours,
+        preprocess=_pictures.pack_squares,
+    ),
+    row(
+        "lighton_ocr",
+        "LightOnOcrForConditionalGeneration",
+        "lightonai/LightOnOCR-1B-1025",
+        "Pixtral",
+        replace(
+            MISTRAL3,
+            site="vision_projection.linear_1",
+            text="qwen3",
+            module="vision_encoder",
+            # The code reads the last state whatever a config says.
+            layer="",
+        ),
+        arrange=_rows.cut_windows,
+    ),
+    row(
+        "llama4",
+        "Llama4ForConditionalGeneration",
+        "meta-llama/Llama-4-Scout-17B-16E-Instruct meta-llama/Llama-4-Maverick-17B-128E-Instruct",
+        "own, CLS behind the patches",
+        # The matrix is that of the adapter inside the tower; the projector behind it has another.
+        Wiring(
+            site="vision_model.vision_adapter.mlp.fc1",
+            text="llama4_text",
+            parts=("vision_model.vision_adapter", "multi_modal_projector"),
+            module="vision_model",
+            blocks="layers",
+            norm="input_layernorm",
+            towers={"llama4_vision_model": 0},
+            fixed=True,
+            image_size=448,
+            patch_size=14,
+            output="vision_config.projector_input_dim",
+            window="vision_config.pixel_shuffle_ratio",
+        ),
+        arrange=partial(_rows.join_windows, key="vision_config.pixel_shuffle_ratio", behind=1),
+        encode=_encode_llama4,
+    ),
+    row(
+        "mistral3",
+        "Mistral3ForConditionalGeneration",
+        "mistralai/Mistral-Small-3.1-24B-Instruct-2503 "
+        "mistralai/Mistral-Small-3.2-24B-Instruct-2506",
+        "Pixtral",
+        MISTRAL3,
+        arrange=_rows.cut_windows,
+    ),
+    row(
+        "mistral_large4",
+        "MistralLarge4ForConditionalGeneration",
+        "mistralai/Mistral-Large-4-1T-A52B",
+        "Pixtral",
+        replace(
+            MISTRAL3,
+            text="mistral_large4_text",
+            published={
+                "site": "vision_language_adapter.w_in",
+                "parts": ("vision_language_adapter", "patch_merger", "pre_mm_projector_norm"),
+                "module": "vision_encoder",
+            },
+        ),
+        arrange=_rows.cut_windows,
+        parameter_names=(
+            ("vision_language_adapter.w_in.", "multi_modal_projector.linear_1."),
+            ("vision_language_adapter.w_out.", "multi_modal_projector.linear_2."),
+            ("patch_merger.merging_layer.", "multi_modal_projector.patch_merger.merging_layer."),
+            ("pre_mm_projector_norm.", "multi_modal_projector.norm."),
+        ),
+    ),
+    row(
+        "paddleocr_vl",
+        "PaddleOCRVLForConditionalGeneration",
+        "PaddlePaddle/PaddleOCR-VL",
+        "PaddleOCR-VL ViT",
+        replace(
+            QWEN,
+            site="projector.linear_1",
+            parts=(),
+            published={"site": "mlp_AR.linear_1"},
+            blocks="encoder.layers",
+            norm="layer_norm1",
+            patches="embeddings.patch_embedding.weight",
+            depth="num_hidden_layers",
+            image_size=384,
+            grid=sized,
+        ),
+        arrange=_rows.merge_each_picture,
+        parameter_names=(("mlp_AR.", "projector."),),
+        preprocess=partial(
+            _pictures.pack_squares,
+            processor="PaddleOCRVLImageProcessor",
+            words=_pictures.MERGE_WORDS,
+        ),
+    ),
+    row(
+        "paligemma",
+        "PaliGemmaForConditionalGeneration",
+        "google/paligemma-3b-pt-224 google/paligemma2-3b-pt-224",
+        "SigLIP",
+        Wiring(
+            site="multi_modal_projector.linear",
+            text="gemma",
+            vision_config={"patch_size": 14},
+            output="projection_dim",
+        ),
+    ),
+    row(
+        "qianfan_ocr",
+        "QianfanOCRForConditionalGeneration",
+        "baidu/Qianfan-OCR",
+        "InternViT",
+        replace(
+            INTERNVL,
+            text="qwen3",
+            blocks="layers",
+            towers={"qianfan_ocr_vision": 1},
+            # The names of InternVL's original code.
+            published={
+                "site": "mlp1.1",
+                "parts": ("mlp1",),
+                "module": "vision_model",
+                "blocks": "encoder.layers",
+                "norm": "norm1",
+            },
+        ),
+        read=partial(_internvl, tied=True),
+        arrange=partial(_rows.join_windows, key="downsample_ratio"),
+        parameter_names=(
+            ("mlp1.0.", "multi_modal_projector.layer_norm."),
+            ("mlp1.1.", "multi_modal_projector.linear_1."),
+            ("mlp1.3.", "multi_modal_projector.linear_2."),
+        ),
+    ),
+    row(
+        "qwen2_5_vl",
+        "Qwen2_5_VLForConditionalGeneration Exaone4_5_ForConditionalGeneration",
+        "Qwen/Qwen2.5-VL-3B-Instruct Qwen/Qwen2.5-VL-7B-Instruct LGAI-EXAONE/EXAONE-4.5-33B",
+        "Qwen2.5-VL ViT",
+        QWEN,
+        arrange=_rows.merge_neighbours,
+        preprocess=_pictures.pack_squares,
+    ),
+    row(
+        "qwen2_vl",
+        "Qwen2VLForConditionalGeneration",
+        "Qwen/Qwen2-VL-2B-Instruct Qwen/Qwen2-VL-7B-Instruct",
+        "Qwen2-VL ViT",
+        # vision_config.hidden_size is the language model's width here.
+        replace(QWEN, width="embed_dim"),
+        arrange=_rows.merge_neighbours,
+        preprocess=_pictures.pack_squares,
+    ),
+    row(
+        "qwen3_vl",
+        "Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration "
+        "Qwen3_5ForConditionalGeneration Qwen3_5MoeForConditionalGeneration "
+        "Qwen4ExpForConditionalGeneration CohereCompassForConditionalGeneration",
+        "Qwen/Qwen3-VL-4B-Instruct Qwen/Qwen3-VL-30B-A3B-Instruct Qwen/Qwen3.5-27B "
+        "CohereLabs/North-Micro-Vision-Instruct",
+        "Qwen3-VL ViT",
+        # The main merger; DeepStack's own (Qwen3-VL) stay as they are.
+        replace(QWEN, site="visual.merger.linear_fc1", patch_size=16, grid=positioned),
+        arrange=_rows.merge_neighbours,
+        preprocess=_pictures.pack_squares,
+    ),
+    row(
+        "smolvlm",
+        "SmolVLMForConditionalGeneration",
+        "HuggingFaceTB/SmolVLM2-2.2B-Instruct HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
+        "SigLIP",
+        # Videos are frames among the images.
+        replace(IDEFICS3, towers={"smolvlm_vision": 0}),
+        arrange=partial(_rows.join_windows, key="scale_factor"),
+        preprocess=_pictures.one_prompt,
+    ),
+    row(
+        "video_llama_3",
+        "VideoLlama3ForConditionalGeneration",
+        "lkhl/VideoLLaMA3-2B-Image-HF",
+        "VideoLLaMA 3 ViT",
+        replace(
+            QWEN,
+            site="projector.readout.0",
+            parts=("projector",),
+            text="qwen2",
+            module="vision_model",
+            blocks="encoder.layers",
+            norm="layer_norm1",
+            patches="vision_model.embeddings.patch_embedding.weight",
+            depth="num_hidden_layers",
+            patch_size=16,
+            window="",
+        ),
+        arrange=_rows.halve_maps,
+        preprocess=partial(_pictures.pack_squares, processor="VideoLlama3ImageProcessor", words={}),
+    ),
+)
