@@ -18,7 +18,7 @@ from dcsurgery.architectures import available
 from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.surgery.export import export_checkpoint
 from dcsurgery.surgery.plan_file import CONNECTOR_PREFIX
-from dcsurgery.surgery.portable import STEPS
+from dcsurgery.surgery.portable import ALONE, STEPS
 from tests.architectures.cases import Case, logits, make_case
 from tests.surgery import write_delta
 from tests.training.test_families import contracts
@@ -75,6 +75,7 @@ def write_job(case: Case, work: Path, name: str) -> dict[str, Any]:
     folder = str(work / "portable")
     names = {"name": name, "folder": folder, "base": str(case.tiny.folder), "stock": stock}
     checks = CHECKS + MORE if name in THOROUGH else CHECKS
+    checks = tuple(check for check in checks if stock not in ALONE or check != "inner_model_loads")
     return {**names, "checks": checks, **files}
 
 
@@ -127,7 +128,7 @@ def old(jobs: Path) -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize("name", [*FAMILIES, *KINDS])
 def test_everything_works_without_dcsurgery(results: dict[str, dict[str, str]], name: str) -> None:
     failed = {check: why for check, why in results[name].items() if why}
-    assert failed.keys() <= {"as_the_base"} and set(results[name]) >= set(CHECKS)
+    assert failed.keys() <= {"as_the_base"} and results[name].keys() >= set(CHECKS) - {"inner_model_loads"}
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *KINDS])

@@ -35,6 +35,8 @@ VERSION = 1
 # Names of the connector's other tensors in a portable file, beside the first matrix.
 EXTRA = {name: f"dense_{name}" for name in ("mix", "norm_weight", "norm_bias")}
 HEADS = "ForConditionalGeneration"
+# Heads that transformers has no inner model of: nothing that AutoModel could load.
+ALONE = ("Llama4ForConditionalGeneration",)
 Steps = list[list[Any]]
 
 
@@ -143,7 +145,7 @@ def portable_config(checkpoint: Checkpoint, anatomy: Anatomy, layout: FeatureLay
     return {
         "architectures": [made],
         "auto_map": {
-            "AutoModel": f"{module}.{inner}",
+            **({} if head in ALONE else {"AutoModel": f"{module}.{inner}"}),
             **{auto: f"{module}.{made}" for auto in heads},
         },
         CONFIG_KEY: {
