@@ -20,7 +20,8 @@ from dcsurgery.errors import (
 
 MAX_JSON = 64 * 1024 * 1024
 MAX_CONFIG = 10 * 1024 * 1024
-IGNORED = {".git", ".cache", ".gitattributes", ".gitignore", "__pycache__", ".DS_Store"}
+WRITTEN = ".dcsurgery.json"
+IGNORED = {".git", ".cache", ".gitattributes", ".gitignore", "__pycache__", ".DS_Store", WRITTEN}
 FOREIGN = (*FOREIGN_SUFFIXES, ".safetensors", ".safetensors.index.json", ".bin.index.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 DELTA_PLAN = "dense_connector/plan.json"

@@ -48,7 +48,10 @@ class JobOptions(DataOptions):
     ] = None
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Replace OUT, and a training that stopped on its way."),
+        typer.Option(
+            "--overwrite",
+            help="Replace OUT, if dcsurgery wrote all of it, and a training that stopped there.",
+        ),
     ] = False
     resume: Annotated[
         bool,

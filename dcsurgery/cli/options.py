@@ -43,7 +43,10 @@ Columns = Annotated[
 ]
 Overwrite = Annotated[
     bool,
-    typer.Option("--overwrite", help="Replace OUT, which stays until the new one is whole."),
+    typer.Option(
+        "--overwrite",
+        help="Replace OUT, if dcsurgery wrote all of it; it stays until the new one is whole.",
+    ),
 ]
 Link = Annotated[
     bool,

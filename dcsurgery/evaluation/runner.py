@@ -19,7 +19,7 @@ from dcsurgery.data.prompts import Aspect, Prompter
 from dcsurgery.data.rows import Rows, data_digest, read_rows
 from dcsurgery.data.templates import Version
 from dcsurgery.errors import RequestError
-from dcsurgery.evaluation.answers import Answer, AnswerFile, model_digest
+from dcsurgery.evaluation.answers import CHART, REPORT, Answer, AnswerFile, model_digest
 from dcsurgery.evaluation.chart import draw_report
 from dcsurgery.evaluation.eval_report import EvalReport
 from dcsurgery.evaluation.generation import answer_losses, generate_answers, place_model
@@ -134,8 +134,8 @@ class _Run:
             self._evaluate(index, usable, answers, bad)
         scored = Scored(usable, bad, [self._of(answers, i) for i in range(len(self.models))])
         report = summarise(scored, self.models, self.data, digest, self._described(started))
-        (self.output / "report.json").write_text(report.model_dump_json(indent=2) + "\n")
-        draw_report(report, self.output / "report.png")
+        (self.output / REPORT).write_text(report.model_dump_json(indent=2) + "\n")
+        draw_report(report, self.output / CHART)
         return report
 
     def _source(self) -> dict[str, Any]:
