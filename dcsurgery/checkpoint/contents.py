@@ -27,6 +27,7 @@ from dcsurgery.checkpoint.weight_files import (
     Layout,
     find_layout,
     never,
+    require_config,
 )
 from dcsurgery.errors import AnatomyError, CheckpointNotFoundError, MalformedCheckpointError
 
@@ -202,7 +203,7 @@ def open_checkpoint(
     A Hub model is read by range requests (config, index and header bytes only); `weights` then
     fetches it into huggingface_hub's cache. Where the Hub cannot be reached, a cached snapshot is
     opened instead. `pickles(config)` says whether weights in torch's zip files are accepted where
-    there are no others; nothing in them is run.
+    there are no others; nothing in them is run. What it raises comes before any weights are read.
     """
     ref = parse_reference(model, revision)
     if ref.folder is None:
@@ -270,7 +271,7 @@ def _assemble(
     open_weights: Callable[[str, bool], WeightFile],
     pickles: Callable[[dict[str, Any]], bool],
 ) -> Checkpoint:
-    checks.require_config(ref, files, read_json)
+    require_config(ref, files, read_json)
     config_text = read_json(CONFIG)
     config = checks.parse_object(config_text, CONFIG)
     layout = find_layout(ref, files, read_json, pickles=pickles(config))

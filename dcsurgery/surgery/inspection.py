@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dcsurgery.anatomy import Anatomy
-from dcsurgery.architectures import Form, find_architecture
+from dcsurgery.architectures import Form, class_name, find_architecture
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.connectors import KINDS
 from dcsurgery.connectors.folding import ITEM_BYTES
@@ -111,7 +111,7 @@ def inspect_checkpoint(
     return Inspection(
         model=checkpoint.ref.name,
         commit=checkpoint.ref.commit,
-        class_name=checkpoint.config["architectures"][0],
+        class_name=class_name(checkpoint.config),
         anatomy=anatomy,
         parameters=sum(math.prod(entry.shape) for entry in checkpoint.tensors.values()),
         weights=tuple(
