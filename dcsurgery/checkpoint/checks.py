@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from dcsurgery.checkpoint.leftovers import is_leftover
 from dcsurgery.checkpoint.model_ref import FOREIGN_PREFIXES, FOREIGN_SUFFIXES
 from dcsurgery.errors import (
     CheckpointNotFoundError,
@@ -19,7 +20,7 @@ from dcsurgery.errors import (
 MAX_JSON = 64 * 1024 * 1024
 MAX_CONFIG = 10 * 1024 * 1024
 WRITTEN = ".dcsurgery.json"
-IGNORED = {".git", ".cache", ".gitattributes", ".gitignore", "__pycache__", ".DS_Store", WRITTEN}
+IGNORED = {".git", ".cache", ".gitattributes", ".gitignore", WRITTEN}
 FOREIGN = (*FOREIGN_SUFFIXES, ".safetensors", ".safetensors.index.json", ".bin.index.json")
 
 
@@ -40,7 +41,8 @@ def changed(name: str) -> MalformedCheckpointError:
 
 
 def list_files(folder: Path) -> list[str]:
-    """Return every regular file below a folder as sorted posix paths; links must stay inside it.
+    """Return every regular file below a folder as sorted posix paths; links must stay inside it,
+    but for leftovers of a training.
 
     Raises UnsafeFormatError for links that leave the folder (or the same Hub cache) and for
     anything that is neither file nor folder.
@@ -56,7 +58,9 @@ def list_files(folder: Path) -> list[str]:
         folders[:] = sorted(name for name in folders if name not in IGNORED)
         for name in [*names, *(item for item in folders if (Path(root) / item).is_symlink())]:
             relative = (Path(root) / name).relative_to(folder).as_posix()
-            if name not in IGNORED:
+            if is_leftover(relative):
+                found.append(relative)  # looked at no further: trackers link whatever they like
+            elif name not in IGNORED:
                 path = safe_path(folder, relative)
                 _require_usable(path, relative)
                 if name in names:

@@ -69,6 +69,7 @@ def convert(
             revision=revision,
             overwrite=write.overwrite,
             link=write.link,
+            keep_all=write.keep_all,
             towers=read_towers(write.tower),
             **asdict(choice),
         )
@@ -93,6 +94,7 @@ def _preview(
             output=write.output,
             overwrite=write.overwrite,
             link=write.link,
+            keep_all=write.keep_all,
             revision=revision,
             towers=read_towers(write.tower),
         )

@@ -169,6 +169,14 @@ class WriteOptions:
     ] = None
     overwrite: Overwrite = False
     link: Link = False
+    keep_all: Annotated[
+        bool,
+        typer.Option(
+            "--keep-all",
+            help="Copy what a training or an editor left in MODEL too: logs, optimiser, "
+            "checkpoints, hidden files.",
+        ),
+    ] = False
     tower: Towers = None
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the whole plan and write nothing.")

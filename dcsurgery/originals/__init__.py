@@ -54,6 +54,7 @@ def open_model(
     *,
     weights: bool = False,
     towers: TowerPlaces | None = None,
+    keep_all: bool = False,
 ) -> Checkpoint:
     """Open a folder or a Hub model as open_checkpoint does; one in an original format is adopted.
 
@@ -62,7 +63,9 @@ def open_model(
     original that has no Hugging Face form.
     """
     places = towers or TowerPlaces()
-    source = open_checkpoint(model, revision, weights=weights, pickles=_accept_pickles)
+    source = open_checkpoint(
+        model, revision, weights=weights, pickles=_accept_pickles, keep_all=keep_all
+    )
     _refuse_mlx(source)
     found = find_format(source.config)
     if found is None:

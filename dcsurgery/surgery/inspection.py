@@ -85,6 +85,7 @@ class Inspection:
     converted: bool
     offers: tuple[ConnectorOffer, ...]
     original: OriginalSummary | None = None
+    set_aside: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; keys only ever get added."""
@@ -126,6 +127,7 @@ def inspect_checkpoint(
             for kind in ([installed.kind] if installed else KINDS)
         ),
         original=_original(checkpoint),
+        set_aside=checkpoint.set_aside,
     )
 
 
