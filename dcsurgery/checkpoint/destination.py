@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from dcsurgery.checkpoint.copying import size
 from dcsurgery.checkpoint.model_ref import is_cache_path
 from dcsurgery.checkpoint.written import AWAY, listed, require_ours, strangers
 from dcsurgery.errors import CheckpointError, OutputExistsError, RequestError
@@ -48,8 +49,11 @@ def check_output(
     if not writable:
         raise RequestError(f"{parent} is not writable", hint=ELSEWHERE)
     if needed > free:
+        wanted, room = size(needed), size(free)
+        if wanted == room:
+            wanted, room = f"{needed:,} B", f"{free:,} B"
         raise CheckpointError(
-            f"{needed / 1e9:.2f} GB are needed at {parent}, {free / 1e9:.2f} GB are free",
+            f"{wanted} are needed at {parent}, {room} are free",
             hint="free some space, choose another disk, or use --link or --form delta",
         )
 

@@ -117,7 +117,7 @@ def _train(model: str, arguments: Mapping[str, Any], out: Output) -> None:
     if rank():
         out = Output(quiet=True)
     output = arguments["output"]
-    again = f"dcsurgery finetune {shlex.quote(model)} ... -o {shlex.quote(str(output))} --resume"
+    again = "the same command with --resume"
     with out.stepping(f"training {model}") as show:
 
         def watch(row: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -114,7 +115,7 @@ def inspect_checkpoint(
         commit=checkpoint.ref.commit,
         class_name=class_name(checkpoint.config),
         anatomy=anatomy,
-        parameters=sum(math.prod(entry.shape) for entry in checkpoint.tensors.values()),
+        parameters=count_parameters(checkpoint),
         weights=tuple(
             WeightSummary(file.name, file.size, len(file.header.tensors))
             for file in checkpoint.weights
@@ -129,6 +130,38 @@ def inspect_checkpoint(
         original=_original(checkpoint),
         set_aside=checkpoint.set_aside,
     )
+
+
+# What methods of quantisation store beside a matrix: no parameters of the model.
+_BESIDE = re.compile(
+    r".*\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\S+|SCB|weight_format|qzeros"
+    r"|g_idx|scales|biases|weight_scale|weight_shape|weight_zero_point|weight_g_idx"
+    r"|weight_scale_inv|weight_scale_2|input_scale)|.*_(blocks_)?scales"
+)
+_PACKED = re.compile(r".*\.(qweight|weight_packed)|.*_blocks")
+
+
+def count_parameters(checkpoint: Checkpoint) -> int:
+    """Return the values in all tensors; several to a word where a format packs them."""
+    tensors = checkpoint.tensors
+    total = 0
+    for name, entry in tensors.items():
+        if _BESIDE.fullmatch(name):
+            continue
+        packed = entry.dtype == "U8" and (f"{name}.absmax" in tensors or _PACKED.fullmatch(name))
+        each = 2 if packed else 1
+        if entry.dtype == "I32" and _PACKED.fullmatch(name):
+            each = 32 // _bits(checkpoint.config)
+        total += math.prod(entry.shape) * each
+    return total
+
+
+def _bits(config: Mapping[str, Any]) -> int:
+    """Return the bits of a packed value, as GPTQ, AWQ and compressed-tensors state them; else 4."""
+    stated = config.get("quantization_config")
+    found = re.search(r"'(?:num_|w_)?bits?': (\d+)", str(stated))
+    bits = int(found[1]) if found else 4
+    return bits if bits in (2, 3, 4, 8) else 4
 
 
 def _original(checkpoint: Checkpoint) -> OriginalSummary | None:

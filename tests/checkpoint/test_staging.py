@@ -442,10 +442,12 @@ def test_too_little_room_is_said_before_anything_is_written(
     monkeypatch.setattr(destination.shutil, "disk_usage", lambda _: usage)
     fill(tmp_path / "a" / "fits", needed=5_000_000)
     with pytest.raises(
-        CheckpointError, match=r"0\.01 GB are needed .* 0\.01 GB are free"
+        CheckpointError, match=r"5,000,001 B are needed .* 5,000,000 B are free"
     ) as caught:
         fill(tmp_path / "b" / "OUT", needed=5_000_001)
     assert "free some space" in caught.value.hint
+    with pytest.raises(CheckpointError, match=r"14\.1 GB are needed .*, 5 MB are free"):
+        fill(tmp_path / "b" / "OUT", needed=14_130_000_000)
     assert os.listdir(tmp_path) == ["a"]
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from dcsurgery import read_plan
 from dcsurgery.checkpoint.copying import Transfer
 from dcsurgery.cli.convert import _compact, list_moves
+from tests.tiny.mllama import write_tiny_mllama
+from tests.tiny.molmo2 import write_tiny_molmo2
 
 from .conftest import Run
 
@@ -184,3 +187,32 @@ def test_long_lists_of_states_are_shortened() -> None:
     assert _compact([7, 15, 23]) == "[7, 15, 23]"
     assert _compact(-2) == "-2" and _compact([]) == "[]" and _compact([True]) == "[true]"
     assert len(_compact({"key": "x" * 100})) == 60
+
+
+@pytest.mark.parametrize(
+    ("write", "wanted"),
+    [
+        (write_tiny_mllama, "vision_config.intermediate_layers_indices: [0, 2] -> [0..2]"),
+        (write_tiny_molmo2, "adapter_config.vit_layers: [-3, -5] -> [0..3]"),
+    ],
+)
+def test_a_dry_run_shows_the_key_inside_a_section_that_changes(
+    write: Callable[[Path], Path], wanted: str, run: Run, tmp_path: Path
+) -> None:
+    base = write(tmp_path / "base")
+    result = run("convert", base, "--dry-run", "--form", "stock")
+    assert result.exit_code == 0, result.stderr
+    assert wanted in " ".join(result.stdout.split()), result.stdout
+    assert "..." not in result.stdout.partition("all other bytes")[0]
+
+
+@pytest.mark.parametrize("layers", ["99", "7,99", "0-3;4,99", "-26"])
+@pytest.mark.parametrize("connector", ["dci", "mix"])
+def test_a_layer_that_does_not_exist_is_named(
+    connector: str, layers: str, run: Run, model: Path
+) -> None:
+    result = run("convert", model, "--dry-run", "--connector", connector, "--layers", layers)
+    number = layers.rpartition(",")[2]
+    assert result.exit_code == 1
+    assert f"hidden state {number} does not exist" in result.stderr
+    assert "states 0 to 24" in " ".join(result.stderr.split())
