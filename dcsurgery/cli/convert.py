@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -69,6 +70,7 @@ def convert(
             revision=revision,
             overwrite=write.overwrite,
             link=write.link,
+            keep_all=write.keep_all,
             towers=read_towers(write.tower),
             **asdict(choice),
         )
@@ -93,6 +95,7 @@ def _preview(
             output=write.output,
             overwrite=write.overwrite,
             link=write.link,
+            keep_all=write.keep_all,
             revision=revision,
             towers=read_towers(write.tower),
         )
@@ -157,14 +160,8 @@ def _show_plan(preview: Preview, output: Path | None, out: Output) -> None:
     out.show(f"plan: {_title(plan)}", "bold")
     rows = [("changed tensor", _tensor(record)) for record in plan.changed]
     rows += [("new tensor", _tensor(record)) for record in plan.delta]
-    rows += [
-        ("config.json", f"{key}: {_compact(change['from'])} -> {_compact(change['to'])}")
-        for key, change in plan.config_changes.items()
-    ]
-    rows += [
-        ("processor", f"{key}: {_compact(change['from'])} -> {_compact(change['to'])}")
-        for key, change in plan.processor_changes.items()
-    ]
+    rows += [("config.json", line) for line in list_changes(plan.config_changes)]
+    rows += [("processor", line) for line in list_changes(plan.processor_changes)]
     if plan.form != "delta":
         rows.append(("all other bytes", "the base's, untouched"))
     else:
@@ -201,6 +198,20 @@ def _tensor(record: TensorRecord) -> str:
     base = record.base_shape
     before = f"{base} -> " if base is not None and base != record.shape else ""
     return f"{record.name}\n  {record.dtype} {before}{record.shape}, in {record.file}"
+
+
+def list_changes(changes: Mapping[str, Mapping[str, Any]], prefix: str = "") -> list[str]:
+    """Return a line for every key that changes, those inside of sections by their path."""
+    lines = []
+    for key, change in changes.items():
+        before, after = change["from"], change["to"]
+        if isinstance(before, dict) and isinstance(after, dict):
+            keys = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+            inner = {name: {"from": before.get(name), "to": after.get(name)} for name in keys}
+            lines += list_changes(inner, f"{prefix}{key}.")
+        else:
+            lines.append(f"{prefix}{key}: {_compact(before)} -> {_compact(after)}")
+    return lines
 
 
 def _compact(value: Any) -> str:

@@ -48,7 +48,10 @@ class JobOptions(DataOptions):
     ] = None
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Replace OUT, and a training that stopped on its way."),
+        typer.Option(
+            "--overwrite",
+            help="Replace OUT, if dcsurgery wrote all of it, and a training that stopped there.",
+        ),
     ] = False
     resume: Annotated[
         bool,
@@ -114,7 +117,7 @@ def _train(model: str, arguments: Mapping[str, Any], out: Output) -> None:
     if rank():
         out = Output(quiet=True)
     output = arguments["output"]
-    again = f"dcsurgery finetune {shlex.quote(model)} ... -o {shlex.quote(str(output))} --resume"
+    again = "the same command with --resume"
     with out.stepping(f"training {model}") as show:
 
         def watch(row: dict[str, Any]) -> None:

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dcsurgery.checkpoint.copying import scaled, size
 
-
-def _scaled(value: float, units: Sequence[str]) -> str:
-    step = 0
-    while value >= 999.5 and step < len(units) - 1:
-        value /= 1000
-        step += 1
-    return f"{value:.3g} {units[step]}"
+__all__ = ["count", "flops", "plural", "seconds", "size"]
 
 
 def count(number: int) -> str:
     """Like "8,192", "12.6 M", "7.06 B": exact below a hundred thousand."""
     if number < 100_000:
         return f"{number:,}"
-    return _scaled(number / 1e6, ("M", "B", "T")) if number >= 999_500 else f"{number / 1e3:.3g} k"
-
-
-def size(number: int) -> str:
-    """Like "512 B", "25.2 MB", "14.1 GB": decimal units, as disks are sold."""
-    return _scaled(number, ("B", "kB", "MB", "GB", "TB"))
+    return scaled(number / 1e6, ("M", "B", "T")) if number >= 999_500 else f"{number / 1e3:.3g} k"
 
 
 def flops(number: int) -> str:
     """Like "116 GFLOP"."""
-    return _scaled(number, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"))
+    return scaled(number, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"))
 
 
 def seconds(value: float) -> str:

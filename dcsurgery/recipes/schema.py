@@ -189,7 +189,7 @@ def _meant(problem: Any) -> str:
         return f"did you mean {close[0]}?"
     if problem["type"] == "extra_forbidden" and keys:
         return f"keys: {', '.join(sorted(keys))}"
-    return "dcsurgery recipe show NAME prints a recipe that is right"
+    return "`dcsurgery recipe show NAME` prints a recipe that is right"
 
 
 def _keys_at(location: tuple[str | int, ...]) -> list[str]:

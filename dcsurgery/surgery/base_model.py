@@ -72,7 +72,8 @@ def find_base(plan: SurgeryPlan, base: str | Path | None = None) -> Checkpoint:
     except CheckpointNotFoundError as error:
         raise CheckpointNotFoundError(
             f"the base model {str(where)[:200]} is needed and was not found: {error.message}",
-            hint="say where it is now: load_model(..., base=FOLDER), verify --against FOLDER",
+            hint="say where it is now: finetune, export and ask take --base FOLDER, verify and "
+            "push --against FOLDER; in Python base=FOLDER",
         ) from None
 
 

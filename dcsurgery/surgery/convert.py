@@ -106,12 +106,13 @@ def preview_conversion(  # noqa: PLR0913 - one keyword per CLI option, by design
     overwrite: bool = False,
     link: bool = False,
     towers: Mapping[str, str] | None = None,
+    keep_all: bool = False,
 ) -> Preview:
     """Return the whole plan without writing anything; a Hub model's weights are not fetched.
 
     Raises whatever convert_checkpoint would refuse.
     """
-    checkpoint = _open(model, revision, spec, towers)
+    checkpoint = _open(model, revision, spec, towers, keep_all)
     plan = make_plan(checkpoint, spec)
     target = Path(output) if output is not None else None
     needed = _bytes_to_write(checkpoint, plan, target, link, towers)
@@ -136,23 +137,25 @@ def convert_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
     overwrite: bool = False,
     link: bool = False,
     towers: Mapping[str, str] | None = None,
+    keep_all: bool = False,
 ) -> Conversion:
     """Install a connector in a model and write the result to `output`.
 
     `model` is a folder or a Hub id; `towers` says where the vision tower is that a model in its
-    original format names (its name -> folder or Hub id). Everything is checked before the first
+    original format names (its name -> folder or Hub id). What a training left in the model's folder
+    is not copied, unless `keep_all`. Everything is checked before the first
     byte; `output` appears whole, by one rename. Raises DcSurgeryError of the fitting kind; the
     source is never changed.
     """
     started = time.perf_counter()
     spec = make_spec(connector, groups, layers, init, seed, form, norm, pool)
-    checkpoint = _open(model, revision, spec, towers)
+    checkpoint = _open(model, revision, spec, towers, keep_all)
     plan = make_plan(checkpoint, spec)
     target = Path(output)
     needed = _bytes_to_write(checkpoint, plan, target, link, towers)
     if plan.form != "delta" and not checkpoint.is_local:
         check_output(target, overwrite=overwrite, needed=needed)  # before a long download
-        checkpoint = _open(model, revision, spec, towers, weights=True)
+        checkpoint = _open(model, revision, spec, towers, keep_all, weights=True)
         plan = make_plan(checkpoint, spec)
         needed = _bytes_to_write(checkpoint, plan, target, link, towers)
     staging = staged_output(target, overwrite=overwrite, sources=checkpoint.folders, needed=needed)
@@ -172,12 +175,13 @@ def _open(
     revision: str | None,
     spec: ConnectorSpec,
     towers: Mapping[str, str] | None,
+    keep_all: bool,
     *,
     weights: bool = False,
 ) -> Checkpoint:
     # The reference form needs the tower's name also where the model holds the tower.
     places = TowerPlaces(towers or {}, optional=spec.form == "reference")
-    checkpoint = open_model(model, revision, weights=weights, towers=places)
+    checkpoint = open_model(model, revision, weights=weights, towers=places, keep_all=keep_all)
     if PLAN_FILE in checkpoint.side_files:
         raise PlanError(
             f"{checkpoint.ref.name} was already converted by dcsurgery",

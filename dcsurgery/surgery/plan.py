@@ -16,6 +16,7 @@ from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import Architecture, Form, find_architecture
 from dcsurgery.checkpoint.contents import Checkpoint, WeightFile
 from dcsurgery.checkpoint.headers import TensorEntry
+from dcsurgery.checkpoint.leftovers import describe_leftovers
 from dcsurgery.connectors import connector_shapes, make_layout
 from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.errors import PlanError
@@ -114,7 +115,12 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
         extra_flops_per_image=flops,
         image_tokens=layout.count_tokens(anatomy.image_tokens),
         loader=loader_of(architecture, form),
-        notes=[*_adoption_notes(checkpoint), *_notes(anatomy, layout, spec), *notes],
+        notes=[
+            *_file_notes(checkpoint, form),
+            *_adoption_notes(checkpoint),
+            *_notes(anatomy, layout, spec),
+            *notes,
+        ],
     )
     return as_portable(checkpoint, plan) if form == "portable" else plan
 
@@ -145,6 +151,12 @@ def loader_of(architecture: Architecture, form: Form) -> str:
     if form == "reference" and architecture.name == "mini_gemini":
         return MINI_GEMINI_LOADER
     return LOADERS.get(form, architecture.stock_loader)
+
+
+def _file_notes(checkpoint: Checkpoint, form: Form) -> list[str]:
+    if form == "delta" or not checkpoint.set_aside:
+        return []
+    return [f"not copied: {describe_leftovers(checkpoint.set_aside)} (--keep-all copies them)"]
 
 
 def _adoption_notes(checkpoint: Checkpoint) -> list[str]:

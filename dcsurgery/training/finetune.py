@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -122,8 +123,8 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
     if rank() == 0:
         if result.sharded:
             begun = _reloaded(origin, job, workspace)
-        conversion = _write(target, job, begun, workspace, record, overwrite)
-        _leave_logs(target, job, result, workspace)
+        leave = partial(_leave_logs, job, result, workspace)
+        conversion = _write(target, job, begun, workspace, record, overwrite, leave)
         workspace.clear()
     return Finetuned(target, result, record, _bad(job), job.feed.dataset.census, conversion)
 
@@ -268,13 +269,14 @@ def _reloaded(origin: Origin, job: Job, workspace: Workspace) -> Start:
     return begun
 
 
-def _write(
+def _write(  # noqa: PLR0913 - what a training leaves behind
     target: Path,
     job: Job,
     begun: Start,
     workspace: Workspace,
     record: TrainingRecord,
     overwrite: bool,
+    leave: Callable[[Path], None],
 ) -> Conversion:
     adapter = None
     if job.settings.train == "lora":
@@ -290,11 +292,12 @@ def _write(
         base=begun.base.ref.folder,
         source=begun.source,
         overwrite=overwrite,
+        leave=leave,
     )
 
 
-def _leave_logs(target: Path, job: Job, result: TrainingResult, workspace: Workspace) -> None:
-    """Put log, picture and bad rows into OUT/dense_connector, beside the plan."""
+def _leave_logs(job: Job, result: TrainingResult, workspace: Workspace, target: Path) -> None:
+    """Put log, picture and bad rows into dense_connector/, beside the plan."""
     folder = target / DELTA_FOLDER
     if result.history:
         draw(result.history, job.plan, folder / PLOT_FILE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,7 @@ def write_trained(  # noqa: PLR0913 - what a training leaves behind, each under 
     base: str | Path | None = None,
     source: str | Path | None = None,
     overwrite: bool = False,
+    leave: Callable[[Path], None] | None = None,
 ) -> Conversion:
     """Write a trained model to `output` in the form of its plan; nothing is written on an error.
 
@@ -125,8 +126,8 @@ def write_trained(  # noqa: PLR0913 - what a training leaves behind, each under 
     peft's files). `source` is the folder that the training started from: what an earlier training
     left in it and this one did not touch is carried over byte by byte; without it, those values
     come from the model. `base` says where the base is now. `record` is completed with the names of
-    the trained tensors. Raises TrainingError for values that are not finite, or DcSurgeryError as
-    convert_checkpoint does.
+    the trained tensors; `leave(folder)` adds files of its own to the folder being filled. Raises
+    TrainingError for values that are not finite, or DcSurgeryError as convert_checkpoint does.
     """
     started = time.perf_counter()
     # A plan that was never written has no hashes to compare a base with.
@@ -160,6 +161,8 @@ def write_trained(  # noqa: PLR0913 - what a training leaves behind, each under 
     )
     with staging as folder:
         plan, transfers = write_output(checkpoint, plan, folder, delta, lora)
+        if leave is not None:
+            leave(folder)
     return Conversion(plan, Path(output), transfers, time.perf_counter() - started)
 
 

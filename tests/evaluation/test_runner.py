@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import shutil
 import weakref
 from collections.abc import Callable
@@ -222,6 +223,38 @@ def test_turned_pictures_are_evaluated_upright_unless_asked_raw(
     shutil.copytree(tmp_path / "exif.png-exif", tmp_path / "exif.png-raw")
     with pytest.raises(OutputExistsError, match="other settings"):
         loss("exif.png", "raw")
+
+
+@pytest.mark.parametrize("name", ["answers.jsonl", "report.json", "report.png"])
+@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+def test_files_of_our_names_that_are_somebody_elses_are_kept(
+    kind: str, name: str, world: Path, tmp_path: Path
+) -> None:
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    out.mkdir()
+    mine.write_text('{"accuracy": 1}\n')
+    if kind == "file":
+        shutil.copy(mine, out / name)
+    elif kind == "link":
+        (out / name).symlink_to(mine)
+    else:
+        (out / name).mkdir()
+    for overwrite in (False, True):
+        with pytest.raises(OutputExistsError, match=f"did not write: {name}"):
+            evaluate(world, out, "base", overwrite=overwrite)
+    assert os.listdir(out) == [name] and mine.read_text() == '{"accuracy": 1}\n'
+    with pytest.raises(OutputExistsError, match="is not a folder"):
+        evaluate(world, mine, "base", overwrite=True)
+
+
+def test_notes_beside_an_evaluation_are_kept(world: Path, tmp_path: Path) -> None:
+    evaluate(world, tmp_path, "base")
+    (tmp_path / "notes.txt").write_text("mine")
+    longer = EvalSettings(max_new_tokens=7)
+    evaluate(world, tmp_path, "base", settings=longer, overwrite=True)
+    (tmp_path / "answers.jsonl").unlink()
+    evaluate(world, tmp_path, "base", settings=longer)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_bad_rows_are_counted_named_and_left_out_for_every_model(
