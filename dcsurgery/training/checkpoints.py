@@ -106,7 +106,7 @@ def check_same(checkpoint: Path, facts: Mapping[str, Any]) -> None:
     changed = sorted(_differences(before, json.loads(json.dumps(facts))))
     if changed:
         raise RequestError(
-            f"{checkpoint.parent} belongs to another training: {', '.join(changed)[:200]} differ",
+            f"{checkpoint.parent} belongs to another training: {', '.join(changed)[:300]}",
             hint="resume with the same model, data and settings, or start anew with --overwrite",
         )
 
@@ -118,7 +118,11 @@ def _differences(before: Any, now: Any, path: str = "") -> list[str]:
             for key in {*before, *now}
             for name in _differences(before.get(key), now.get(key), key)
         ]
-    return [] if before == now else [path or "everything"]
+    if before == now:
+        return []
+    plain = all(value is None or isinstance(value, str | int | float) for value in (before, now))
+    told = plain and path not in ("data", "base")  # these are digests
+    return [f"{path or 'everything'} {f'was {before}, is {now}' if told else 'differs'}"]
 
 
 class Interruption:
