@@ -13,11 +13,8 @@ import typer
 from dcsurgery.cli import units
 from dcsurgery.cli.options import AsJson, Model, Quiet, Revision
 from dcsurgery.cli.output import Output
-from dcsurgery.cli.training_options import (
-    DataOptions,
-    FreshConnector,
-    SettingOptions,
-)
+from dcsurgery.cli.training_options import DataOptions, FreshConnector, SettingOptions
+from dcsurgery.errors import DcSurgeryError
 
 if TYPE_CHECKING:
     from dcsurgery.data.conversations import BadRow
@@ -111,8 +108,10 @@ def finetune(
 
 
 def _train(model: str, arguments: Mapping[str, Any], out: Output) -> None:
+    from dcsurgery.training.checkpoints import latest_checkpoint
     from dcsurgery.training.feeding import rank
     from dcsurgery.training.finetune import finetune_connector
+    from dcsurgery.training.workspace import training_folder
 
     if rank():
         out = Output(quiet=True)
@@ -122,12 +121,18 @@ def _train(model: str, arguments: Mapping[str, Any], out: Output) -> None:
 
         def watch(row: dict[str, Any]) -> None:
             words = f"loss {row['loss']:.4f}, {row['tokens_per_second']:,.0f} tokens/s"
+            if row["cut_rows"]:
+                words += f", {row['cut_rows']} of {row['rows']} rows cut"
             show(row["step"], row["steps"], words)
 
         try:
-            done = finetune_connector(model, watch=watch, **arguments)
+            done = finetune_connector(model, watch=watch, tell=out.tell, **arguments)
         except (KeyboardInterrupt, SystemExit):
             out.tell(_stopped(output, again))
+            raise
+        except DcSurgeryError:
+            if latest_checkpoint(training_folder(output)) is not None:
+                out.tell(_stopped(output, again))
             raise
     if rank():
         return
@@ -160,9 +165,19 @@ def _done(done: Finetuned) -> dict[str, Any]:
         "trained": _trained(done.result.trained),
         "resumed_at": done.result.resumed_at,
         "record": done.record.model_dump(mode="json"),
+        "untouched": _untouched(done),
+        "advice": list(done.advice),
         "bad_rows": [asdict(bad) for bad in done.bad],
         "plan": None if conversion is None else conversion.plan.model_dump(mode="json"),
     }
+
+
+def _untouched(done: Finetuned) -> dict[str, list[str]]:
+    """Return the parameters that never had a gradient, by group."""
+    found: dict[str, list[str]] = {}
+    for name in done.result.untouched:
+        found.setdefault(done.result.trained.group_of(name), []).append(name)
+    return found
 
 
 def _trained(trained: Trained) -> dict[str, Any]:
@@ -173,13 +188,23 @@ def _trained(trained: Trained) -> dict[str, Any]:
 
 
 def _show_done(done: Finetuned, out: Output) -> None:
+    from dcsurgery.data.tally import Losses
+
     record, result = done.record, done.result
+    lost = Losses(record.cut_rows, record.cut_answers, record.dropped)
+    untouched = "\n".join(
+        f"{group}: {len(names)} of {units.plural(len(result.trained.groups[group]), 'tensor')}, "
+        "never had a gradient and stay as they were"
+        for group, names in _untouched(done).items()
+    )
     out.show(f"{done.output}: trained for {units.plural(result.steps, 'step')}", "bold")
     resumed = f", resumed at step {result.resumed_at}" if result.resumed_at else ""
     rows = [
         *_groups(result.trained),
+        *([("untrained", untouched)] if untouched else []),
         ("data", f"{record.data}: {units.plural(record.rows, 'row')}{_skipped(done.bad)}"),
         ("images", done.census.pictures()),
+        *_lost(lost.lines(record.settings["max_length"])),
         ("epochs", f"{record.epochs:g}, batches of {record.batch_size}{resumed}"),
         ("loss", f"{record.first_loss:.4f} -> {record.last_loss:.4f}"),
         ("time", units.seconds(record.seconds)),
@@ -196,6 +221,10 @@ def _groups(trained: Trained) -> list[tuple[str, str]]:
         for group, names in trained.groups.items()
     ]
     return [("trains", "\n".join(lines))]
+
+
+def _lost(lines: list[str]) -> list[tuple[str, str]]:
+    return [("lost", "\n".join(lines))] if lines else []
 
 
 def _skipped(bad: tuple[BadRow, ...]) -> str:
@@ -231,8 +260,9 @@ def _show_preview(preview: TrainingPreview, model: str, out: Output) -> None:
         [
             *_groups(preview.trained),
             ("rates", "\n".join(lines)),
-            ("rows", f"{preview.rows:,}{_skipped(preview.bad)}"),
+            ("rows", f"{preview.rows:,}{_looked_at(preview)}{_skipped(preview.bad)}"),
             ("images", preview.census.pictures()),
+            *_lost(_measured(preview)),
             ("batch", f"{settings.batch_size} rows: {batch}"),
             ("memory", memory),
             ("time", f"about {total}, {units.seconds(needs.seconds_per_step)} for one step"),
@@ -250,7 +280,22 @@ def _show_preview(preview: TrainingPreview, model: str, out: Output) -> None:
             ]
         )
         out.passage(sample.pieces)
+    for line in preview.advice:
+        if line not in _measured(preview):
+            out.tell(line)
     out.tell("\ndry run: nothing was trained or written; [[...]] is what carries the loss")
+
+
+def _looked_at(preview: TrainingPreview) -> str:
+    return "" if preview.measured is None else f", {preview.measured.rows:,} looked at closely"
+
+
+def _measured(preview: TrainingPreview) -> list[str]:
+    """Say what rows of the sample lose."""
+    if preview.measured is None:
+        return []
+    of = f" of {preview.measured.rows:,} that were looked at"
+    return preview.measured.losses.lines(preview.settings.max_length, of=of)
 
 
 def _planned(preview: TrainingPreview) -> dict[str, Any]:
@@ -263,6 +308,8 @@ def _planned(preview: TrainingPreview) -> dict[str, Any]:
         "rows": preview.rows,
         "bad_rows": [asdict(bad) for bad in preview.bad],
         **preview.census.facts(),
+        "measured": None if preview.measured is None else asdict(preview.measured),
+        "advice": list(preview.advice),
         "samples": [asdict(sample) for sample in preview.samples],
         "estimate": {**asdict(preview.estimate), "memory": preview.estimate.memory},
     }

@@ -197,7 +197,9 @@ class ScheduleOptions:
     ] = None
     max_bad: Annotated[
         str | None,
-        typer.Option(metavar="SHARE", help="Rows that may be unusable, of all rows. Default: 1%."),
+        typer.Option(
+            metavar="PERCENT", help="Rows that may be unusable before it is an error. Default: 1%."
+        ),
     ] = None
     prompt: Annotated[
         str | None,
@@ -281,7 +283,7 @@ class FreshConnector:
 
         Raises BadParameter for an option that needs --connector.
         """
-        given = {key: value for key, value in asdict(self).items() if value}
+        given = {k: v for k, v in asdict(self).items() if v is not None and v is not False}
         if self.connector is None:
             for key in given:
                 raise typer.BadParameter("needs --connector", param_hint=f"--{key}")

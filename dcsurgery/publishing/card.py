@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from dcsurgery.data.tally import Losses
 from dcsurgery.evaluation.eval_report import Comparison, EvalReport, Score
 from dcsurgery.markdown import table
 from dcsurgery.publishing.base import PublicBase
@@ -195,9 +196,13 @@ def _training(plan: SurgeryPlan) -> str:
 
 
 def _record(record: TrainingRecord) -> str:
+    lost = Losses(record.cut_rows, record.cut_answers, record.dropped)
+    lines = lost.lines(record.settings.get("max_length", 0))
+    lines += ["never had a gradient: " + ", ".join(record.untouched)] if record.untouched else []
     rows = {
         "trained": f"{TRAINED[record.train]} ({record.trained_parameters:,} parameters)",
         "data": f"{record.data}, {record.rows:,} rows, {record.skipped_rows:,} skipped",
+        **({"lost": "; ".join(lines)} if lines else {}),
         "data SHA-256": f"`{record.data_sha256}`",
         "length": f"{record.steps:,} steps of {record.batch_size:,} rows, {_short(record.epochs)} "
         "epochs",

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from dcsurgery.data.pictures import Orientation
 from dcsurgery.errors import RequestError
 from dcsurgery.evaluation.eval_report import Metric
-from dcsurgery.training.settings import TrainingSettings
+from dcsurgery.training.settings import Percent, TrainingSettings
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
 
@@ -79,7 +79,7 @@ class Eval(_Section):
     limit: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=8, ge=1)
     max_new_tokens: int = Field(default=32, ge=1)
-    max_bad: float = Field(default=0.01, ge=0, le=1)
+    max_bad: Percent = 1.0
     prompt: Literal["auto", "plain", "v1"] = "auto"
     orientation: Orientation = "exif"
     dtype: str = "auto"
@@ -179,7 +179,8 @@ def _said(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         return "there is no such key"
     given = "" if problem["type"] == "missing" else f", got {str(problem['input'])[:60]!r}"
-    return f"{problem['msg'][0].lower()}{problem['msg'][1:]}{given}"
+    said = problem["msg"].removeprefix("Value error, ")
+    return f"{said[0].lower()}{said[1:]}{given}"
 
 
 def _meant(problem: Any) -> str:

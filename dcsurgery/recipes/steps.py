@@ -11,6 +11,7 @@ from typing import Any
 
 from dcsurgery.errors import OutputExistsError, VerificationError
 from dcsurgery.recipes.schema import Eval, Finetune, Recipe
+from dcsurgery.training.settings import FREE
 
 Say = Callable[[str], None]
 
@@ -173,11 +174,14 @@ def _finetune(stage: Finetune, number: int, model: Step) -> Step:
             resume=resume,
             overwrite=not resume,
             watch=lambda row: tell(f"step {row['step']} of {row['steps']}, loss {row['loss']:.4f}"),
+            tell=lambda line: place.say(f"  {line}"),
         )
         return {"training": done.record.model_dump(mode="json")}
 
+    # The others may change while a training is under way, which goes on then.
+    kept = settings.model_dump(exclude=set(FREE))
     where = stage.model_dump(include={"split", "images", "columns"})
-    inputs = {"settings": settings.model_dump(), **where}
+    inputs = {"settings": kept, **where}
     reads, unfinished = {"data": stage.data}, f"{name}.training"
     return Step(name, inputs, (model.name,), name, run, reads, unfinished)
 

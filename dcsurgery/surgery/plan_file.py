@@ -103,6 +103,9 @@ class TrainingRecord(_Record):
     `adapter` the LoRA settings (None without one). Losses are means over supervised tokens.
     `layouts` counts rows by how they are written, `columns` is what the user named, and
     `unread_pictures` counts rows by keys that look like pictures and were not read.
+    `cut_rows` were longer than the training's max_length, `cut_answers` of them lost the end of an
+    answer; `dropped` counts the rows of which the prompt leaves something out. `untouched` are
+    tensors that were to be trained and never had a gradient: they are as they were.
     """
 
     train: Literal["connector", "projector", "lora", "full"]
@@ -118,6 +121,10 @@ class TrainingRecord(_Record):
     layouts: dict[str, int] = {}
     unread_pictures: dict[str, int] = {}
     columns: dict[str, str] = {}
+    cut_rows: int = 0
+    cut_answers: int = 0
+    dropped: dict[str, int] = {}
+    untouched: list[str] = []
     seed: int
     steps: int
     epochs: float

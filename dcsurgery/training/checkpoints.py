@@ -28,7 +28,7 @@ KEPT = 2
 CHECKPOINT = re.compile(r"checkpoint-\d+")
 # transformers' and accelerate's own files, those of FSDP and DeepSpeed with folders of their own.
 _SAVED = re.compile(
-    r"(trained|average|model)\S*\.safetensors(\.index\.json)?|complete\.json|trainer_state\.json"
+    r"rows-\d+\.json|(trained|average|model)\S*\.safetensors(\.index\.json)?|complete\.json|trainer_state\.json"
     r"|training_args\.bin|(optimizer|scheduler|scaler|rng_state|random_states|pytorch_model)[\w.-]*"
     r"|latest|zero_to_fp32\.py|((optimizer|pytorch_model_fsdp)_\d+|global_step\d+)(/[\w.-]+)?"
 )
@@ -117,7 +117,7 @@ def check_same(checkpoint: Path, facts: Mapping[str, Any]) -> None:
     changed = sorted(_differences(before, json.loads(json.dumps(facts))))
     if changed:
         raise RequestError(
-            f"{checkpoint.parent} belongs to another training: {', '.join(changed)[:200]} differ",
+            f"{checkpoint.parent} belongs to another training: {', '.join(changed)[:300]}",
             hint="resume with the same model, data and settings, or start anew with --overwrite",
         )
 
@@ -129,7 +129,11 @@ def _differences(before: Any, now: Any, path: str = "") -> list[str]:
             for key in {*before, *now}
             for name in _differences(before.get(key), now.get(key), key)
         ]
-    return [] if before == now else [path or "everything"]
+    if before == now:
+        return []
+    plain = all(value is None or isinstance(value, str | int | float) for value in (before, now))
+    told = plain and path not in ("data", "base")  # these are digests
+    return [f"{path or 'everything'} {f'was {before}, is {now}' if told else 'differs'}"]
 
 
 class Interruption:

@@ -2,54 +2,40 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dcsurgery import __version__
 from dcsurgery.checkpoint.destination import check_output
-from dcsurgery.data.batches import Collator, StreamedDataset, TrainingDataset
+from dcsurgery.data.batches import Collator, Measured, StreamedDataset, TrainingDataset
 from dcsurgery.data.census import Census
 from dcsurgery.data.conversations import BadRow
 from dcsurgery.data.prompts import Prompter
-from dcsurgery.data.rows import data_digest, read_rows
+from dcsurgery.data.rows import read_rows
 from dcsurgery.data.samples import Sample, dry_run_samples
 from dcsurgery.data.templates import prompt_version
 from dcsurgery.errors import RequestError, TrainingError
 from dcsurgery.surgery.convert import Conversion
 from dcsurgery.surgery.plan_file import DELTA_FOLDER, TrainingRecord
+from dcsurgery.training.advice import advice
 from dcsurgery.training.checkpoints import latest_checkpoint, load_trained
 from dcsurgery.training.estimate import Estimate, estimate
 from dcsurgery.training.feeding import Feed, micro_batches, processes, rank
 from dcsurgery.training.freeze import Trained
-from dcsurgery.training.job import Job
+from dcsurgery.training.job import Data, Job
 from dcsurgery.training.logs import PLOT_FILE, Watch, draw
-from dcsurgery.training.lora import add_adapters, describe_adapters, save_adapters
+from dcsurgery.training.lora import add_adapters, save_adapters
+from dcsurgery.training.record import make_record
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.training.start import Origin, Start, check_origin, start
 from dcsurgery.training.trained_files import checkpoint_names, write_trained
 from dcsurgery.training.trainer import Run, TrainingResult, carry_out, prepare
 from dcsurgery.training.workspace import Workspace, check_workspace, open_workspace
-
-PACKAGES = ("torch", "transformers", "accelerate", "peft")
-
-
-@dataclass(frozen=True)
-class Data:
-    """What to train on: a file, folder or Hub data set, and how to read it."""
-
-    data: str | Path
-    images: Path | None = None
-    split: str = "train"
-    streaming: bool = False
-    columns: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,11 +48,15 @@ class Finetuned:
     bad: tuple[BadRow, ...]
     census: Census
     conversion: Conversion | None
+    advice: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class TrainingPreview:
-    """What a training would do, and would need; `lengths` are tokens of the rows looked at."""
+    """What a training would do, and would need.
+
+    `measured` is what became of a sample of rows, None for a stream; `advice` is for people.
+    """
 
     trained: Trained
     settings: TrainingSettings
@@ -77,6 +67,8 @@ class TrainingPreview:
     samples: tuple[Sample, ...]
     estimate: Estimate
     batch: tuple[int, int, int]
+    measured: Measured | None = None
+    advice: tuple[str, ...] = ()
 
 
 def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
@@ -95,6 +87,7 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
     resume: bool = False,
     overwrite: bool = False,
     watch: Watch | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Finetuned:
     """Train a connector and write the model to `output`, in the form that `model` has.
 
@@ -102,8 +95,9 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
     `connector`, the keywords of convert ({"connector": "dci"}). `data`, `images` and `columns` are
     as read_rows takes them. Checkpoints and log are kept in OUTPUT.training/ until `output` is
     whole; `resume` goes on from there to the same weights, to the bit on a CPU. `watch` is called
-    with every step. Raises DcSurgeryError of the fitting kind; the source is never changed. SIGINT
-    and SIGTERM save a checkpoint before they raise KeyboardInterrupt or SystemExit.
+    with every step, `tell` with each piece of advice before the first one. Raises DcSurgeryError of
+    the fitting kind; the source is never changed. SIGINT and SIGTERM save a checkpoint before they
+    raise KeyboardInterrupt or SystemExit.
     """
     target = Path(output)
     settings = (settings or TrainingSettings()).resolved()
@@ -114,11 +108,16 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
     job, begun = _job(origin, source, settings)
     open_workspace(workspace)
     if isinstance(job.feed.dataset, TrainingDataset):
-        job.feed.dataset.collect_bad(workspace.bad_rows)
-    identity = _identity(begun, source)
+        # All processes have measured the same rows, and the first one has made the folder.
+        job.feed.dataset.collect_bad(workspace.bad_rows, old=rank() == 0)
+    if tell is not None and rank() == 0:
+        for line in advice(job):
+            tell(line)
+    identity = _identity(begun, source, job)
     run = Run(workspace.folder, workspace.resumes, identity, watch)
     result = carry_out(begun.model, job, run)
-    record = _record(begun.model, job, result, source, identity)
+    job.feed.share_tally()
+    record = make_record(begun, job, result, source, identity)
     conversion = None
     if rank() == 0:
         if result.sharded:
@@ -126,7 +125,8 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
         leave = partial(_leave_logs, job, result, workspace)
         conversion = _write(target, job, begun, workspace, record, overwrite, leave)
         workspace.clear()
-    return Finetuned(target, result, record, _bad(job), job.feed.dataset.census, conversion)
+    census = job.feed.dataset.census
+    return Finetuned(target, result, record, _bad(job), census, conversion, advice(job))
 
 
 def preview_finetune(  # noqa: PLR0913 - one keyword per CLI option, by design
@@ -172,6 +172,8 @@ def preview_finetune(  # noqa: PLR0913 - one keyword per CLI option, by design
         samples=samples,
         estimate=estimate(begun.model, job),
         batch=(size, count, processes()),
+        measured=dataset.measured,
+        advice=advice(job),
     )
 
 
@@ -202,6 +204,7 @@ def _job(origin: Origin, source: Data, settings: TrainingSettings) -> tuple[Job,
         dataset = StreamedDataset(rows, prompter, **limits)
     else:
         dataset = TrainingDataset(rows, prompter, **limits)
+        dataset.measure()
     feed = Feed(dataset, Collator(begun.processor))
     steps = feed.steps(settings)
     trained = prepare(begun.model, begun.plan, feed, settings)
@@ -210,45 +213,14 @@ def _job(origin: Origin, source: Data, settings: TrainingSettings) -> tuple[Job,
     return Job(begun.plan, settings, trained, steps, feed), begun
 
 
-def _identity(begun: Start, source: Data) -> dict[str, Any]:
+def _identity(begun: Start, source: Data, job: Job) -> dict[str, Any]:
     plan = begun.plan
     return {
-        "data": data_digest(source.data),
-        "split": source.split,
-        "columns": [f"{word}={name}" for word, name in sorted((source.columns or {}).items())],
+        **source.identity(job.feed.dataset.rows.root),
         "base": plan.base.config_sha256,
         "connector": [plan.kind, plan.blocks, plan.pool],
         "values": [record.sha256 for record in plan.delta],
     }
-
-
-def _record(
-    model: Any, job: Job, result: TrainingResult, source: Data, identity: Mapping[str, Any]
-) -> TrainingRecord:
-    settings = job.settings
-    assert settings.train is not None
-    return TrainingRecord(
-        train=settings.train,
-        trained=list(job.trained.names),
-        trained_parameters=job.trained.count,
-        adapter=describe_adapters(model) if settings.train == "lora" else None,
-        data=str(source.data),
-        data_sha256=str(identity["data"]),
-        rows=job.feed.dataset.bad.total if job.feed.streamed else len(job.feed.dataset),
-        skipped_rows=len(job.feed.dataset.bad),
-        columns=dict(source.columns or {}),
-        **job.feed.dataset.census.facts(),
-        seed=settings.seed,
-        steps=result.steps,
-        epochs=result.epochs,
-        batch_size=settings.batch_size or 1,
-        settings=settings.model_dump(mode="json"),
-        first_loss=result.first_loss,
-        last_loss=result.last_loss,
-        seconds=round(result.seconds, 3),
-        device=torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        versions={"dcsurgery": __version__, **{name: version(name) for name in PACKAGES}},
-    )
 
 
 def _reloaded(origin: Origin, job: Job, workspace: Workspace) -> Start:
@@ -286,7 +258,7 @@ def _write(  # noqa: PLR0913 - what a training leaves behind
         target,
         plan=begun.plan,
         model=begun.model,
-        trained=[name for name in job.trained.names if ".lora_" not in name],
+        trained=[name for name in record.trained if ".lora_" not in name],
         record=record,
         adapter=adapter,
         base=begun.base.ref.folder,
@@ -301,9 +273,12 @@ def _leave_logs(job: Job, result: TrainingResult, workspace: Workspace, target: 
     folder = target / DELTA_FOLDER
     if result.history:
         draw(result.history, job.plan, folder / PLOT_FILE)
-    for path in (result.log, workspace.bad_rows):
-        if path.is_file():
-            shutil.copyfile(path, folder / path.name)
+    shutil.copyfile(result.log, folder / result.log.name)
+    if workspace.bad_rows.is_file():
+        # Every process writes what it finds, and after a stop it is found again.
+        lines = workspace.bad_rows.read_text(encoding="utf-8").splitlines()
+        text = "".join(f"{line}\n" for line in dict.fromkeys(lines))
+        (folder / workspace.bad_rows.name).write_text(text, encoding="utf-8")
 
 
 def _bad(job: Job) -> tuple[BadRow, ...]:

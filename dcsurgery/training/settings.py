@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from dcsurgery.data.pictures import Orientation
+from dcsurgery.data.tally import percent
 from dcsurgery.errors import RequestError
 
 Train = Literal["connector", "projector", "lora", "full"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
+Percent = Annotated[float, BeforeValidator(percent)]
+# What may change when a training goes on: neither what is learnt nor in which order.
+FREE = frozenset({"save_steps", "report_to", "micro_batch", "grad_checkpointing", "max_bad"})
 
 # The paper's stages (arXiv 2405.13800, scripts/v1_5 of its code): connector and projector on
 # captions, then the language model too. They were made for a model that has seen no images yet.
@@ -48,6 +52,7 @@ class TrainingSettings(BaseModel):
     "auto" is the model's chat template; "plain" and "v1" are LLaVA's of its first and second stage.
     `aspect` "pad" pads pictures to squares, as LLaVA's second stage does. `orientation` "raw"
     leaves pictures as they are stored, whatever their EXIF tag says, as LLaVA's own code does.
+    `max_bad` is the percentage of rows that may be unusable: 1, "1%" and "0.5%" are all percents.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,7 +81,7 @@ class TrainingSettings(BaseModel):
     micro_batch: int = Field(default=4, ge=1)
     group_by_length: bool | None = None
     max_length: int = Field(default=2048, ge=1)
-    max_bad: float = Field(default=0.01, ge=0, le=1)
+    max_bad: Percent = 1.0
     prompt: Literal["auto", "plain", "v1"] = "auto"
     aspect: Literal["processor", "pad"] = "processor"
     orientation: Orientation = "exif"
@@ -86,14 +91,6 @@ class TrainingSettings(BaseModel):
     grad_checkpointing: bool | None = None
     save_steps: int | None = Field(default=None, ge=0)
     report_to: str | None = None
-
-    @field_validator("max_bad", mode="before")
-    @classmethod
-    def _percent(cls, value: Any) -> Any:
-        """Accept "1%" beside 0.01."""
-        if isinstance(value, str) and value.strip().endswith("%"):
-            return float(value.strip()[:-1]) / 100
-        return value
 
     def resolved(self) -> TrainingSettings:
         """Return a copy in which no rate, batch size or choice of parameters is None.
@@ -128,6 +125,6 @@ def make_settings(**values: Any) -> TrainingSettings:
         name = ".".join(map(str, first["loc"]))
         given = "" if first["type"] == "extra_forbidden" else f" {first['input']!r}"
         raise RequestError(
-            f"{name}{given}: {first['msg'].lower()}",
+            f"{name}{given}: {first['msg'].removeprefix('Value error, ').lower()}",
             hint="`dcsurgery finetune --help` explains every setting",
         ) from None

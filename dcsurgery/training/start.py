@@ -84,6 +84,11 @@ def check_origin(origin: Origin) -> Path:
             f"{origin.model} has no dense connector yet",
             hint="say which it gets on the way: --connector dci, or convert it first",
         )
+    if origin.connector is not None and origin.connector.get("form") == "reference":
+        raise RequestError(
+            "a training ends in the stock or the delta form, not in the reference's",
+            hint="leave out --form, then: dcsurgery export OUT -o REFERENCE --form reference",
+        )
     return folder
 
 

@@ -57,10 +57,6 @@ def test_a_setting_that_cannot_be_meant_is_named(given: dict[str, Any], words: s
     assert caught.value.message.startswith(words)
 
 
-def test_bad_rows_are_given_as_a_share_or_in_percent() -> None:
-    assert make_settings(max_bad="2%").max_bad == make_settings(max_bad=0.02).max_bad == 0.02
-
-
 @pytest.mark.parametrize(("steps", "warmup"), [(100, 0.03), (7, 0.5), (10, 0.0)])
 def test_without_a_delay_the_schedule_is_transformers_cosine(steps: int, warmup: float) -> None:
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
