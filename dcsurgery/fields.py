@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
-from math import inf
+from math import inf, nan
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dcsurgery.errors import RequestError
@@ -28,7 +29,6 @@ class Told:
     help: str
     metavar: str = "N"
     least: float = -inf
-    most: float = inf
     above: float = -inf
     below: float = inf
     name: str = ""
@@ -94,11 +94,25 @@ def _fitting(field: Field, value: Any) -> Any:
     read, words = READERS[field.kind]
     try:
         number = (told.read or read)(value)
-    except (TypeError, ValueError):
-        raise RequestError(f"{field.name} {value!r} is not {words}", hint=_fits(field)) from None
-    number_kind = field.kind in (int, float)
-    if number_kind and not (told.least <= number <= told.most and told.above < number < told.below):
+    except (TypeError, ValueError) as error:
+        problem = f": {error}" if told.read else f" is not {words}"
+        raise RequestError(f"{field.name} {value!r}{problem}", hint=_fits(field)) from None
+    numeric = field.kind in (int, float)
+    if numeric and not (told.least <= number < told.below and told.above < number):
         raise RequestError(f"{field.name} {value} is out of range", hint=_fits(field))
+    return number
+
+
+def percent(value: object) -> float:
+    """Return a percentage, 0 to 100, from 1, 0.5, "1", "1%" or "0.5 %". Raises ValueError."""
+    number = nan
+    if isinstance(value, str):
+        with suppress(ValueError):
+            number = float(value.strip().removesuffix("%"))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        number = float(value)
+    if not 0 <= number <= 100:
+        raise ValueError("a percentage from 0 to 100 is expected, such as 1, 0.5 or 5%")
     return number
 
 
@@ -113,7 +127,6 @@ def _fits(field: Field) -> str:
     bounds = [
         f"{told.least:g} or more" * (told.least > -inf),
         f"more than {told.above:g}" * (told.above > -inf),
-        f"at most {told.most:g}" * (told.most < inf),
         f"less than {told.below:g}" * (told.below < inf),
     ]
     said = ", ".join(filter(None, bounds))

@@ -18,9 +18,10 @@ import pytest
 from safetensors import safe_open
 
 import dcsurgery
-from dcsurgery.checkpoint import copying
-from dcsurgery.checkpoint import destination as outputs
+from dcsurgery.checkpoint import copying, destination
+from dcsurgery.checkpoint.checks import WRITTEN
 from dcsurgery.checkpoint.contents import INDEX
+from dcsurgery.checkpoint.written import record as record_files
 from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import (
     CheckpointError,
@@ -57,7 +58,9 @@ def base(tmp_path: Path) -> Path:
 
 
 def names(folder: Path) -> set[str]:
-    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    """All files but our record of them."""
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    return found - {WRITTEN}
 
 
 def sha(path: Path) -> str:
@@ -326,7 +329,7 @@ def test_links_need_room_for_what_is_copied_only(
     base = write(tmp_path / "base", llava(shards=3, filler=20_000, place="first"))
     total = sum(path.stat().st_size for path in base.glob("model-*"))
     usage = shutil.disk_usage(tmp_path)._replace(free=total)
-    monkeypatch.setattr(outputs.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(destination.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(CheckpointError, match="are needed"):
         convert_checkpoint(base, tmp_path / "OUT")
     with pytest.raises(CheckpointError, match="are needed"):
@@ -373,10 +376,10 @@ def test_an_existing_output_is_kept_unless_overwritten(base: Path, tmp_path: Pat
     write(tmp_path / "OUT", {"mine.txt": b"mine"})
     with pytest.raises(OutputExistsError, match="not empty") as caught:
         convert_checkpoint(base, tmp_path / "OUT")
-    assert "--overwrite" in caught.value.hint
+    assert "--overwrite" not in caught.value.hint
+    with pytest.raises(OutputExistsError, match=r"did not write: mine\.txt"):
+        convert_checkpoint(base, tmp_path / "OUT", overwrite=True)
     assert names(tmp_path / "OUT") == {"mine.txt"}
-    convert_checkpoint(base, tmp_path / "OUT", overwrite=True)
-    assert "mine.txt" not in names(tmp_path / "OUT")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -393,6 +396,7 @@ def test_a_source_that_changes_underway_is_an_error(
 
     monkeypatch.setattr(copying, "create", create)
     write(tmp_path / "OUT", {"old": b"old"})
+    record_files(tmp_path / "OUT")
     with pytest.raises(MalformedCheckpointError, match="changed while"):
         convert_checkpoint(base, tmp_path / "OUT", form=form, overwrite=True)
     assert names(tmp_path / "OUT") == {"old"}
@@ -482,8 +486,9 @@ def test_a_disk_that_fills_up_is_a_clean_error(
     else:
         with pytest.raises(CheckpointError, match="GB are free"):
             convert_checkpoint(base, output)
+    # Another process fills the disk after our look at it.
     usage = shutil.disk_usage("/")._replace(free=10**12)
-    monkeypatch.setattr(outputs.shutil, "disk_usage", lambda _: usage)  # another process was faster
+    monkeypatch.setattr(destination.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(CheckpointError, match="no room left while writing"):
         convert_checkpoint(base, output)
     assert not list(output.parent.glob("OUT*"))

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from dcsurgery.checkpoint.written import record
 from dcsurgery.surgery.convert import convert_checkpoint
 from tests.checkpoint.folders import Specs, llava, write
 from tests.zygote import Zygote, running_zygote
@@ -51,6 +52,7 @@ class Place:
         """Lay an older output there."""
         shutil.rmtree(self.output, ignore_errors=True)
         write(self.output, {"config.json": b"old", "sub/weights": b"old" * 1000})
+        record(self.output)
         self.old = digest(self.output)
 
     def job(self, **more: Any) -> dict[str, Any]:

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from dcsurgery.architectures import find_architecture
+from dcsurgery.checkpoint.contents import Checkpoint, WeightFile
+from dcsurgery.checkpoint.headers import Header, TensorEntry
+from dcsurgery.checkpoint.model_ref import ModelRef
 from dcsurgery.connectors import KINDS
 from dcsurgery.errors import CheckpointNotFoundError, UnknownArchitectureError
 from dcsurgery.surgery.convert import convert_checkpoint
-from dcsurgery.surgery.inspection import inspect_checkpoint
+from dcsurgery.surgery.inspection import count_parameters, inspect_checkpoint
 from dcsurgery.tiny import write_tiny_llava
 from dcsurgery.tiny.llava import write_llava
 from tests.architectures.cases import load
@@ -23,6 +26,7 @@ from tests.headers_only import checkpoint, llava_like
 TOP = {
     "schema_version", "model", "commit", "class_name", "anatomy", "parameters", "weights",
     "side_files", "left_out", "converted", "offers", "original",
+    "set_aside",
 }  # fmt: skip
 ANATOMY = {
     "architecture", "tower", "projector", "feature_layers", "feature_layer", "dropped_tokens",
@@ -60,7 +64,7 @@ def test_the_json_form_has_exactly_these_keys(tower: str, request: pytest.Fixtur
             continue
         assert offer["refused"] is None
         assert set(offer["layout"]) == LAYOUT
-        forms = ["delta"] if offer["kind"] == "sti" else ["stock", "delta"]
+        forms = ["delta"] if offer["kind"] == "sti" else ["stock", "delta", "portable"]
         assert [cost["form"] for cost in offer["costs"]] == forms
         assert all(set(cost) == COST for cost in offer["costs"])
 
@@ -164,3 +168,40 @@ def test_bytes_of_another_dtype_are_counted(tmp_path: Path, tiny_clip: Path) -> 
             continue
         for narrow, wide in zip(half.costs, whole.costs, strict=True):
             assert 2 * narrow.extra_bytes == wide.extra_bytes
+
+
+QUANTISED: dict[str, tuple[dict[str, tuple[str, tuple[int, ...]]], dict[str, Any]]] = {
+    # A matrix of [64, 32] as each method stores it, groups of 32.
+    "gptq": ({"qweight": ("I32", (4, 64)), "qzeros": ("I32", (1, 8)), "scales": ("F16", (1, 64)),
+              "g_idx": ("I32", (32,))}, {"quant_method": "gptq", "bits": 4}),
+    "gptq 8": ({"qweight": ("I32", (8, 64)), "qzeros": ("I32", (1, 16)), "scales": ("F16", (1, 64)),
+                "g_idx": ("I32", (32,))}, {"quant_method": "gptq", "bits": 8}),
+    "awq": ({"qweight": ("I32", (32, 8)), "qzeros": ("I32", (1, 8)), "scales": ("F16", (1, 64))},
+            {"quant_method": "awq", "bits": 4}),
+    "bnb": ({"weight": ("U8", (1024, 1)), "weight.absmax": ("F32", (32,)),
+             "weight.quant_map": ("F32", (16,)),
+             "weight.quant_state.bitsandbytes__nf4": ("U8", (80,))},
+            {"quant_method": "bitsandbytes", "load_in_4bit": True}),
+    "bnb 8": ({"weight": ("I8", (64, 32)), "SCB": ("F32", (64,))},
+              {"quant_method": "bitsandbytes", "load_in_8bit": True}),
+    "packed": ({"weight_packed": ("I32", (64, 4)), "weight_scale": ("BF16", (64, 1)),
+                "weight_shape": ("I64", (2,))},
+               {"quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"num_bits": 4}}}}),
+    "fp8": ({"weight": ("F8_E4M3", (64, 32)), "weight_scale": ("BF16", (64, 1))}, {}),
+    "plain": ({"weight": ("BF16", (64, 32))}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_parameters_of_packed_weights_are_counted_unpacked(name: str) -> None:
+    stored, stated = QUANTISED[name]
+    tensors = {
+        f"model.layers.0.up.{key}": TensorEntry(f"model.layers.0.up.{key}", dtype, shape, 0, 0)
+        for key, (dtype, shape) in stored.items()
+    }
+    tensors["model.norm.weight"] = TensorEntry("model.norm.weight", "BF16", (5,), 0, 0)
+    file = WeightFile("model.safetensors", 0, Header(tensors, None, 8))
+    config = {"quantization_config": stated} if stated else {}
+    checkpoint = Checkpoint(ModelRef("m"), config, "", (file,), None, (), ())
+    assert count_parameters(checkpoint) == 64 * 32 + 5

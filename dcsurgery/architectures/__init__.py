@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from dcsurgery.anatomy import Anatomy
-from dcsurgery.architectures._refused import REFUSED, original_format
+from dcsurgery.architectures._known import KNOWN, find_known
+from dcsurgery.architectures._refused import REFUSED
 from dcsurgery.checkpoint.headers import TensorEntry
 from dcsurgery.errors import UnknownArchitectureError
 from dcsurgery.features import Columns, FeatureLayout, joined_columns
@@ -18,7 +20,7 @@ from dcsurgery.features import Columns, FeatureLayout, joined_columns
 if TYPE_CHECKING:
     from torch import Tensor
 
-Form = Literal["stock", "delta", "reference"]
+Form = Literal["stock", "delta", "portable", "reference"]
 Config = dict[str, Any]
 Tensors = Mapping[str, TensorEntry]
 
@@ -55,6 +57,9 @@ class Architecture:
     images)` prepares PIL images without a processor's files, `encode(model, inputs)` returns
     projected image features [tokens, width], `prompt(model, inputs, ids)` adds what the forward
     pass needs beside token ids [1, T] and image inputs, or replaces the ids.
+
+    `portable` is False where the portable form cannot build on a class of transformers, or does not
+    know how the family arranges its patches.
     """
 
     name: str
@@ -73,11 +78,13 @@ class Architecture:
     preprocess: Callable[[Config, Sequence[Any]], dict[str, Tensor]] | None = None
     encode: Callable[[Any, dict[str, Tensor]], Tensor] | None = None
     prompt: Callable[[Any, dict[str, Tensor], Tensor], dict[str, Tensor]] | None = None
+    portable: bool = True
 
     @property
     def forms(self) -> tuple[Form, ...]:
         """Output forms this family can take."""
-        return ("stock", "delta") if self.stock_config else ("delta",)
+        stock: tuple[Form, ...] = ("stock",) if self.stock_config else ()
+        return (*stock, "delta", *(("portable",) if self.portable else ()))
 
     def parameter_name(self, tensor: str) -> str:
         """Return what the loaded model calls a projector's tensor, prefixes of its path aside."""
@@ -107,29 +114,76 @@ def named(name: str) -> Architecture:
     )
 
 
+def class_name(config: Config) -> str:
+    """Return the class a config is of: what it says, else the one its model_type stands for.
+
+    Empty where it says neither.
+    """
+    declared = config.get("architectures")
+    if isinstance(declared, list) and declared:
+        return str(declared[0])
+    plain = re.sub("[_.-]", "", str(config.get("model_type")))
+    named = [name for found in available() for name in found.class_names]
+    named += [*REFUSED, *(name for known in KNOWN for name in known.class_names)]
+    return next((name for name in named if _letters(name) == plain), "")
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"_|For(ConditionalGeneration|CausalLM|VisionText2Text)$", "", name).lower()
+
+
 def find_architecture(config: Config) -> Architecture:
     """Return the architecture of a config by its class name.
 
     Raises UnknownArchitectureError, with what was found and what to do, for everything else.
     """
-    declared = config.get("architectures")
-    name = declared[0] if isinstance(declared, list) and declared else None
+    name = class_name(config)
     for architecture in available():
         if name in architecture.class_names:
             return architecture
-    if original_format(config, str(name)):
+    refuse_known(config)
+    if config.get("mm_vision_tower"):
         raise UnknownArchitectureError(
-            f"this is a LLaVA checkpoint in its original format (class {name}, "
-            f"vision tower {config.get('mm_vision_tower')!r} named in the config)",
-            hint="use the Hugging Face conversion of the same model, for example "
+            f"this is a LLaVA fork (class {name}, vision tower "
+            f"{str(config['mm_vision_tower'])[:200]!r} named in the config) that transformers has "
+            "no form for",
+            hint="use the repository that the same model has in transformers' format, such as "
             "llava-hf/llava-1.5-7b-hf for liuhaotian/llava-v1.5-7b",
         )
-    if isinstance(name, str) and name in REFUSED:
-        raise UnknownArchitectureError(
-            f"{name} cannot take a dense connector: {REFUSED[name]}",
-            hint="run `dcsurgery architectures` to see the families that can",
-        )
     raise UnknownArchitectureError(
-        f"model class {name!r} (model_type {config.get('model_type')!r}) is not supported",
+        f"model class {name or None!r} (model_type {config.get('model_type')!r}) is not supported",
         hint="run `dcsurgery architectures` to see the supported families",
     )
+
+
+def refuse_known(config: Config) -> None:
+    """Refuse a model that is known, and known not to be readable as it is.
+
+    Raises UnknownArchitectureError: what it is, then the repository to use or the reason.
+    """
+    if isinstance(config.get("quantization"), dict) and "group_size" in config["quantization"]:
+        raise UnknownArchitectureError(
+            f"this is an MLX conversion, quantised to {config['quantization'].get('bits')} bits",
+            hint="convert the model it was made from; its README names it",
+        )
+    if config.get("s2") and config.get("mm_vision_tower"):
+        raise UnknownArchitectureError(
+            "this is a LLaVA with S2: its projector reads the tower at several scales "
+            f"({config.get('s2_scales')}) side by side, for which transformers' LLaVA has no words",
+            hint="use the model that was trained without S2",
+        )
+    name = class_name(config)
+    known = find_known(name)
+    if any(name in architecture.class_names for architecture in available()):
+        return
+    families = "run `dcsurgery architectures` to see the families that can"
+    if known is not None and known.twin:
+        raise UnknownArchitectureError(
+            f"{name} is the class of {known.repositories[0]} and its kind: {known.why}",
+            hint=f"use {known.twin}: the model in transformers' format",
+        )
+    reason = REFUSED.get(name) or (known and known.why)
+    if reason:
+        raise UnknownArchitectureError(
+            f"{name} cannot take a dense connector: {reason}", hint=families
+        )

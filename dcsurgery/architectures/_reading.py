@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dcsurgery.anatomy import Projector, Site, VisionTower
@@ -21,6 +21,16 @@ def require(condition: bool, message: str) -> None:
     """Raise AnatomyError with `message` unless the config and the tensors agree."""
     if not condition:
         raise AnatomyError(message, hint=CHECK)
+
+
+# Names of tensors that a method of quantisation puts beside, or instead of, a matrix.
+_METHODS = {
+    " by GPTQ": {"g_idx"},
+    " by AWQ": {"qzeros"},
+    " by bitsandbytes": {"absmax", "quant_map", "SCB"},
+    " by compressed-tensors": {"weight_packed", "weight_scale"},
+    " by MLX": {"scales", "biases"},
+}
 
 
 def find_tensor(tensors: Mapping[str, TensorEntry], suffix: str) -> TensorEntry:
@@ -142,6 +152,8 @@ def read_projector(
     """
     found = []
     for module, suffix in sites.items():
+        if not any(name.endswith(suffix) for name in tensors):
+            _refuse_packed(suffix, tensors)
         entry = find_tensor(tensors, suffix)
         _refuse_quantised(entry, tensors)
         is_matrix = len(entry.shape) in (2, 4)
@@ -168,7 +180,22 @@ def _refuse_quantised(weight: TensorEntry, tensors: Mapping[str, TensorEntry]) -
     )
     if weight.dtype not in FLOATS or extra:
         found = f"dtype {weight.dtype}" + (f", beside {', '.join(extra)}" if extra else "")
-        raise AnatomyError(
-            f"the projector's first matrix {weight.name} is quantised ({found})",
-            hint="convert the unquantised model first, then quantise the result",
-        )
+        raise _quantised(weight.name, found, extra)
+
+
+def _refuse_packed(suffix: str, tensors: Mapping[str, TensorEntry]) -> None:
+    """Refuse a matrix that is there in packed words alone, under names of its method."""
+    stem = suffix.removesuffix("weight")
+    packed = [n for n in tensors if n.endswith((f"{stem}qweight", f"{stem}weight_packed"))]
+    if packed:
+        extra = [name for name in tensors if name.startswith(packed[0].rpartition(".")[0] + ".")]
+        raise _quantised(f"...{suffix}", f"stored as {packed[0]}", extra)
+
+
+def _quantised(name: str, found: str, extra: Sequence[str]) -> AnatomyError:
+    ends = {part for item in extra for part in item.split(".")}
+    method = next((by for by, marks in _METHODS.items() if ends & marks), "")
+    return AnatomyError(
+        f"the projector's first matrix {name} is quantised{method} ({found})",
+        hint="convert the unquantised model first, then quantise the result",
+    )

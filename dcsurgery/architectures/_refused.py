@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 _QFORMER = "a Q-Former reads the tower: its projection sees query tokens, not patch tokens"
 _RESAMPLER = "its projector is an attention resampler: what it gives are queries, not patch tokens"
 _CROSS = "its language model reads the tower by cross-attention: there is no projector"
@@ -55,10 +53,3 @@ REFUSED: dict[str, str] = {
         "not load it as an image-text-to-text model"
     ),
 }
-
-
-def original_format(config: dict[str, Any], class_name: str) -> bool:
-    """Return whether a config belongs to the original LLaVA code base or one of its forks."""
-    return bool(config.get("mm_vision_tower")) or class_name.startswith(
-        ("LlavaLlama", "LlavaMistral", "LlavaQwen")
-    )

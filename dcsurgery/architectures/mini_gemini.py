@@ -119,5 +119,6 @@ ARCHITECTURES = (
         towers="CLIP with ConvNeXt",
         arrange=arrange,
         preprocess=preprocess,
+        portable=False,
     ),
 )

@@ -326,6 +326,7 @@ ARCHITECTURES = (
             window="vision_config.merge_kernel_size",
         ),
         arrange=_rows.merge_frames,
+        portable=False,
         parameter_names=(
             ("mm_projector.proj.0.", "mm_projector.in_proj."),
             ("mm_projector.proj.2.", "mm_projector.out_proj."),

@@ -5,25 +5,23 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dcsurgery.checkpoint.model_ref import FOREIGN_PREFIXES, FOREIGN_SUFFIXES, ModelRef
+from dcsurgery.checkpoint.leftovers import is_leftover
+from dcsurgery.checkpoint.model_ref import FOREIGN_PREFIXES, FOREIGN_SUFFIXES
 from dcsurgery.errors import (
-    CheckpointError,
     CheckpointNotFoundError,
     MalformedCheckpointError,
-    RequestError,
     UnsafeFormatError,
 )
 
 MAX_JSON = 64 * 1024 * 1024
 MAX_CONFIG = 10 * 1024 * 1024
-IGNORED = {".git", ".cache", ".gitattributes", ".gitignore", "__pycache__", ".DS_Store"}
+WRITTEN = ".dcsurgery.json"
+IGNORED = {".git", ".cache", ".gitattributes", ".gitignore", WRITTEN}
 FOREIGN = (*FOREIGN_SUFFIXES, ".safetensors", ".safetensors.index.json", ".bin.index.json")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-DELTA_PLAN = "dense_connector/plan.json"
 
 
 def is_foreign_weight(name: str) -> bool:
@@ -43,7 +41,8 @@ def changed(name: str) -> MalformedCheckpointError:
 
 
 def list_files(folder: Path) -> list[str]:
-    """Return every regular file below a folder as sorted posix paths; links must stay inside it.
+    """Return every regular file below a folder as sorted posix paths; links must stay inside it,
+    but for leftovers of a training.
 
     Raises UnsafeFormatError for links that leave the folder (or the same Hub cache) and for
     anything that is neither file nor folder.
@@ -59,7 +58,9 @@ def list_files(folder: Path) -> list[str]:
         folders[:] = sorted(name for name in folders if name not in IGNORED)
         for name in [*names, *(item for item in folders if (Path(root) / item).is_symlink())]:
             relative = (Path(root) / name).relative_to(folder).as_posix()
-            if name not in IGNORED:
+            if is_leftover(relative):
+                found.append(relative)  # looked at no further: trackers link whatever they like
+            elif name not in IGNORED:
                 path = safe_path(folder, relative)
                 _require_usable(path, relative)
                 if name in names:
@@ -175,51 +176,6 @@ def render_object(value: Mapping[str, Any], name: str) -> str:
         raise MalformedCheckpointError(
             f"{name} is nested too deeply", hint="fetch the file again"
         ) from None
-
-
-def require_config(ref: ModelRef, files: list[str], read: Callable[[str], str]) -> None:
-    """Refuse folders without a config.json, saying what they are."""
-    if DELTA_PLAN in files and "config.json" not in files:
-        raise RequestError(
-            f"{ref.name} is a delta written by dcsurgery, made for {_base_of(read)}, not a model",
-            hint=f"name that model; dcsurgery.load({ref.name!r}) loads both together",
-        )
-    if "config.json" not in files:
-        raise CheckpointNotFoundError(
-            f"{ref.name} has no config.json", hint="name the folder that transformers would load"
-        )
-
-
-def require_weights(ref: ModelRef, files: list[str]) -> None:
-    """Refuse folders that hold no safetensors weights, or two sets of them."""
-    single, index = "model.safetensors" in files, "model.safetensors.index.json" in files
-    if single and index:
-        raise MalformedCheckpointError(
-            f"{ref.name} has both model.safetensors and an index of shards",
-            hint="transformers would read the single file and leave the rest random: remove one",
-        )
-    if single or index:
-        return
-    pickles = [name for name in files if name.endswith(PICKLES)]
-    if pickles:
-        raise UnsafeFormatError(
-            f"{ref.name} holds its weights as pickles only ({', '.join(pickles[:3])}), "
-            "which can run code when read",
-            hint="load it with transformers and save_pretrained() it once: that writes safetensors",
-        )
-    raise CheckpointNotFoundError(
-        f"{ref.name} has neither model.safetensors nor model.safetensors.index.json",
-        hint="fetch the model again, or name the folder that holds its weights",
-    )
-
-
-def _base_of(read: Callable[[str], str]) -> str:
-    try:
-        base = parse_object(read(DELTA_PLAN), DELTA_PLAN).get("base")
-    except CheckpointError:
-        base = None
-    name = base.get("id") if isinstance(base, dict) else None
-    return repr(name[:200]) if isinstance(name, str) else "another model"
 
 
 def read_weight_map(

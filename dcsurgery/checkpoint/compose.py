@@ -53,11 +53,13 @@ class NewTensor:
 
 
 def arranged(header: Header, replacements: Mapping[str, NewTensor]) -> list[TensorEntry]:
-    """Return the new entries in the old order, or wider dtypes first where one lost alignment."""
-    wanted = [
-        (item.name, item.dtype, item.shape)
-        for item in (replacements.get(name, entry) for name, entry in header.tensors.items())
-    ]
+    """Return the new entries in the old order, those the header has not behind them.
+
+    Wider dtypes come first where one lost its alignment.
+    """
+    items = [replacements.get(name, entry) for name, entry in header.tensors.items()]
+    items += [item for name, item in replacements.items() if name not in header.tensors]
+    wanted = [(item.name, item.dtype, item.shape) for item in items]
     entries = lay_out(wanted)
     if all(entry.begin % max(1, DTYPE_BITS[entry.dtype] // 8) == 0 for entry in entries):
         return entries

@@ -18,6 +18,7 @@ from dcsurgery.checkpoint.headers import (
     read_header,
 )
 from dcsurgery.checkpoint.hub import HubUnreachableError, list_repository, read_range
+from dcsurgery.checkpoint.leftovers import is_leftover
 from dcsurgery.checkpoint.model_ref import ModelRef, fetch, fetch_cached, parse_reference
 from dcsurgery.checkpoint.pickles import open_reader, read_pickle
 from dcsurgery.checkpoint.weight_files import (
@@ -27,6 +28,7 @@ from dcsurgery.checkpoint.weight_files import (
     Layout,
     find_layout,
     never,
+    require_config,
 )
 from dcsurgery.errors import AnatomyError, CheckpointNotFoundError, MalformedCheckpointError
 
@@ -54,7 +56,8 @@ class Checkpoint:
 
     `side_files` are all files that travel with the weights (tokenizer, processor, code, ...), as
     posix paths; `left_out` are weights in other formats and safetensors files outside the index,
-    which no loader of this checkpoint reads; `remote_sizes` the bytes of every file still on the
+    which no loader of this checkpoint reads; `set_aside` what trainings and editors left there, by
+    is_leftover; `remote_sizes` the bytes of every file still on the
     Hub; `stamps` of local files were taken before any was read.
     """
 
@@ -68,6 +71,7 @@ class Checkpoint:
     remote_sizes: Mapping[str, int] = field(default_factory=dict)
     stamps: Mapping[str, Stamp] = field(default_factory=dict, compare=False)
     index_name: str = INDEX
+    set_aside: tuple[str, ...] = ()
 
     @cached_property
     def tensors(self) -> dict[str, TensorEntry]:
@@ -196,14 +200,33 @@ def open_checkpoint(
     *,
     weights: bool = False,
     pickles: Callable[[dict[str, Any]], bool] = never,
+    keep_all: bool = False,
 ) -> Checkpoint:
     """Open a folder or a Hub model and check all its headers. Raises CheckpointError.
 
     A Hub model is read by range requests (config, index and header bytes only); `weights` then
     fetches it into huggingface_hub's cache. Where the Hub cannot be reached, a cached snapshot is
     opened instead. `pickles(config)` says whether weights in torch's zip files are accepted where
-    there are no others; nothing in them is run.
+    there are no others; nothing in them is run. What it raises comes before any weights are
+    read. `keep_all` counts leftovers of a training as side files.
     """
+    found = _open(model, revision, weights=weights, pickles=pickles)
+    if not keep_all:
+        return found
+    kept = found.set_aside
+    stamps = dict(found.stamps)
+    if found.ref.folder is not None:
+        stamps |= {name: _stamp(checks.safe_path(found.ref.folder, name), name) for name in kept}
+    return replace(found, side_files=(*found.side_files, *kept), set_aside=(), stamps=stamps)
+
+
+def _open(
+    model: str | Path,
+    revision: str | None,
+    *,
+    weights: bool,
+    pickles: Callable[[dict[str, Any]], bool],
+) -> Checkpoint:
     ref = parse_reference(model, revision)
     if ref.folder is None:
         try:
@@ -222,7 +245,7 @@ def _open_folder(
     ref: ModelRef, folder: Path, pickles: Callable[[dict[str, Any]], bool]
 ) -> Checkpoint:
     files = checks.list_files(folder)
-    stamps = {name: _stamp(folder / name, name) for name in files}
+    stamps = {name: _stamp(folder / name, name) for name in files if not is_leftover(name)}
     if ref.in_cache and ref.commit is None:
         ref = replace(ref, commit=folder.resolve().name)
 
@@ -270,7 +293,7 @@ def _assemble(
     open_weights: Callable[[str, bool], WeightFile],
     pickles: Callable[[dict[str, Any]], bool],
 ) -> Checkpoint:
-    checks.require_config(ref, files, read_json)
+    require_config(ref, files, read_json)
     config_text = read_json(CONFIG)
     config = checks.parse_object(config_text, CONFIG)
     layout = find_layout(ref, files, read_json, pickles=pickles(config))
@@ -279,7 +302,8 @@ def _assemble(
         opened = tuple(pool.map(lambda name: open_weights(name, layout.pickled), layout.names))
     _check_homes(opened, layout)
     known = {CONFIG, layout.index_name, *layout.names}
-    others = [name for name in files if name not in known]
+    rest = [name for name in files if name not in known]
+    others = [name for name in rest if not is_leftover(name)]
     return Checkpoint(
         ref=ref,
         config=config,
@@ -289,6 +313,7 @@ def _assemble(
         side_files=tuple(name for name in others if not checks.is_foreign_weight(name)),
         left_out=tuple(name for name in others if checks.is_foreign_weight(name)),
         index_name=layout.index_name,
+        set_aside=tuple(name for name in rest if is_leftover(name)),
     )
 
 

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dcsurgery.checkpoint.model_ref import is_cache_path
+from dcsurgery.checkpoint.written import AWAY, listed, require_ours, strangers
 from dcsurgery.errors import CheckpointError, OutputExistsError, RequestError
+from dcsurgery.printing.units import size
 
-ELSEWHERE = "choose another --output"
+ELSEWHERE = "choose another output folder"
 
 
 def absolute_output(output: Path) -> Path:
@@ -28,7 +30,8 @@ def check_output(
 ) -> None:
     """Refuse an output that cannot or must not be written; writes nothing.
 
-    Raises OutputExistsError, RequestError or CheckpointError (no room for `needed` bytes).
+    `overwrite` replaces a folder in which all is as dcsurgery wrote it, nothing else. Raises
+    OutputExistsError, RequestError or CheckpointError (no room for `needed` bytes).
     """
     try:
         output = absolute_output(output)
@@ -46,8 +49,11 @@ def check_output(
     if not writable:
         raise RequestError(f"{parent} is not writable", hint=ELSEWHERE)
     if needed > free:
+        wanted, room = size(needed), size(free)
+        if wanted == room:
+            wanted, room = f"{needed:,} B", f"{free:,} B"
         raise CheckpointError(
-            f"{needed / 1e9:.2f} GB are needed at {parent}, {free / 1e9:.2f} GB are free",
+            f"{wanted} are needed at {parent}, {room} are free",
             hint="free some space, choose another disk, or use --link or --form delta",
         )
 
@@ -56,37 +62,62 @@ def _check_place(output: Path, sources: Sequence[Path]) -> None:
     resolved = output.resolve()
     root = staging_root(resolved)
     for source in (path.resolve() for path in sources):
-        if resolved == source or source in resolved.parents or resolved in source.parents:
+        if _inside(resolved, source) or _inside(source, resolved):
             raise RequestError(
                 f"the output {output} and the model {source} contain each other",
-                hint="choose an --output outside the model's folder",
+                hint="choose an output outside the model's folder",
             )
-        if source == root or root in source.parents:
+        if _inside(source, root):
             raise RequestError(
                 f"the model {source} lies where {output} is prepared, and would be cleared",
-                hint="move the model, or choose another --output",
+                hint="move the model, or choose another output folder",
             )
     if is_cache_path(output):
         raise RequestError(f"{output} is inside a Hub cache", hint=ELSEWHERE)
 
 
+def _inside(path: Path, folder: Path) -> bool:
+    """Return whether a path is a folder or below it; names may differ where a disk ignores case."""
+    return any(
+        place == folder or (place.exists() and folder.exists() and place.samefile(folder))
+        for place in (path, *path.parents)
+    )
+
+
 def _check_existing(output: Path, overwrite: bool) -> None:
-    if output.is_symlink() or (output.exists() and not output.is_dir()):
-        raise OutputExistsError(f"{output} exists and is not a folder", hint=ELSEWHERE)
-    if not output.is_dir():
+    if output.is_symlink():
+        raise OutputExistsError(f"{output} is a link to {os.readlink(output)}", hint=ELSEWHERE)
+    if not output.exists():
         return
-    if not overwrite and any(output.iterdir()):
-        raise OutputExistsError(
-            f"{output} exists and is not empty",
-            hint="choose another --output, or replace it with --overwrite",
-        )
+    if not output.is_dir():
+        raise OutputExistsError(f"{output} exists and is not a folder", hint=ELSEWHERE)
     # Also for an empty folder: it is replaced by another one, not filled.
     resolved = output.resolve()
     here, home = Path.cwd().resolve(), Path(os.path.expanduser("~")).resolve()
     if resolved in {here, *here.parents, home, *home.parents} or os.path.ismount(resolved):
         raise RequestError(
-            f"{output} is not a folder to replace", hint="choose an --output inside it"
+            f"{output} is not a folder to replace", hint="choose an output folder inside it"
         )
+    check_content(output, overwrite)
+
+
+def check_content(output: Path, overwrite: bool) -> None:
+    """Refuse a folder that may not be replaced for what is in it, or because it is read-only.
+
+    Raises OutputExistsError, OSError for one that cannot be read.
+    """
+    inside = [entry.name for entry in os.scandir(output)]
+    if inside and not overwrite:
+        found = strangers(output)
+        replace = "" if found else ", or replace it with --overwrite"
+        raise OutputExistsError(
+            f"{output} is not empty: it holds {listed(found or sorted(inside))}",
+            hint=ELSEWHERE + replace,
+        )
+    require_ours(output, strangers(output) if inside else [])
+    for root, _, _ in os.walk(output):
+        if not (os.access(root, os.W_OK | os.X_OK) and os.stat(root).st_mode & 0o222):
+            raise OutputExistsError(f"{root} is read-only", hint=AWAY)
 
 
 def on_same_disk(source: Path, output: Path) -> bool:

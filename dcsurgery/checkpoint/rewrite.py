@@ -106,11 +106,14 @@ def _steps(
 def updated_index(checkpoint: Checkpoint, replacements: Mapping[str, NewTensor]) -> str:
     """Return the index with its totals corrected, keys in their order."""
     grown_bytes = grown_values = 0
-    for name, tensor in replacements.items():
-        entry = checkpoint.tensors[name]
-        grown_bytes += tensor.nbytes - entry.nbytes
-        grown_values += _count(tensor.shape) - _count(entry.shape)
     index: dict[str, Any] = dict(checkpoint.index or {})
+    for name, tensor in replacements.items():
+        entry = checkpoint.tensors.get(name)
+        grown_bytes += tensor.nbytes - (entry.nbytes if entry else 0)
+        grown_values += _count(tensor.shape) - (_count(entry.shape) if entry else 0)
+        if entry is None:
+            home = _home_of_new(checkpoint, replacements)
+            index["weight_map"] = {**index["weight_map"], name: home}
     metadata = dict(index["metadata"])
     total = sum(entry.nbytes for entry in checkpoint.tensors.values())
     metadata["total_size"] = total + grown_bytes
@@ -118,6 +121,12 @@ def updated_index(checkpoint: Checkpoint, replacements: Mapping[str, NewTensor])
         metadata["total_parameters"] += grown_values
     index["metadata"] = metadata
     return render_object(index, INDEX)
+
+
+def _home_of_new(checkpoint: Checkpoint, replacements: Mapping[str, NewTensor]) -> str:
+    """Return the file that tensors go to which the checkpoint has not: the first replaced one's."""
+    known = next(name for name in replacements if name in checkpoint.tensors)
+    return checkpoint.file_of(known).name
 
 
 def _count(shape: Sequence[int]) -> int:
@@ -165,8 +174,10 @@ def write_checkpoint(
     for file in checkpoint.weights:
         target = _place(folder, file.name)
         own = {name: new for name, new in replacements.items() if name in file.header.tensors}
+        if own and file.name == _home_of_new(checkpoint, replacements):
+            own |= {n: new for n, new in replacements.items() if n not in checkpoint.tensors}
         source = checkpoint.whole_file(file.name)
-        if source is None:
+        if source is None or not own.keys() <= file.header.tensors.keys():
             moved = compose_file(checkpoint, file.header, target, own)
         elif own:
             moved = rewrite_shard(source, file.header, target, own)

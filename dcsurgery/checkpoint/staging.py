@@ -1,9 +1,10 @@
 """An output folder that exists whole or not at all.
 
-`OUT.partial/` holds a lock and `new/`, the folder being filled. The kernel frees the lock of a
-killed process, so the next run recognises its remains and clears them. One rename publishes `new/`
-as OUT; one exchange replaces an older OUT, which is then `new/` until it is removed. Where there is
-no exchange, the older one waits as `old/`: beside a `new/`, it was not replaced and goes back.
+`OUT.partial/` holds a lock, whose name marks it as ours, and `new/`, the folder being filled. The
+kernel frees the lock of a killed process, so the next run recognises its remains and clears them.
+One rename publishes `new/` as OUT; one exchange replaces an older OUT, which is then `new/` until
+it is removed. Where there is no exchange, the older one waits as `old/`: beside a `new/`, it was
+not replaced and goes back.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from dcsurgery.checkpoint.copying import make_folder, raise_write_error
 from dcsurgery.checkpoint.destination import (
     ELSEWHERE,
     absolute_output,
+    check_content,
     check_output,
     staging_root,
 )
+from dcsurgery.checkpoint.written import AWAY, record
 from dcsurgery.errors import CheckpointError, DcSurgeryError, OutputExistsError, RequestError
 
 try:
@@ -30,7 +33,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-LOCK = "lock"
+LOCK = "dcsurgery.lock"
 NEW = "new"
 OLD = "old"
 RENAME_EXCHANGE = 2
@@ -63,6 +66,7 @@ def staged_output(
             staging = root / NEW
             make_folder(staging)
             yield staging
+            record(staging)
             _sync_tree(staging)
             _publish(staging, output, overwrite)
             published = True
@@ -122,7 +126,7 @@ def _make_root(root: Path) -> None:
     if root.is_symlink() or not ours:
         raise OutputExistsError(
             f"{root} is in the way and dcsurgery did not make it",
-            hint="move it away, or choose another --output",
+            hint=AWAY,
         )
 
 
@@ -133,7 +137,7 @@ def _take(lock: int, root: Path, output: Path) -> bool:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise OutputExistsError(
-            f"another process is writing {output}", hint="wait for it, or choose another --output"
+            f"another process is writing {output}", hint=f"wait for it, or {ELSEWHERE}"
         ) from None
     return os.fstat(lock).st_ino == (root / LOCK).stat().st_ino
 
@@ -158,12 +162,6 @@ def _empty(root: Path) -> None:
             if not leftover.is_dir() or leftover.is_symlink():
                 leftover.unlink()
         shutil.rmtree(leftover, ignore_errors=True)
-        if leftover.exists():
-            # Folders without write permission, as an old output may hold.
-            for folder, _, _ in os.walk(leftover):
-                with suppress(OSError):
-                    os.chmod(folder, 0o700)
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _clear(root: Path, output: Path, lock: int) -> None:
@@ -209,6 +207,8 @@ def _sync(path: Path) -> None:
 
 def _publish(staging: Path, output: Path, overwrite: bool) -> None:
     try:
+        if overwrite and output.is_dir():
+            check_content(output, overwrite)  # it took a while to write the new one
         if not (overwrite and output.exists()):
             os.rename(staging, output)
         elif not _exchange(staging, output):

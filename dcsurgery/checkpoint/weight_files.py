@@ -8,11 +8,18 @@ from typing import Any
 
 from dcsurgery.checkpoint import checks
 from dcsurgery.checkpoint.model_ref import ModelRef
-from dcsurgery.errors import CheckpointNotFoundError
+from dcsurgery.checkpoint.other_formats import refuse_folder
+from dcsurgery.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    MalformedCheckpointError,
+    RequestError,
+)
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+DELTA_PLAN = "dense_connector/plan.json"
 PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 # What a training of LLaVA leaves beside or instead of a model.
@@ -39,6 +46,47 @@ def never(_: dict[str, Any]) -> bool:
     return False
 
 
+def require_config(ref: ModelRef, files: list[str], read: Callable[[str], str]) -> None:
+    """Refuse folders without a config.json, saying what they are."""
+    if CONFIG in files:
+        return
+    if DELTA_PLAN in files:
+        raise RequestError(
+            f"{ref.name} is a delta written by dcsurgery, made for {_base_of(read)}, not a model",
+            hint=f"name that model; dcsurgery.load({ref.name!r}) loads both together",
+        )
+    refuse_folder(ref.name, files, read)
+    raise CheckpointNotFoundError(
+        f"{ref.name} has no config.json", hint="name the folder that transformers would load"
+    )
+
+
+def require_weights(ref: ModelRef, files: list[str], read: Callable[[str], str]) -> None:
+    """Refuse folders that hold no safetensors weights, or two sets of them."""
+    single, index = SINGLE in files, INDEX in files
+    if single and index:
+        raise MalformedCheckpointError(
+            f"{ref.name} has both {SINGLE} and an index of shards",
+            hint="transformers would read the single file and leave the rest random: remove one",
+        )
+    if single or index:
+        return
+    refuse_folder(ref.name, files, read)
+    raise CheckpointNotFoundError(
+        f"{ref.name} has neither {SINGLE} nor {INDEX}",
+        hint="fetch the model again, or name the folder that holds its weights",
+    )
+
+
+def _base_of(read: Callable[[str], str]) -> str:
+    try:
+        base = checks.parse_object(read(DELTA_PLAN), DELTA_PLAN).get("base")
+    except CheckpointError:
+        base = None
+    name = base.get("id") if isinstance(base, dict) else None
+    return repr(name[:200]) if isinstance(name, str) else "another model"
+
+
 def find_layout(
     ref: ModelRef, files: list[str], read_json: Callable[[str], str], *, pickles: bool
 ) -> Layout:
@@ -56,7 +104,7 @@ def find_layout(
             hint="merge them into their base with the code that trained them, and name the result",
         )
     if not pickled:
-        checks.require_weights(ref, files)
+        require_weights(ref, files, read_json)
     single, index_name = (PICKLE, PICKLE_INDEX) if pickled else (SINGLE, INDEX)
     if index_name not in files:
         return Layout((single,), index_name, None, {})

@@ -107,6 +107,8 @@ def ask(
             frame_pool=options.frame_pool,
             orientation=options.orientation,
         )
+    if options.prompt == "plain":
+        out.tell("the plain prompt shows the pictures alone: the question is left out")
     if asked.clip is not None:
         out.tell(f"{len(asked.clip.frames)} of {asked.clip.total} frames")
     models = [(model, options)]

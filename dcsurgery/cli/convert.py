@@ -39,6 +39,7 @@ def convert(
         "revision": revision,
         "overwrite": write.overwrite,
         "link": write.link,
+        "keep_all": write.keep_all,
         "towers": read_towers(write.tower),
     }
     if write.dry_run:

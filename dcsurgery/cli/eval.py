@@ -82,9 +82,9 @@ class EvalOptions:
         int | None, typer.Option(metavar="N", help="Use the first N rows only. Default: all.")
     ] = None
     max_bad: Annotated[
-        float,
+        str,
         typer.Option(metavar="PERCENT", help="Rows that may be unusable before it is an error."),
-    ] = 1.0
+    ] = "1%"
     split: Annotated[
         str, typer.Option(metavar="NAME", help="Split of a Hugging Face data set.")
     ] = "train"
@@ -150,7 +150,7 @@ def _score_files(options: EvalOptions, out: Output) -> EvalReport:
             images=options.images,
             metric=options.metric,
             limit=options.limit,
-            max_bad=options.max_bad / 100,
+            max_bad=options.max_bad,
             seed=options.seed,
             split=options.split,
             columns=parse_columns(options.columns),
@@ -164,6 +164,7 @@ def _ask(models: list[str], options: EvalOptions, out: Output) -> EvalReport:
     # What is fetched from the Hub shows its own bars.
     with out.working(text, fetches=True) if remote else out.stepping(text) as show:
         from dcsurgery.data.columns import parse_columns
+        from dcsurgery.data.tally import checked_percent
         from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
 
         def progress(done: int, rows: int, model: str) -> None:
@@ -175,7 +176,7 @@ def _ask(models: list[str], options: EvalOptions, out: Output) -> EvalReport:
             batch_size=options.batch_size,
             max_new_tokens=options.max_new_tokens,
             limit=options.limit,
-            max_bad=options.max_bad / 100,
+            max_bad=checked_percent(options.max_bad),
             seed=options.seed,
             prompt=cast("Prompt", options.prompt),
             orientation=cast(Literal["exif", "raw"], options.orientation),
@@ -201,6 +202,7 @@ def show_report(report: EvalReport, out: Output) -> None:
     from collections import Counter
 
     from dcsurgery.data.census import Census
+    from dcsurgery.data.tally import Losses
 
     out.show(f"{report.metric} on {report.rows} rows of {report.data}", "bold")
     kinds: list[str | None] = [None, *report.models[0].by_type]
@@ -210,6 +212,9 @@ def show_report(report: EvalReport, out: Output) -> None:
     if report.skipped_rows:
         named = "; ".join(f"{name}: {why}" for name, why in list(report.skipped.items())[:3])
         out.show(f"{report.skipped_rows} rows could not be used: {named}")
+    for model, counts in report.dropped.items():
+        for line in Losses(dropped=counts).lines(0):
+            out.show(f"{model}: {line}")
     census = Census(
         report.rows_with_pictures,
         report.rows_without_pictures,

@@ -38,7 +38,8 @@ class ExportOptions:
         str,
         typer.Option(
             metavar="FORM",
-            help="stock: a complete checkpoint for plain transformers. reference: one for the "
+            help="stock: a complete checkpoint for plain transformers. portable: one that brings "
+            "the connector's code along, for any family. reference: one for the "
             "reference's own code.",
         ),
     ] = "stock"

@@ -13,6 +13,7 @@ import typer
 from dcsurgery.cli.options import AsJson, Columns, Model, Quiet, Revision
 from dcsurgery.cli.output import Output
 from dcsurgery.connectors.request import Connector
+from dcsurgery.errors import DcSurgeryError
 from dcsurgery.training.settings import TrainingSettings
 
 EXAMPLES = (
@@ -60,7 +61,10 @@ class JobOptions:
     ] = None
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Replace OUT, and a training that stopped on its way."),
+        typer.Option(
+            "--overwrite",
+            help="Replace OUT, if dcsurgery wrote all of it, and a training that stopped there.",
+        ),
     ] = False
     resume: Annotated[
         bool,
@@ -114,22 +118,28 @@ def finetune(
     if job.output is not None and not job.dry_run:
         _train(model, job.output, arguments, out)
     else:
-        nothing = "dry run: nothing was trained or written; [[...]] is what carries the loss"
-        out.result(plan, f"\n{nothing}")
+        nothing = "\ndry run: nothing was trained or written; [[...]] is what carries the loss"
+        out.result(plan, "\n".join([*plan.hints, nothing]))
 
 
 def _train(model: str, output: Path, arguments: Mapping[str, Any], out: Output) -> None:
+    from dcsurgery.training.checkpoints import latest_checkpoint
     from dcsurgery.training.feeding import rank
     from dcsurgery.training.finetune import finetune_connector
+    from dcsurgery.training.workspace import training_folder
 
     if rank():
         out = Output(quiet=True)
-    again = f"dcsurgery finetune {shlex.quote(model)} ... -o {shlex.quote(str(output))} --resume"
+    again = "the same command with --resume"
     with out.stepping(f"training {model}") as show:
         try:
-            done = finetune_connector(model, progress=show, **arguments)
+            done = finetune_connector(model, progress=show, tell=out.tell, **arguments)
         except (KeyboardInterrupt, SystemExit):
             out.tell(_stopped(output, again))
+            raise
+        except DcSurgeryError:
+            if latest_checkpoint(training_folder(output)) is not None:
+                out.tell(_stopped(output, again))
             raise
     if not rank():
         out.result(done, f"\nnext:\n  dcsurgery verify {shlex.quote(str(done.output))}")

@@ -50,7 +50,10 @@ Columns = Annotated[
 ]
 Overwrite = Annotated[
     bool,
-    typer.Option("--overwrite", help="Replace OUT, which stays until the new one is whole."),
+    typer.Option(
+        "--overwrite",
+        help="Replace OUT, if dcsurgery wrote all of it; it stays until the new one is whole.",
+    ),
 ]
 Link = Annotated[
     bool,
@@ -109,6 +112,14 @@ class WriteOptions:
     output: Out = None
     overwrite: Overwrite = False
     link: Link = False
+    keep_all: Annotated[
+        bool,
+        typer.Option(
+            "--keep-all",
+            help="Copy what a training or an editor left in MODEL too: logs, optimiser, "
+            "checkpoints, hidden files.",
+        ),
+    ] = False
     tower: Towers = None
     dry_run: DryRun = False
 

@@ -22,10 +22,9 @@ def layout(anatomy: Anatomy, asked: Connector) -> FeatureLayout:
     if layers is None:
         blocks = dci_blocks(anatomy.feature_layer, asked.groups, anatomy.first_state)
         return FeatureLayout("dci", blocks)
+    depth = anatomy.tower.depth
+    layers = tuple(distinct_layers(group, depth) for group in layers)
     if len(layers) == 1 and asked.groups > 1:
         only = layers[0]
         layers = tuple(only[run.start : run.stop] for run in split_evenly(len(only), asked.groups))
-    depth = anatomy.tower.depth
-    return FeatureLayout(
-        "dci", tuple(FeatureBlock(distinct_layers(group, depth)) for group in layers)
-    )
+    return FeatureLayout("dci", tuple(map(FeatureBlock, layers)))

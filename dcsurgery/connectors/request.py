@@ -85,9 +85,10 @@ class Connector:
         Form | None,
         Told(
             "stock: a complete checkpoint that plain transformers loads. delta: the connector "
-            "alone, megabytes; dcsurgery loads it with its base. reference: what the paper's own "
-            "code (HJYao00/DenseConnector) saves and loads. Default: stock where the model's "
-            "config has words for it, else delta.",
+            "alone, megabytes; dcsurgery loads it with its base. portable: a complete checkpoint "
+            "with the connector's code inside, for plain transformers with trust_remote_code and "
+            "for servers. reference: what the paper's own code (HJYao00/DenseConnector) saves and "
+            "loads. Default: stock where the model's config has words for it, else delta.",
             "FORM",
         ),
     ] = None

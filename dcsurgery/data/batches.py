@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from random import Random
 from typing import Any, Literal
 
 import torch
@@ -13,15 +15,20 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from dcsurgery.data.census import Census
-from dcsurgery.data.conversations import BadRow, BadRows, Row, for_training
+from dcsurgery.data.conversations import BadRow, Row, for_training
 from dcsurgery.data.pictures import RowError
 from dcsurgery.data.prompts import IGNORED, TOKEN_FIELDS, Encoded, Prompter
 from dcsurgery.data.rows import Rows
+from dcsurgery.data.tally import BadRows, Losses, Tally
 from dcsurgery.errors import RequestError
 
 Values = dict[str, Tensor]
 # Rows of a stream that are read before the share of bad ones means anything.
 ENOUGH = 100
+# Rows that are encoded before a training begins.
+SAMPLE = 64
+# The key of a row that says whether it was cut, and whether inside an answer: [2].
+CUTS = "dcsurgery_cuts"
 LETTERS_PER_TOKEN = 4
 
 
@@ -30,9 +37,9 @@ class TrainingDataset(Dataset[Values]):
 
     All rows are looked at first, pictures without decoding them; bad ones are skipped. A row that
     only fails when it is encoded is counted then, and the next usable one takes its place, so that
-    batches keep their size and a seed its order. `bad` holds both kinds. `census` counts the
-    usable rows, `first` has the first one of each layout. Raises RequestError when more than
-    `max_bad` (a share) of the rows are bad, or none has a picture.
+    batches keep their size and a seed its order. `bad` holds both kinds, `tally` the rows that lost
+    something. `census` counts the usable rows, `first` has the first one of each layout. Raises
+    RequestError when more than `max_bad` percent of the rows are bad, or none has a picture.
     """
 
     def __init__(
@@ -41,13 +48,14 @@ class TrainingDataset(Dataset[Values]):
         prompter: Prompter,
         *,
         max_length: int | None = None,
-        max_bad: float = 0.01,
+        max_bad: float | str = 1.0,
     ) -> None:
         self.rows = rows
         self.prompter = prompter
         self.max_length = max_length
         self.bad = BadRows(len(rows), max_bad)
-        self.truncated: set[int] = set()
+        self.tally = Tally()
+        self.measured: Measured | None = None
         self._late: dict[int, BadRow] = {}
         self._bad_file: Path | None = None
         self.census = Census()
@@ -73,9 +81,10 @@ class TrainingDataset(Dataset[Values]):
             if index in self.bad:
                 continue
             try:
-                return self.encode(index).values
+                return _flagged(self.encode(index))
             except RowError as error:
-                self._note(index, BadRow(self.rows.name_of(index), error.message))
+                self._note(index, BadRow.of(self.rows.name_of(index), error))
+                self.bad.check()
         raise RequestError(f"{self.rows.name} has no row to train on", hint="see the bad rows")
 
     def name_of(self, place: int) -> str:
@@ -83,18 +92,37 @@ class TrainingDataset(Dataset[Values]):
         order = self.usable[place:] + self.usable[:place]
         return self.rows.name_of(next((row for row in order if row not in self.bad), order[0]))
 
-    def collect_bad(self, file: Path) -> None:
-        """Write rows that only fail when they are encoded, old ones too: a JSON object per line."""
+    def collect_bad(self, file: Path, *, old: bool = True) -> None:
+        """Write rows that only fail when they are encoded: a JSON object per line.
+
+        `old`: those found so far too.
+        """
         self._bad_file = file
-        for index, bad in self._late.items():
+        for index, bad in self._late.items() if old else ():
             self._write(index, bad)
 
     def encode(self, index: int) -> Encoded:
         """Return the row at an index of the source, encoded. Raises RowError."""
         encoded = self.prompter.encode(self.rows[index], self.max_length)
-        if encoded.truncated:
-            self.truncated.add(index)
+        _count(self.tally, index, encoded)
         return encoded
+
+    def measure(self, count: int = SAMPLE) -> None:
+        """Encode rows drawn from all the data, as training will, and keep what became of them.
+
+        Raises RequestError when more are bad than `max_bad` lets expect.
+        """
+        sample = Random(0).sample(self.usable, min(count, len(self.usable)))
+        tally, found = Tally(), []
+        for index in sorted(sample):
+            try:
+                _count(tally, index, self.prompter.encode(self.rows[index], self.max_length))
+            except RowError as error:
+                found.append(BadRow.of(self.rows.name_of(index), error))
+                self._note(index, found[-1])
+        self.bad.check()
+        self.bad.check_sample(found, len(sample))
+        self.measured = Measured(len(sample), len(found), tally.counts())
 
     def _look(self, index: int, row: Row | BadRow) -> int | None:
         """Return a row's estimated length; None, noted, for a bad one."""
@@ -106,7 +134,7 @@ class TrainingDataset(Dataset[Values]):
             for image in row.images:
                 image.check()
         except RowError as error:
-            self.bad.add(index, BadRow(row.id, error.message))
+            self.bad.add(index, BadRow.of(row.id, error))
             return None
         self.census.add(row)
         self.first.setdefault(row.layout, index)
@@ -116,7 +144,6 @@ class TrainingDataset(Dataset[Values]):
         self.bad.add(index, bad)
         self._late[index] = bad
         self._write(index, bad)
-        self.bad.check()
 
     def _write(self, index: int, bad: BadRow) -> None:
         if self._bad_file is not None:
@@ -129,7 +156,7 @@ class StreamedDataset(IterableDataset[Values]):
     """Rows of a stream, encoded as they come; bad ones are counted and skipped.
 
     `census` counts the usable ones. Raises RequestError, while iterating, when more than `max_bad`
-    of the rows so far are bad, or none of them has a picture.
+    percent of the rows so far are bad, or none of them has a picture.
     """
 
     def __init__(
@@ -138,14 +165,14 @@ class StreamedDataset(IterableDataset[Values]):
         prompter: Prompter,
         *,
         max_length: int | None = None,
-        max_bad: float = 0.01,
+        max_bad: float | str = 1.0,
     ) -> None:
         self.rows = rows
         self.prompter = prompter
         self.max_length = max_length
         self.bad = BadRows(0, max_bad)
         self.census = Census()
-        self.truncated: set[int] = set()
+        self.tally = Tally()
 
     def __iter__(self) -> Iterator[Values]:
         worker: Any = get_worker_info()
@@ -158,7 +185,7 @@ class StreamedDataset(IterableDataset[Values]):
                 if encoded is not None:
                     if new and isinstance(row, Row):
                         self.census.add(row)
-                    yield encoded.values
+                    yield _flagged(encoded)
             if self.bad.total >= ENOUGH:
                 self.bad.check()
                 self.census.need_pictures(self.rows.name)
@@ -172,11 +199,32 @@ class StreamedDataset(IterableDataset[Values]):
         try:
             encoded = self.prompter.encode(row, self.max_length)
         except RowError as error:
-            self.bad.add(index, BadRow(row.id, error.message))
+            self.bad.add(index, BadRow.of(row.id, error))
             return None
-        if encoded.truncated:
-            self.truncated.add(index)
+        _count(self.tally, index, encoded)
         return encoded
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What became of a sample: rows encoded, those that could not be used, what others lost."""
+
+    rows: int
+    bad: int
+    losses: Losses
+
+
+def _flagged(encoded: Encoded) -> Values:
+    cuts = torch.tensor([encoded.truncated, not encoded.ended])
+    return {**encoded.values, CUTS: cuts}
+
+
+def _count(tally: Tally, index: int, encoded: Encoded) -> None:
+    if encoded.truncated:
+        tally.cut.add(index)
+    if not encoded.ended:
+        tally.cut_answers.add(index)
+    tally.drop(index, encoded.dropped)
 
 
 def estimated_length(row: Row) -> int:
@@ -205,7 +253,7 @@ class Collator:
 
     def __call__(self, rows: Sequence[Mapping[str, Tensor]]) -> Values:
         lengths = [len(row["input_ids"]) for row in rows]
-        names = list(dict.fromkeys(name for row in rows for name in row))
+        names = list(dict.fromkeys(name for row in rows for name in row if name != CUTS))
         batch = {}
         for name in names:
             found = [row.get(name) for row in rows]

@@ -5,12 +5,11 @@ How rows are written is layouts.py, where they come from rows.py. Torch-free.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dcsurgery.data.pictures import ImageSource, RowError
-from dcsurgery.errors import RequestError
 
 Role = Literal["system", "user", "assistant"]
 PLACEHOLDER = "<image>"
@@ -24,7 +23,6 @@ ROLES: dict[str, Role] = {
     "model": "assistant",
     "bot": "assistant",
 }
-NAMED_IN_ERROR = 3
 
 
 @dataclass(frozen=True)
@@ -81,10 +79,16 @@ class Row:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be used, and why."""
+    """A row that cannot be used, why, and the option of the command line that may help."""
 
     id: str
     reason: str
+    option: str = ""
+
+    @classmethod
+    def of(cls, name: str, error: RowError) -> BadRow:
+        """Return the bad row that an error is about."""
+        return cls(name, error.message, error.option)
 
 
 def for_training(row: Row) -> Row:
@@ -123,54 +127,11 @@ def check_roles(turns: Sequence[Turn]) -> None:
 
 
 def split_text(text: str) -> tuple[str | None, ...]:
-    """Return the parts of a text with `<image>` placeholders, without line breaks around them."""
+    """Return the parts of a text with `<image>` placeholders; every other character is kept."""
     if "<video>" in text:
         raise RowError("it shows a video, which training does not read")
-    pieces = text.split(PLACEHOLDER)
-    if len(pieces) == 1:
-        return (text,)
     parts: list[str | None] = []
-    for index, piece in enumerate(pieces):
-        piece = piece.lstrip("\r\n") if index else piece.lstrip()
-        piece = piece.rstrip("\r\n") if index < len(pieces) - 1 else piece.rstrip()
-        parts += [piece] if piece.strip() else []
-        parts += [None] if index < len(pieces) - 1 else []
-    return tuple(parts)
-
-
-class BadRows:
-    """Counts and names rows that cannot be used, up to a share of all rows.
-
-    `total` may grow while rows are still coming in.
-    """
-
-    def __init__(self, total: int, max_bad: float = 0.01) -> None:
-        self.total = total
-        self.max_bad = max_bad
-        self._found: dict[int, BadRow] = {}
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def __iter__(self) -> Iterator[BadRow]:
-        return iter(self._found.values())
-
-    def __contains__(self, index: int) -> bool:
-        return index in self._found
-
-    def add(self, index: int, bad: BadRow) -> None:
-        """Note the row at an index, once."""
-        self._found.setdefault(index, bad)
-
-    def check(self) -> None:
-        """Raise RequestError, naming the first, when there are more than the share allows."""
-        if len(self) <= self.max_bad * self.total:
-            return
-        first = list(self)[:NAMED_IN_ERROR]
-        named = "; ".join(f"{bad.id}: {bad.reason}" for bad in first)
-        more = f"; and {len(self) - len(first)} more" if len(self) > len(first) else ""
-        raise RequestError(
-            f"{len(self)} of {self.total} rows cannot be used, more than "
-            f"{100 * self.max_bad:g} %: {named}{more}",
-            hint="repair these rows, check --images, or allow more with --max-bad",
-        )
+    for index, piece in enumerate(text.split(PLACEHOLDER)):
+        parts += [None] if index else []
+        parts += [piece] if piece else []
+    return tuple(parts) or ("",)

@@ -45,10 +45,14 @@ STRANGERS = (
 
 
 class RowError(RequestError):
-    """One row of the data cannot be used; the message is the reason."""
+    """One row of the data cannot be used; the message is the reason.
 
-    def __init__(self, message: str) -> None:
+    `option` is the option of the command line that may help, with its value where one is known.
+    """
+
+    def __init__(self, message: str, option: str = "") -> None:
         super().__init__(message, hint="repair or remove the row, or raise --max-bad")
+        self.option = option
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ class ImageSource:
         if self.path is None:
             return io.BytesIO(self.data or b"")
         if not self.path.is_file():
-            raise RowError(f"image {self.name} does not exist")
+            raise RowError(f"image {self.name} does not exist", "--images")
         return self.path.open("rb")
 
     def _ends(self, *, tail: bool = False) -> bytes:
@@ -187,7 +191,7 @@ def _from_text(name: str, root: Path | None, trusted: bool) -> ImageSource:
     # As written: links inside the folder are its owner's, and people do link data sets together.
     full = os.path.normpath(os.path.join(base, name))
     if os.path.commonpath([base, full]) != base:
-        raise RowError(f"image path {shown} leaves the images folder")
+        raise RowError(f"image path {shown} leaves the images folder", "--images")
     return ImageSource(shown, path=Path(full))
 
 

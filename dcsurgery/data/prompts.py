@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from dcsurgery.data.chat_template import Script
 from dcsurgery.data.conversations import Row, Turn, check_roles, for_training
 from dcsurgery.data.pictures import ImageSource, Orientation, RowError
 from dcsurgery.data.processor import FOREIGN_ERRORS, RENAMED
-from dcsurgery.data.templates import Script, Version, find_writer, image_token
+from dcsurgery.data.templates import Version, find_writer, image_token
 from dcsurgery.errors import RequestError
 
 IGNORED = -100
@@ -24,6 +25,7 @@ TOKEN_FIELDS = (
 # Noncharacters: no text that is exchanged may hold them (Unicode 23.7).
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 Aspect = Literal["processor", "pad"]
+Spans = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,15 @@ class Encoded:
 
     `values` holds token fields [T, ...] (labels are -100 outside answers) and the pictures' inputs
     as the processor shapes them for one conversation. `spans` are the answers' tokens [start, end).
+    `truncated`: it was longer than allowed; `ended` is False where an answer lost its end to that.
+    `dropped` names what of the row is not in the prompt, or carries no loss.
     """
 
     values: dict[str, Tensor]
-    spans: tuple[tuple[int, int], ...] = field(default=())
+    spans: tuple[tuple[int, int], ...] = ()
     truncated: bool = False
+    ended: bool = True
+    dropped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.values["input_ids"])
@@ -73,13 +79,15 @@ class Prompter:
         A row of more than `max_length` tokens loses the end of its last answer, or whole turns from
         the end, never a picture. Raises RowError for a row that cannot be trained on.
         """
+        dropped = self.dropped(row.turns, generate=False)
         row = for_training(row)
         pictures = [self._shaped(picture) for picture in self.open(row.images)]
         if self.suffixed:
-            return _cut(self._encode_suffix(row, pictures), row, max_length)
-        script = self._write(row.turns, False)
-        values, spans = self._tokenize(script, pictures)
-        return _cut(Encoded(_labelled(values, spans), spans), row, max_length)
+            values, spans = self._encode_suffix(row, pictures)
+        else:
+            values, spans = self._tokenize(self._write(row.turns, False), pictures)
+            values = _labelled(values, spans)
+        return _cut(Encoded(values, spans, dropped=dropped), row, max_length)
 
     def prompt(self, turns: Sequence[Turn], images: Sequence[Any] = ()) -> dict[str, Tensor]:
         """Return inputs for generating the next answer: token fields [1, T] and the pictures'.
@@ -95,11 +103,24 @@ class Prompter:
             text = _prefix(turns, image_token(self.processor))
             values = dict(self._call(text, pictures))
         else:
-            values, _ = self._tokenize(self._write(turns, True), pictures)
+            script = self._write(turns, True)
+            values = self._unended(self._tokenize(script, pictures)[0], script.text)
         values.pop("labels", None)
         return {
             name: value[None] if name in TOKEN_FIELDS else value for name, value in values.items()
         }
+
+    def dropped(self, turns: Sequence[Turn], *, generate: bool = True) -> tuple[str, ...]:
+        """Return what the prompt for the next answer, or the text to train on, lacks of turns.
+
+        Raises RowError where they cannot be put to this model.
+        """
+        outside = () if generate else _outside(turns)
+        used = turns if generate else for_training(Row("", tuple(turns))).turns
+        if not self.suffixed:
+            return (*outside, *self._write(used, generate).dropped)
+        earlier = any(turn.role == "assistant" for turn in used[:-1])
+        return (*outside, *(("loss of earlier answers",) if earlier and not generate else ()))
 
     def answer(self, tokens: Tensor) -> str:
         """Return generated token ids [T] as text, without special tokens."""
@@ -112,9 +133,7 @@ class Prompter:
     def _shaped(self, image: Any) -> Any:
         return pad_square(image, self.processor) if self.aspect == "pad" else image
 
-    def _tokenize(
-        self, script: Script, pictures: list[Any]
-    ) -> tuple[dict[str, Tensor], tuple[tuple[int, int], ...]]:
+    def _tokenize(self, script: Script, pictures: list[Any]) -> tuple[dict[str, Tensor], Spans]:
         if OPEN in script.text or CLOSE in script.text:
             raise RowError("its text holds the noncharacters U+FDD0 or U+FDD1")
         text, done = "", 0
@@ -133,7 +152,15 @@ class Prompter:
             raise RowError("its answers get no tokens")
         return values, spans
 
-    def _encode_suffix(self, row: Row, pictures: list[Any]) -> Encoded:
+    def _unended(self, values: dict[str, Tensor], text: str) -> dict[str, Tensor]:
+        """Return a prompt's inputs without the end token that some tokenizers add to every text."""
+        eos = self.tokenizer.eos_token
+        added = values["input_ids"][-1] == self.tokenizer.eos_token_id
+        if not added or text.rstrip().endswith(eos):
+            return values
+        return {k: value[:-1] if k in TOKEN_FIELDS else value for k, value in values.items()}
+
+    def _encode_suffix(self, row: Row, pictures: list[Any]) -> tuple[dict[str, Tensor], Spans]:
         """Encode for a processor that takes question and last answer apart (PaliGemma).
 
         The prefix is seen whole by every token, so that only the last answer can carry loss.
@@ -143,7 +170,7 @@ class Prompter:
         kept = (values["labels"] != IGNORED).nonzero().flatten()
         if not len(kept):
             raise RowError("its answer gets no tokens")
-        return Encoded(values, ((int(kept[0]), int(kept[-1]) + 1),))
+        return values, ((int(kept[0]), int(kept[-1]) + 1),)
 
     def _call(self, text: str, pictures: list[Any], **options: Any) -> dict[str, Tensor]:
         bos = self.tokenizer.bos_token
@@ -228,17 +255,32 @@ def _cut(encoded: Encoded, row: Row, max_length: int | None) -> Encoded:
         return encoded
     kept = [span for span in encoded.spans if span[0] < max_length]
     if not kept:
-        raise RowError(f"it has {length} tokens, and no answer starts in the first {max_length}")
+        raise RowError(
+            f"it has {length} tokens, and no answer starts in the first {max_length}",
+            f"--max-length {length}",
+        )
     answers = [index for index, turn in enumerate(row.turns) if turn.role == "assistant"]
     last = answers[len(kept) - 1] if len(encoded.spans) > 1 else len(row.turns)
     if any(turn.pictures for turn in row.turns[last:]):
-        raise RowError(f"it has {length} tokens, and {max_length} would cut an image")
+        raise RowError(
+            f"it has {length} tokens, and {max_length} would cut an image", f"--max-length {length}"
+        )
     end = min(kept[-1][1], max_length)
     values = {
         name: value[:end] if name in TOKEN_FIELDS else value
         for name, value in encoded.values.items()
     }
-    return Encoded(values, tuple((start, min(stop, end)) for start, stop in kept), True)
+    spans = tuple((start, min(stop, end)) for start, stop in kept)
+    return replace(encoded, values=values, spans=spans, truncated=True, ended=kept[-1][1] <= end)
+
+
+def _outside(turns: Sequence[Turn]) -> tuple[str, ...]:
+    """Name what is before the first question or after the last answer."""
+    talk = [turn.role for turn in turns if turn.role != "system"]
+    leading = talk[:1] == ["assistant"]
+    trailing = talk[-1:] == ["user"]
+    names = ("answer before the first question", "question after the last answer")
+    return tuple(name for name, is_so in zip(names, (leading, trailing), strict=True) if is_so)
 
 
 def _takes_suffix(processor: Any) -> bool:

@@ -54,6 +54,11 @@ class Rows:
         self._columns = columns
 
     @property
+    def root(self) -> Path | None:
+        """The folder that image paths start from."""
+        return self._root
+
+    @property
     def streamed(self) -> bool:
         """True for rows that arrive one after the other, without a known number."""
         return not hasattr(self._items, "__len__")
@@ -78,7 +83,7 @@ class Rows:
             try:
                 yield self._read(item, index)
             except RowError as error:
-                yield BadRow(self._id(item, index + 1), error.message)
+                yield BadRow.of(self._id(item, index + 1), error)
 
     def column_names(self, limit: int | None = None) -> list[str]:
         """Return the keys of the rows, of `limit` rows at most, in order."""

@@ -50,7 +50,7 @@ def dry_run_samples(dataset: TrainingDataset | StreamedDataset) -> list[Sample]:
             encoded = dataset.prompter.encode(row, dataset.max_length)
         except RowError as error:
             if isinstance(dataset, TrainingDataset):
-                dataset.bad.add(index, BadRow(row.id, error.message))
+                dataset.bad.add(index, BadRow.of(row.id, error))
             continue
         samples.append(_sample(row, encoded, dataset.prompter))
     dataset.bad.check()

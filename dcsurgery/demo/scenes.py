@@ -20,7 +20,7 @@ TILTS = ("left", "straight", "right")
 CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right")
 MAX_DIGITS = 3
 
-_INK = np.array(
+INK = np.array(
     [
         (220, 45, 45), (45, 175, 70), (55, 95, 225),
         (230, 210, 50), (165, 70, 200), (240, 140, 40),
@@ -85,7 +85,7 @@ def paint(generator: np.random.Generator, scenes: Scenes, split: Split) -> Bytes
     chosen = generator.integers(0, glyphs.shape[1], (number, 4))
     shift = generator.integers(-_SHIFT, _SHIFT + 1, (2, number, 4, 1))
     paper = _PAPER[scenes.background] + _noise(generator, (number, 3), _PAPER_NOISE)
-    ink = _INK[scenes.colour] + _noise(generator, (number, 4, 3), _INK_NOISE)
+    ink = INK[scenes.colour] + _noise(generator, (number, 4, 3), _INK_NOISE)
     rows, columns = (np.arange(CELL) + shift) % CELL
     alpha = glyphs[
         scenes.digit[..., None, None],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
+import re
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,12 +13,14 @@ import torch
 from transformers import TrainerCallback
 
 from dcsurgery import __version__
+from dcsurgery.checkpoint.checks import WRITTEN
+from dcsurgery.checkpoint.written import clear, foreign, require_ours
 from dcsurgery.demo.arms import ARMS, Arm
 from dcsurgery.demo.exercise import Exercise
 from dcsurgery.demo.outcome import Outcome, read_outcome
 from dcsurgery.demo.rows import Rows, exam_rows, said, training_rows
 from dcsurgery.demo.tower import to_pixels
-from dcsurgery.surgery.plan_file import SurgeryPlan, TrainingRecord
+from dcsurgery.surgery.plan_file import DELTA_FOLDER, SurgeryPlan, TrainingRecord
 from dcsurgery.training.average import averaged
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.training.trained_files import write_trained
@@ -26,6 +28,11 @@ from dcsurgery.training.trainer import TrainingResult, train
 
 # Added to a seed: validation must not repeat the pictures of another seed.
 VALIDATION = 1000
+_DELTA = rf"(README\.md|{re.escape(WRITTEN)}|{DELTA_FOLDER}(/(plan\.json|model\.safetensors))?)"
+_LEFT = re.compile(
+    rf"(start|trained)(\.partial(/dcsurgery\.lock|/new)?)?|log(/training\.jsonl)?"
+    rf"|(start|trained)(\.partial/new)?/{_DELTA}|result\.\w+"
+)
 
 
 def settings_of(exercise: Exercise, seed: int) -> TrainingSettings:
@@ -193,13 +200,19 @@ def used_blocks(model: Any, plan: Any, exam: Rows, scenes: int = 100) -> list[fl
     return used
 
 
+def _left(name: str, path: Path | None) -> str | None:
+    """Say whether an arm that was stopped wrote a file: deltas, whole or not, and the log."""
+    return None if _LEFT.fullmatch(name) else ""
+
+
 def run_once(base: Path, arm: str, seed: int, exercise: Exercise, folder: Path) -> Outcome:
     """Run an arm unless its result is there already."""
     found = read_outcome(folder)
     if found is not None:
         return found
-    # What a run that was stopped has left.
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.is_dir():  # what a run that was stopped has left
+        require_ours(folder, foreign(folder, _left), "move it away, or choose another --work-dir")
+        clear(folder, _left)
     outcome = run_arm(base, ARMS[arm], seed, exercise, folder)
     outcome.write(folder)
     return outcome

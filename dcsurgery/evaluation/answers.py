@@ -9,9 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dcsurgery.checkpoint.written import require_ours
 from dcsurgery.errors import OutputExistsError
 
-FILE = "answers.jsonl"
+FILE, REPORT, CHART = FILES = ("answers.jsonl", "report.json", "report.png")
+# In the first line of the answers, and in the report.
+MARKS = {"data_sha256", "models", "settings"}
+ELSEWHERE = "choose another folder with -o"
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,14 @@ class AnswerFile:
     def __init__(self, folder: Path, header: dict[str, Any], *, overwrite: bool = False) -> None:
         """Open the file of an evaluation, or begin it.
 
-        Raises OutputExistsError when the folder holds another evaluation.
+        Raises OutputExistsError when the folder holds another evaluation, or files of the same
+        names that no evaluation wrote: those are not replaced with `overwrite` either.
         """
         self._path = folder / FILE
         self.found: dict[tuple[int, int], Answer] = {}
+        check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if self._path.exists() and not overwrite:
+        if self._path.exists() and self._path.stat().st_size and not overwrite:
             self._resume(header)
         else:
             self._path.write_text(json.dumps(header) + "\n", encoding="utf-8")
@@ -77,6 +83,28 @@ class AnswerFile:
     def of(self, model: int) -> dict[int, Answer]:
         """Return the answers of one model by the places of their rows."""
         return {row: found for (at, row), found in self.found.items() if at == model}
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder whose files of our names are somebody else's. Raises OutputExistsError."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputExistsError(f"{folder} is not a folder", hint=ELSEWHERE)
+    there = [path for name in FILES if os.path.lexists(path := folder / name)]
+    odd = [path.name for path in there if path.is_symlink() or not path.is_file()]
+    if there and not odd:
+        telling = folder / (FILE if (folder / FILE).exists() else REPORT)
+        raw = telling.read_bytes() if telling.exists() else b"?"
+        ours = not raw or set(_object(raw.split(b"\n")[0])) >= MARKS or set(_object(raw)) >= MARKS
+        odd = [] if ours else [path.name for path in there]
+    require_ours(folder, odd, ELSEWHERE)
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(raw)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _difference(before: Any, header: dict[str, Any]) -> str:

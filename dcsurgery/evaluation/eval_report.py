@@ -84,6 +84,7 @@ class EvalReport(_Record):
     Of the usable rows, `layouts` counts how they are written, and `unread_pictures` keys that look
     like pictures and were not read. `warnings` say why the result may not be what is meant;
     `reading` how references are read where the data decides: `options`, `yes_no`.
+    `dropped` counts by model the rows of which its prompt leaves something out: {"system turn": 3}.
     """
 
     schema_version: Literal[1] = 1
@@ -97,6 +98,7 @@ class EvalReport(_Record):
     layouts: dict[str, int] = {}
     unread_pictures: dict[str, int] = {}
     warnings: list[str] = []
+    dropped: dict[str, dict[str, int]] = {}
     metric: Metric
     reading: dict[str, str] = {}
     test: str

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dcsurgery import __version__
-from dcsurgery.data.conversations import BadRows
 from dcsurgery.data.options import answer_text
 from dcsurgery.data.rows import Rows, data_digest, read_rows
+from dcsurgery.data.tally import BadRows, checked_percent
 from dcsurgery.errors import RequestError
 from dcsurgery.evaluation.answers import AnswerFile
 from dcsurgery.evaluation.eval_report import EvalReport, Matching
@@ -43,7 +43,7 @@ def score_answers(  # noqa: PLR0913 - one keyword per CLI option, by design
     images: str | Path | None = None,
     metric: str = "exact",
     limit: int | None = None,
-    max_bad: float = 0.01,
+    max_bad: float | str = 1.0,
     seed: int = 0,
     split: str = "train",
     revision: str | None = None,
@@ -65,6 +65,7 @@ def score_answers(  # noqa: PLR0913 - one keyword per CLI option, by design
         raise RequestError("there are no answers to score", hint="name a file of answers")
     if limit is not None and limit < 1:
         raise RequestError(f"--limit {limit} is too small", hint="use 1 or more")
+    max_bad = checked_percent(max_bad)
     given = [each for path in answers for each in _read(Path(path))]
     folder = None if images is None else Path(images)
     rows = read_rows(data, images=folder, split=split, revision=revision, columns=columns)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dcsurgery.data.conversations import BadRow, BadRows, Row, Turn, for_training
+from dcsurgery.data.conversations import BadRow, Row, Turn, for_training
 from dcsurgery.data.options import Choices, listed
 from dcsurgery.data.picks import alone
 from dcsurgery.data.pictures import RowError
 from dcsurgery.data.rows import Rows
+from dcsurgery.data.tally import BadRows
 from dcsurgery.errors import RequestError
 from dcsurgery.evaluation.answers import Answer
 from dcsurgery.evaluation.metrics import YES_NO, is_yes_no, judge
@@ -58,7 +59,7 @@ def usable_rows(
         try:
             found.append((index, _checked(row, metric, pictures)))
         except RowError as error:
-            bad.add(index, BadRow(row.id, error.message))
+            bad.add(index, BadRow.of(row.id, error))
             continue
         yes_no = yes_no and is_yes_no(row)
     bad.check()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ import transformers
 from dcsurgery import __version__
 from dcsurgery.checkpoint.model_ref import fetch, parse_reference
 from dcsurgery.data.census import Census
-from dcsurgery.data.conversations import BadRow, BadRows, Row
+from dcsurgery.data.conversations import BadRow, Row
 from dcsurgery.data.pictures import Orientation, RowError, read_orientation
 from dcsurgery.data.processor import load_processor
 from dcsurgery.data.prompts import Aspect, Prompter
 from dcsurgery.data.rows import data_digest, read_rows
+from dcsurgery.data.tally import BadRows, Tally, checked_percent
 from dcsurgery.data.templates import Prompt, prompt_version
 from dcsurgery.errors import RequestError
 from dcsurgery.evaluation.answers import Answer, AnswerFile, model_digest
@@ -36,16 +38,17 @@ from dcsurgery.verification.models import free_memory
 class EvalSettings:
     """How to evaluate. All of it but batch_size and device belongs to the identity of a result.
 
-    `limit` takes the first rows only; `max_bad` is a share; `prompt` "auto" is the model's chat
-    template, "plain" and "v1" are LLaVA's; `aspect` and `orientation` as in Prompter; `dtype` is a
-    torch name or "auto", the checkpoint's own; `device` None takes a GPU if there is one.
+    `limit` takes the first rows only; `max_bad` is a percentage ("0.5%" too); `prompt` "auto" is
+    the model's chat template, "plain" and "v1" are LLaVA's; `aspect` and `orientation` as in
+    Prompter; `dtype` is a torch name or "auto", the checkpoint's own; `device` None takes a GPU if
+    there is one.
     """
 
     metric: str = "exact"
     batch_size: int = 8
     max_new_tokens: int = 32
     limit: int | None = None
-    max_bad: float = 0.01
+    max_bad: float | str = 1.0
     seed: int = 0
     prompt: Prompt = "auto"
     aspect: Aspect = "processor"
@@ -63,6 +66,7 @@ class EvalSettings:
             if value < 1:
                 raise RequestError(f"--{name} {value} is too small", hint="use 1 or more")
         read_orientation(self.orientation)
+        checked_percent(self.max_bad)
         if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             raise RequestError(
                 f"--dtype {self.dtype} is unknown", hint="use auto, float32, bfloat16 or float16"
@@ -121,8 +125,9 @@ def evaluate_checkpoints(  # noqa: PLR0913 - one keyword per CLI option, by desi
         "scoring": {"version": VERSION, **questions.reading},
     }
     answers = AnswerFile(Path(output), header, overwrite=overwrite)
+    dropped: dict[str, dict[str, int]] = {}
     for index, name in enumerate(names):
-        _Model(index, name, chosen, questions).answer(answers, progress)
+        dropped |= _Model(index, name, chosen, questions).answer(answers, progress)
     scored = Scored(
         questions, names, [answers.of(i) for i in range(len(names))], [None] * len(names)
     )
@@ -131,6 +136,7 @@ def evaluate_checkpoints(  # noqa: PLR0913 - one keyword per CLI option, by desi
         Path(output),
         data=str(data),
         data_sha256=digest,
+        dropped=dropped,
         settings={**asdict(chosen), "version": prompt_version(chosen.prompt)},
         seconds=round(time.monotonic() - started, 3),
         versions={
@@ -158,19 +164,23 @@ class _Model:
     settings: EvalSettings
     questions: Questions
 
-    def answer(self, answers: AnswerFile, progress: Progress | None) -> None:
-        """Answer the rows that this model has not answered yet, and note them as they come."""
+    def answer(self, answers: AnswerFile, progress: Progress | None) -> dict[str, dict[str, int]]:
+        """Answer the rows that this model has not answered yet, and note them as they come.
+
+        Return, under its name, of how many rows its prompt leaves something out.
+        """
         usable, bad = self.questions.rows, self.questions.bad
         done = answers.of(self.index)
-        left = [(at, row) for at, row in usable if at not in done and at not in bad]
-        if not left:
-            return
         prompter = Prompter(
             load_processor(self.name),
             version=prompt_version(self.settings.prompt),
             aspect=self.settings.aspect,
             orientation=self.settings.orientation,
         )
+        dropped = self._dropped(prompter)
+        left = [(at, row) for at, row in usable if at not in done and at not in bad]
+        if not left:
+            return dropped
         model = _loaded(self.name, self.settings)
         finished = len(usable) - len(left)
         for batch in batches(left, self.settings.batch_size):
@@ -181,6 +191,16 @@ class _Model:
                 progress(finished, len(usable), self.name)
         del model
         free_memory()
+        return dropped
+
+    def _dropped(self, prompter: Prompter) -> dict[str, dict[str, int]]:
+        tally, generate = Tally(), self.settings.metric != "loss"
+        for at, row in self.questions.rows:
+            turns = question_turns(row) if generate else row.turns
+            with suppress(RowError):  # named when it is answered
+                tally.drop(at, prompter.dropped(turns, generate=generate))
+        found = tally.counts().dropped
+        return {self.name: found} if found else {}
 
     def _answer(self, model: Any, prompter: Prompter, batch: Batch) -> list[Answer]:
         prepared: list[tuple[int, Row, Any]] = []
@@ -188,7 +208,7 @@ class _Model:
             try:
                 prepared.append((at, row, self._prepare(prompter, row)))
             except RowError as error:
-                self.questions.bad.add(at, BadRow(row.id, error.message))
+                self.questions.bad.add(at, BadRow.of(row.id, error))
         if not prepared:
             return []
         inputs = [each for _, _, each in prepared]

@@ -10,7 +10,7 @@ from typing import Any
 from dcsurgery.data.census import Census
 from dcsurgery.data.conversations import Row
 from dcsurgery.errors import RequestError
-from dcsurgery.evaluation.answers import Answer
+from dcsurgery.evaluation.answers import CHART, REPORT, Answer
 from dcsurgery.evaluation.chart import draw_report
 from dcsurgery.evaluation.eval_report import Comparison, EvalReport, Matching, ModelResult, Score
 from dcsurgery.evaluation.intervals import TEST, compare_rows, score_rows
@@ -58,8 +58,8 @@ def write_summary(scored: Scored, folder: Path, **described: Any) -> EvalReport:
         models=results,
         **described,
     )
-    (folder / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    draw_report(report, folder / "report.png")
+    (folder / REPORT).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    draw_report(report, folder / CHART)
     return report
 
 

@@ -27,7 +27,7 @@ from dcsurgery.loading.parameter_names import (
 )
 from dcsurgery.originals import is_original, open_model
 from dcsurgery.originals.adopted import Adopted
-from dcsurgery.surgery.base_model import open_base
+from dcsurgery.surgery.base_model import base_within, open_base
 from dcsurgery.surgery.plan import make_plan
 from dcsurgery.surgery.plan_file import (
     ADAPTER_FOLDER,
@@ -59,6 +59,11 @@ def load_model(
             return _load_original(open_model(path, revision, weights=True), kwargs)
         return load_stock(folder, **kwargs)
     plan = read_plan(folder)
+    if plan.form == "portable":
+        # With our own connector: code that lies in a folder is never run.
+        model = load_stock(base_within(folder, plan), plan.anatomy.projector.tensors, **kwargs)
+        install(model, plan, folder)
+        return model
     if plan.form == "stock":
         model = load_stock(folder, plan.anatomy.projector.tensors, **kwargs)
         if plan.adapter is not None and not plan.adapter.merged:

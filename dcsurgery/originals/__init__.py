@@ -13,8 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dcsurgery.architectures import refuse_known
 from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
-from dcsurgery.errors import RequestError
+from dcsurgery.errors import RequestError, UnknownArchitectureError
 from dcsurgery.originals.adopted import Adopted, TowerRecord
 from dcsurgery.originals.format import OriginalFormat
 from dcsurgery.originals.towers import Towers
@@ -53,6 +54,7 @@ def open_model(
     *,
     weights: bool = False,
     towers: TowerPlaces | None = None,
+    keep_all: bool = False,
 ) -> Checkpoint:
     """Open a folder or a Hub model as open_checkpoint does; one in an original format is adopted.
 
@@ -61,7 +63,10 @@ def open_model(
     original that has no Hugging Face form.
     """
     places = towers or TowerPlaces()
-    source = open_checkpoint(model, revision, weights=weights, pickles=is_original)
+    source = open_checkpoint(
+        model, revision, weights=weights, pickles=_accept_pickles, keep_all=keep_all
+    )
+    _refuse_mlx(source)
     found = find_format(source.config)
     if found is None:
         if places.given and not places.optional:
@@ -81,6 +86,20 @@ def _is_there(place: str) -> bool:
 def is_original(config: dict[str, Any]) -> bool:
     """Return whether a config belongs to an original format."""
     return find_format(config) is not None
+
+
+def _accept_pickles(config: dict[str, Any]) -> bool:
+    """Return is_original, after refusing what no weights could make readable."""
+    refuse_known(config)
+    return is_original(config)
+
+
+def _refuse_mlx(source: Checkpoint) -> None:
+    if any((file.header.metadata or {}).get("format") == "mlx" for file in source.weights):
+        raise UnknownArchitectureError(
+            f"{source.ref.name} was saved by MLX, which stores convolutions in another order",
+            hint="convert the model it was made from; its README names it",
+        )
 
 
 def adopt_checkpoint(

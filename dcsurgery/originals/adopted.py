@@ -186,7 +186,6 @@ def present(  # noqa: PLR0913 - what a checkpoint consists of
     )
     source = adoption.source
     names = sorted({*made_files, *kept_files})
-    left = {*source.left_out, *(file.name for file in source.weights)}
     return Adopted(
         ref=source.ref,
         config=dict(config),
@@ -194,7 +193,8 @@ def present(  # noqa: PLR0913 - what a checkpoint consists of
         weights=weights,
         index=_index(weights) if indexed else None,
         side_files=tuple(names),
-        left_out=tuple(sorted(left | (set(source.side_files) - set(names)))),
+        left_out=tuple(sorted({*source.left_out, *source.side_files} - set(names))),
+        set_aside=source.set_aside,
         remote_sizes=source.remote_sizes,
         adoption=adoption,
         presented={item.name: item for group in groups for item in group},

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def _scaled(value: float, units: Sequence[str]) -> str:
+def scaled(value: float, units: Sequence[str]) -> str:
+    """Return a number with three significant digits and the unit, a thousand apart, that fits."""
     step = 0
     while value >= 999.5 and step < len(units) - 1:
         value /= 1000
@@ -13,21 +14,21 @@ def _scaled(value: float, units: Sequence[str]) -> str:
     return f"{value:.3g} {units[step]}"
 
 
+def size(number: int) -> str:
+    """Like "512 B", "25.2 MB", "14.1 GB": decimal units, as disks are sold."""
+    return scaled(number, ("B", "kB", "MB", "GB", "TB"))
+
+
 def count(number: int) -> str:
     """Like "8,192", "12.6 M", "7.06 B": exact below a hundred thousand."""
     if number < 100_000:
         return f"{number:,}"
-    return _scaled(number / 1e6, ("M", "B", "T")) if number >= 999_500 else f"{number / 1e3:.3g} k"
-
-
-def size(number: int) -> str:
-    """Like "512 B", "25.2 MB", "14.1 GB": decimal units, as disks are sold."""
-    return _scaled(number, ("B", "kB", "MB", "GB", "TB"))
+    return scaled(number / 1e6, ("M", "B", "T")) if number >= 999_500 else f"{number / 1e3:.3g} k"
 
 
 def flops(number: int) -> str:
     """Like "116 GFLOP"."""
-    return _scaled(number, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"))
+    return scaled(number, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"))
 
 
 def seconds(value: float) -> str:

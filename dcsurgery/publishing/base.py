@@ -100,7 +100,7 @@ def _require_public_towers(plan: SurgeryPlan) -> None:
             raise PublishError(
                 f"the base of this delta takes its vision tower from {Path(tower.place).name}, a "
                 f"folder here, which others do not have; {NOTHING}",
-                hint="convert it again with --tower HUB_ID, or with --form stock",
+                hint="convert it again with --tower NAME=HUB_ID, or with --form stock",
             )
 
 

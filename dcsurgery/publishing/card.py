@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from dcsurgery.data.tally import Losses
 from dcsurgery.evaluation.eval_report import Comparison, EvalReport, Score
 from dcsurgery.markdown import table
 from dcsurgery.publishing.base import PublicBase
@@ -21,6 +23,7 @@ from dcsurgery.publishing.picture import PICTURE_FILE
 from dcsurgery.publishing.target import MAIN
 from dcsurgery.surgery.delta_readme import BEGIN, END
 from dcsurgery.surgery.plan_file import PLAN_FILE, SurgeryPlan, TrainingRecord
+from dcsurgery.surgery.portable import CODE_FILE
 
 CITATION = """@inproceedings{yao2024dense,
   title     = {Dense Connector for MLLMs},
@@ -73,7 +76,8 @@ def _metadata(facts: CardFacts, old: dict[str, Any]) -> dict[str, Any]:
     name = facts.repo_id.split("/")[1]
     url = f"{facts.endpoint}/{facts.repo_id}/blob/{facts.branch}"
     reports = [(report, f"{url}/{path}") for path, report in facts.evaluations]
-    library = {"stock": "transformers", "delta": "dcsurgery"}.get(facts.plan.form, "llava")
+    libraries = {"stock": "transformers", "portable": "transformers", "delta": "dcsurgery"}
+    library = libraries.get(facts.plan.form, "llava")
     ours: dict[str, Any] = {
         **facts.licence,
         "library_name": library,
@@ -82,6 +86,7 @@ def _metadata(facts: CardFacts, old: dict[str, Any]) -> dict[str, Any]:
         ours["base_model"] = facts.base.repo_id
         ours["base_model_relation"] = "adapter" if facts.plan.form == "delta" else "finetune"
     ours["tags"] = ["dense-connector", "dcsurgery", facts.plan.kind]
+    ours["tags"] += ["custom_code"] if facts.plan.form == "portable" else []
     ours["model-index"] = model_index(name, old.get("model-index"), reports)
     return ours
 
@@ -135,6 +140,8 @@ def _loading(facts: CardFacts) -> str:
             f'model = AutoModelForImageTextToText.from_pretrained({where}, dtype="auto")\n'
             f"processor = AutoProcessor.from_pretrained({where})\n```"
         )
+    if plan.form == "portable":
+        return _portable_loading(plan, where)
     if plan.form == "reference":
         return f"Needs {plan.loader}: the weights have its names, the first matrix is widened."
     processor = where if plan.processor_changes else f'"{facts.base.repo_id}"'
@@ -144,6 +151,23 @@ def _loading(facts: CardFacts) -> str:
         "import dcsurgery\nfrom transformers import AutoProcessor\n\n"
         f"model = dcsurgery.load({where})\n"
         f"processor = AutoProcessor.from_pretrained({processor})\n```"
+    )
+
+
+def _portable_loading(plan: SurgeryPlan, where: str) -> str:
+    repository = where.partition(",")[0]
+    return (
+        f"Needs {plan.loader}.\n\n```python\n"
+        "from transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
+        f"model = AutoModelForImageTextToText.from_pretrained(\n    {where}, "
+        'dtype="auto", trust_remote_code=True\n)\n'
+        f"processor = AutoProcessor.from_pretrained({where})\n```\n\n"
+        f"```bash\nvllm serve {json.loads(repository)} --trust-remote-code\n```\n\n"
+        f"`{CODE_FILE}` (SHA-256 `{plan.code_sha256}`) is the one file of code: it is the same in "
+        "every folder of this form, imports torch and transformers alone, and reads what differs "
+        "between models from `config.json`. It runs as you do, so pin what you have read: pass a "
+        "commit of this repository as `revision` and as `code_revision`. Code that does not know "
+        "the connector stops at the shape of the first matrix; it never answers as the base."
     )
 
 
@@ -172,9 +196,13 @@ def _training(plan: SurgeryPlan) -> str:
 
 
 def _record(record: TrainingRecord) -> str:
+    lost = Losses(record.cut_rows, record.cut_answers, record.dropped)
+    lines = lost.lines(record.settings.get("max_length", 0))
+    lines += ["never had a gradient: " + ", ".join(record.untouched)] if record.untouched else []
     rows = {
         "trained": f"{TRAINED[record.train]} ({record.trained_parameters:,} parameters)",
         "data": f"{record.data}, {record.rows:,} rows, {record.skipped_rows:,} skipped",
+        **({"lost": "; ".join(lines)} if lines else {}),
         "data SHA-256": f"`{record.data_sha256}`",
         "length": f"{record.steps:,} steps of {record.batch_size:,} rows, {_short(record.epochs)} "
         "epochs",

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from dcsurgery.checkpoint.checks import IGNORED
+from dcsurgery.checkpoint.leftovers import is_leftover
 from dcsurgery.errors import PublishError
 from dcsurgery.publishing.failures import NOTHING
 from dcsurgery.publishing.target import RemoteFile, Target
@@ -75,15 +77,25 @@ class Change:
 def local_files(folder: Path) -> dict[str, Content]:
     """Return the files of a converted folder by their path in the repository.
 
-    Hidden ones stay behind, but for .gitattributes; links are followed.
+    Hidden ones and what a training left stay behind, but for .gitattributes; links are followed.
     """
-    found = {}
+    return {name: Content(path) for name, path in _names(folder) if not _stays(name)}
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Return the files that are not pushed, but for what is the repository's or our own."""
+    names = [name for name, _ in _names(folder) if _stays(name)]
+    return [name for name in names if name.split("/")[0] not in IGNORED]
+
+
+def _stays(name: str) -> bool:
+    return is_leftover(name) or name.split("/")[0] in IGNORED - {".gitattributes"}
+
+
+def _names(folder: Path) -> Iterator[tuple[str, Path]]:
     for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        hidden = any(part.startswith(".") and part != ".gitattributes" for part in parts)
-        if path.is_file() and not hidden and "__pycache__" not in parts:
-            found["/".join(parts)] = Content(path)
-    return found
+        if path.is_file():
+            yield path.relative_to(folder).as_posix(), path
 
 
 def plan_changes(

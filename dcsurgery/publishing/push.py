@@ -10,13 +10,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dcsurgery.checkpoint.leftovers import describe_leftovers
 from dcsurgery.errors import PublishError, RequestError
 from dcsurgery.printing import units
 from dcsurgery.printing.sheet import Printed, Sheet
 from dcsurgery.publishing.account import connect, full_name, require_write, who_am_i
 from dcsurgery.publishing.base import PublicBase, find_public_base
 from dcsurgery.publishing.card import CardFacts
-from dcsurgery.publishing.changes import Action, Change, Content, local_files, plan_changes
+from dcsurgery.publishing.changes import (
+    Action,
+    Change,
+    Content,
+    left_behind,
+    local_files,
+    plan_changes,
+)
 from dcsurgery.publishing.commit import Commit
 from dcsurgery.publishing.documents import (
     VERIFY_FILE,
@@ -31,6 +39,7 @@ from dcsurgery.publishing.documents import (
 from dcsurgery.publishing.failures import NOTHING, hub_calls, safe
 from dcsurgery.publishing.licences import settle_licence
 from dcsurgery.publishing.metadata import lenient_metadata, split_card
+from dcsurgery.publishing.secrets import refuse_secrets
 from dcsurgery.publishing.target import MAIN, Target, look_up
 from dcsurgery.surgery.base_model import converted_folder
 from dcsurgery.surgery.delta_readme import CARD
@@ -183,16 +192,18 @@ def push_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
     wanted = _Request(
         repo_id, revision, token, base_model, license, private, create_pr, overwrite_card
     )
+    files = local_files(folder)
+    refuse_secrets(files)  # before anybody is asked, and again what is written for the repository
     ready = _prepare(folder, plan, wanted)
     report = _verify(folder, against) if verify else None
-    changes = _changes(ready, folder, new, report)
+    changes = _changes(ready, files, new, report)
     result = PushResult(
         repo_id=ready.target.repo_id,
         branch=ready.target.branch,
         url=f"{ready.api.endpoint}/{ready.target.repo_id}",
         changes=tuple(changes),
         verified=report is not None,
-        notes=ready.base.notes,
+        notes=(*ready.base.notes, *_left_notes(folder)),
         dry_run=dry_run,
         creates_repo=not ready.target.exists,
     )
@@ -208,6 +219,11 @@ def push_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
         notes=(*result.notes, *sent.notes),
         seconds=time.perf_counter() - started,
     )
+
+
+def _left_notes(folder: Path) -> list[str]:
+    left = left_behind(folder)
+    return [f"not pushed: {describe_leftovers(left)}"] if left else []
 
 
 def _prepare(folder: Path, plan: SurgeryPlan, wanted: _Request) -> _Ready:
@@ -260,7 +276,7 @@ def _verify(folder: Path, against: str | Path | None) -> Report:
 
 
 def _changes(
-    ready: _Ready, folder: Path, new: list[EvalReport], report: Report | None
+    ready: _Ready, files: dict[str, Content], new: list[EvalReport], report: Report | None
 ) -> list[Change]:
     """Return what to do for every file: from here on, large files are read."""
     plan = public_plan(ready.plan, ready.base)
@@ -278,7 +294,8 @@ def _changes(
     if found is None and VERIFY_FILE in standing:
         found = json.loads(standing[VERIFY_FILE])
     facts = with_report(facts, found)
-    documents = make_documents(local_files(folder), facts, ready.card)
+    documents = make_documents(files, facts, ready.card)
+    refuse_secrets(documents)
     _validate(ready.api, documents[CARD])
     return plan_changes(documents, ready.target, ready.base.files)
 

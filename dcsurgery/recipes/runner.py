@@ -12,6 +12,7 @@ from dcsurgery.recipes import lockfile, resolve, smoke
 from dcsurgery.recipes.catalog import change_fields, find_recipe, read_yaml
 from dcsurgery.recipes.recipe_report import write_report
 from dcsurgery.recipes.schema import Recipe, parse_recipe
+from dcsurgery.recipes.stamps import FOLDER as STAMPS
 from dcsurgery.recipes.stamps import (
     Stamp,
     begin,
@@ -23,6 +24,8 @@ from dcsurgery.recipes.stamps import (
 )
 from dcsurgery.recipes.steps import Place, Say, Step, build_steps
 
+# What a run writes into its folder beside the outputs of its steps.
+OWN = ("report.md", "report.json", lockfile.LOCK_FILE, "card.md", STAMPS, smoke.WORLD)
 State = Literal["done", "resumed", "to do"]
 
 
@@ -147,12 +150,14 @@ def run_one(
 
 def _check_work(work: Path, steps: tuple[Step, ...], small: bool) -> None:
     """Refuse to replace what is not this run's to replace. Raises OutputExistsError."""
-    hint = "choose another --work-dir"
-    for step in steps:
-        place = None if step.output is None else work / Path(step.output).parts[0]
-        if place is not None and place.exists() and not is_ours(work, step.name):
-            raise OutputExistsError(f"{place} exists, and no recipe wrote it", hint=hint)
+    hint = "move it away, or choose another --work-dir"
     whole = any(is_ours(work, step.name) for step in steps)
+    outputs = {Path(step.output).parts[0]: step.name for step in steps if step.output}
+    for name in [*OWN, *outputs]:
+        place, step = work / name, outputs.get(name)
+        ours = whole if step is None else is_ours(work, step)
+        if place.is_symlink() or (place.exists() and not ours):
+            raise OutputExistsError(f"{place} exists, and no recipe wrote it", hint=hint)
     if small and whole and not (work / smoke.WORLD).is_dir():
         raise OutputExistsError(
             f"{work} holds a run with the whole model, which --smoke would replace", hint=hint

@@ -12,11 +12,12 @@ from dcsurgery.connectors.request import Connector
 from dcsurgery.data.pictures import Orientation
 from dcsurgery.errors import DcSurgeryError, RequestError
 from dcsurgery.evaluation.eval_report import Metric
-from dcsurgery.fields import told_fields
+from dcsurgery.fields import percent, told_fields
 from dcsurgery.training.settings import TrainingSettings
 
 # pydantic's words for a key that there is not, in a model and in a dataclass.
 NO_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+Percent = Annotated[float, BeforeValidator(percent)]
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
 
 
@@ -72,7 +73,7 @@ class Eval(_Section):
     limit: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=8, ge=1)
     max_new_tokens: int = Field(default=32, ge=1)
-    max_bad: float = Field(default=0.01, ge=0, le=1)
+    max_bad: Percent = 1.0
     prompt: Literal["auto", "plain", "v1"] = "auto"
     orientation: Orientation = "exif"
     dtype: str = "auto"
@@ -179,7 +180,8 @@ def _said(problem: Any) -> str:
     if problem["type"] in NO_KEY:
         return "there is no such key"
     given = "" if problem["type"] == "missing" else f", got {str(problem['input'])[:60]!r}"
-    return f"{problem['msg'][0].lower()}{problem['msg'][1:]}{given}"
+    said = problem["msg"].removeprefix("Value error, ")
+    return f"{said[0].lower()}{said[1:]}{given}"
 
 
 def _meant(problem: Any) -> str:
@@ -189,7 +191,7 @@ def _meant(problem: Any) -> str:
         return f"did you mean {close[0]}?"
     if problem["type"] in NO_KEY and keys:
         return f"keys: {', '.join(sorted(keys))}"
-    return "dcsurgery recipe show NAME prints a recipe that is right"
+    return "`dcsurgery recipe show NAME` prints a recipe that is right"
 
 
 def _keys_at(location: tuple[str | int, ...]) -> list[str]:

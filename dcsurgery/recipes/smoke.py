@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from dcsurgery.checkpoint.staging import staged_output
+from dcsurgery.checkpoint.written import require_ours, strangers
 from dcsurgery.errors import RequestError
 from dcsurgery.recipes.schema import Recipe, parse_recipe
 
@@ -59,26 +61,28 @@ def shrink(recipe: Recipe) -> Recipe:
 
 
 def remove_world(folder: Path) -> None:
-    """Remove a world that build_world wrote whole."""
+    """Remove a world that build_world wrote. Raises OutputExistsError for what it did not write."""
     if (folder / MARK).is_file():
+        require_ours(folder, strangers(folder), "move it away, or choose another --work-dir")
         shutil.rmtree(folder)
 
 
 def build_world(recipe: Recipe, folder: Path) -> None:
-    """Write the tiny base and its data, unless they are there whole already."""
+    """Write the tiny base and its data, unless they are there whole already.
+
+    Raises OutputExistsError for a folder that holds anything else.
+    """
     wanted = json.dumps(recipe.smoke.model_dump(), sort_keys=True)
     mark = folder / MARK
     if mark.is_file() and mark.read_text() == wanted:
         return
-    mark.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_model(recipe, folder / BASE)
-    _write_data(folder)
-    mark.write_text(wanted)
+    with staged_output(folder, overwrite=True) as new:
+        _write_model(recipe, new / BASE)
+        _write_data(new)
+        (new / MARK).write_text(wanted)
 
 
 def _write_model(recipe: Recipe, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
     name = recipe.smoke.model
     try:
         write = getattr(importlib.import_module(f"dcsurgery.tiny.{name}"), f"write_tiny_{name}")
@@ -93,7 +97,6 @@ def _write_model(recipe: Recipe, folder: Path) -> None:
     from dcsurgery.surgery.convert import convert_checkpoint
 
     plain = folder.with_name("plain")
-    shutil.rmtree(plain, ignore_errors=True)
     write(plain, **recipe.smoke.options)
     convert_checkpoint(plain, folder, connector=connector, form="reference")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from dcsurgery.checkpoint.digests import digest, file_bytes
 from dcsurgery.surgery.plan_file import DELTA_FILE, DELTA_FOLDER
 
 FOLDER = "stamps"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 WEIGHTS = f"{DELTA_FOLDER}/**/*.safetensors"
 
 
@@ -78,15 +79,30 @@ def begin(work: Path, step: str, inputs_sha256: str, unfinished: str | None = No
     if before == inputs_sha256:
         return True
     if unfinished is not None:
-        place = work / unfinished
-        shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+        _clear(work / unfinished)
     mark.write_text(inputs_sha256)
     return False
 
 
+def _clear(place: Path) -> None:
+    """Remove the answers or the workspace of a training. Raises OutputExistsError for others'."""
+    if place.is_dir():
+        from dcsurgery.training.workspace import Workspace, check_workspace
+
+        check_workspace(place.with_suffix(""), resume=False, overwrite=True)
+        Workspace(place, resumes=False).clear()
+    elif place.exists():
+        from dcsurgery.evaluation.answers import check_folder
+
+        check_folder(place.parent)
+        place.unlink()
+
+
 def is_ours(work: Path, step: str) -> bool:
     """Return whether a step has run in this folder, to its end or not."""
-    return any((work / FOLDER / f"{step}.{kind}").is_file() for kind in ("json", "begun"))
+    begun = work / FOLDER / f"{step}.begun"
+    text = begun.read_text(errors="replace") if begun.is_file() else ""
+    return read_stamp(work, step) is not None or _SHA256.fullmatch(text) is not None
 
 
 def merged_versions(stamps: Iterable[Stamp]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from dcsurgery.errors import OutputExistsError, VerificationError
 from dcsurgery.recipes.schema import Eval, Finetune, Recipe
+from dcsurgery.training.settings import FREE
 
 Say = Callable[[str], None]
 
@@ -169,11 +170,14 @@ def _finetune(stage: Finetune, number: int, model: Step) -> Step:
             resume=resume,
             overwrite=not resume,
             progress=lambda step, steps, words: tell(f"step {step} of {steps}, {words}"),
+            tell=lambda line: place.say(f"  {line}"),
         )
         return {"training": done.record.model_dump(mode="json")}
 
+    # The others may change while a training is under way, which goes on then.
+    kept = {name: value for name, value in asdict(settings).items() if name not in FREE}
     where = {name: getattr(stage, name) for name in ("split", "images", "columns")}
-    inputs = {"settings": asdict(settings), **where}
+    inputs = {"settings": kept, **where}
     reads, unfinished = {"data": stage.data}, f"{name}.training"
     return Step(name, inputs, (model.name,), name, run, reads, unfinished)
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dcsurgery.checkpoint.written import require_ours
 from dcsurgery.markdown import table
 from dcsurgery.recipes.catalog import set_field
 from dcsurgery.recipes.runner import RecipeRun, Source, run_one
 from dcsurgery.recipes.schema import Recipe, parse_recipe
+from dcsurgery.recipes.stamps import FOLDER as STAMPS
 from dcsurgery.recipes.steps import Say
+
+TEXT, JSON, PLOT = FILES = ("sweep.md", "sweep.json", "sweep.png")
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ def run_sweep(
     """
     runs = []
     points = expand(source.recipe)
+    _check_work(work, points)
     for number, point in enumerate(points, start=1):
         say(f"== {number}/{len(points)}: {point.name}")
         one = replace(source, recipe=point.recipe)
@@ -63,6 +69,14 @@ def run_sweep(
     if not dry_run:
         _write(source.recipe, work, runs)
     return tuple(runs)
+
+
+def _check_work(work: Path, points: tuple[Point, ...]) -> None:
+    """Refuse a folder whose files of our names no sweep wrote. Raises OutputExistsError."""
+    ran = any((work / point.name / STAMPS).is_dir() for point in points)
+    there = [path for path in map(work.joinpath, FILES) if os.path.lexists(path)]
+    odd = [path.name for path in there if path.is_symlink() or not ran]
+    require_ours(work, odd, "move it away, or choose another --work-dir")
 
 
 def rows_of(runs: list[tuple[Point, RecipeRun]]) -> list[dict[str, Any]]:
@@ -84,14 +98,14 @@ def rows_of(runs: list[tuple[Point, RecipeRun]]) -> list[dict[str, Any]]:
 
 def _write(recipe: Recipe, work: Path, runs: list[tuple[Point, RecipeRun]]) -> None:
     rows = rows_of(runs)
-    (work / "sweep.json").write_text(json.dumps(rows, indent=2) + "\n")
+    (work / JSON).write_text(json.dumps(rows, indent=2) + "\n")
     columns = tuple(dict.fromkeys(key for row in rows for key in row))
     cells = [tuple(_cell(row.get(key)) for key in columns) for row in rows]
     lines = [f"# {recipe.title}", "", *table(columns, cells)]
     if any(run.smoke for _, run in runs):
         lines += ["", "**Smoke run**: tiny random models; its numbers mean nothing."]
-    (work / "sweep.md").write_text("\n".join([*lines, "", "![sweep](sweep.png)"]) + "\n")
-    _plot(rows, work / "sweep.png")
+    (work / TEXT).write_text("\n".join([*lines, "", "![sweep](sweep.png)"]) + "\n")
+    _plot(rows, work / PLOT)
 
 
 def _cell(value: Any) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
-from dcsurgery.checkpoint.contents import Checkpoint
+from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
 from dcsurgery.checkpoint.model_ref import local_folder
 from dcsurgery.errors import CheckpointNotFoundError, MalformedCheckpointError
 from dcsurgery.originals import TowerPlaces, open_model
-from dcsurgery.originals.adopted import TowerRecord
+from dcsurgery.originals.adopted import Adopted, Adoption, Presented, TowerRecord, present
 from dcsurgery.surgery.plan import describe_base
-from dcsurgery.surgery.plan_file import SurgeryPlan
+from dcsurgery.surgery.plan_file import PLAN_FILE, SurgeryPlan
+from dcsurgery.surgery.portable import CODE_FILE, first_columns
 
 
 def converted_folder(model: str | Path, revision: str | None = None) -> Path:
@@ -36,6 +38,40 @@ def open_base(plan: SurgeryPlan, base: str | Path | None = None) -> Checkpoint:
     return checkpoint
 
 
+def base_within(folder: Path, plan: SurgeryPlan) -> Adopted:
+    """Present the base that a portable folder holds: W without D, the config without our keys.
+
+    What was trained has its trained values. Raises CheckpointError for a folder that is broken.
+    """
+    whole = open_checkpoint(folder)
+    files = [
+        [_base_part(whole, plan, name) for name in file.header.tensors if _is_base(plan, name)]
+        for file in whole.weights
+    ]
+    config = {**whole.config}
+    for key, change in plan.config_changes.items():
+        config[key] = change["from"]
+        if change["from"] is None:
+            del config[key]
+    source = Adoption(whole, "portable", str(config["architectures"][0]))
+    kept = [name for name in whole.side_files if name not in (CODE_FILE, PLAN_FILE)]
+    return present(source, files, config, {}, kept, indexed=whole.index is not None)
+
+
+def _is_base(plan: SurgeryPlan, name: str) -> bool:
+    return all(item.name != name or item.base_shape is not None for item in plan.changed)
+
+
+def _base_part(whole: Checkpoint, plan: SurgeryPlan, name: str) -> Presented:
+    record = next((item for item in plan.changed if item.name == name), None)
+    entry = whole.tensors[name]
+    if record is None or record.base_shape is None or record.base_shape == record.shape:
+        return Presented.renamed(whole, name, name)
+    shape = tuple(record.base_shape)
+    made = partial(first_columns, whole, record)
+    return Presented(name, entry.dtype, shape, whole, name, made)
+
+
 def find_base(plan: SurgeryPlan, base: str | Path | None = None) -> Checkpoint:
     """Open what should be the base of a plan, on this machine, unchecked.
 
@@ -49,7 +85,8 @@ def find_base(plan: SurgeryPlan, base: str | Path | None = None) -> Checkpoint:
     except CheckpointNotFoundError as error:
         raise CheckpointNotFoundError(
             f"the base model {str(where)[:200]} is needed and was not found: {error.message}",
-            hint="say where it is now: load_model(..., base=FOLDER), verify --against FOLDER",
+            hint="say where it is now: finetune, export and ask take --base FOLDER, verify and "
+            "push --against FOLDER; in Python base=FOLDER",
         ) from None
 
 

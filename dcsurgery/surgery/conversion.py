@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,8 @@ class ConversionPlan(Printed):
         out.show(f"plan: {_title(plan)}", "bold")
         rows = [("changed tensor", _tensor(record)) for record in plan.changed]
         rows += [("new tensor", _tensor(record)) for record in plan.delta]
-        rows += _changes("config.json", plan.config_changes)
-        rows += _changes("processor", plan.processor_changes)
+        rows += [("config.json", line) for line in list_changes(plan.config_changes)]
+        rows += [("processor", line) for line in list_changes(plan.processor_changes)]
         if plan.form != "delta":
             rows.append(("all other bytes", "the base's, untouched"))
         else:
@@ -152,11 +153,18 @@ def _trained(record: TrainingRecord) -> str:
     return f"{record.train}: {units.plural(record.steps, 'step')}, {count}, on {record.data}"
 
 
-def _changes(file: str, changes: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
-    return [
-        (file, f"{key}: {compact(change['from'])} -> {compact(change['to'])}")
-        for key, change in changes.items()
-    ]
+def list_changes(changes: Mapping[str, Mapping[str, Any]], prefix: str = "") -> list[str]:
+    """Return a line for every key that changes, those inside of sections by their path."""
+    lines = []
+    for key, change in changes.items():
+        before, after = change["from"], change["to"]
+        if isinstance(before, dict) and isinstance(after, dict):
+            keys = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+            inner = {name: {"from": before.get(name), "to": after.get(name)} for name in keys}
+            lines += list_changes(inner, f"{prefix}{key}.")
+        else:
+            lines.append(f"{prefix}{key}: {compact(before)} -> {compact(after)}")
+    return lines
 
 
 def _tensor(record: TensorRecord) -> str:

@@ -37,6 +37,7 @@ from dcsurgery.surgery.plan_file import (
     TensorRecord,
 )
 from dcsurgery.surgery.planned_tensors import planned_delta, stock_tensors
+from dcsurgery.surgery.portable import CODE_FILE, code_text, portable_config
 from dcsurgery.surgery.processor_changes import (
     PROCESSOR_FILE,
     edit_processor,
@@ -56,6 +57,7 @@ class ConvertOptions(ConnectorKeywords, total=False):
     overwrite: bool
     link: bool
     towers: Mapping[str, str] | None
+    keep_all: bool
 
 
 def plan_conversion(
@@ -100,10 +102,11 @@ def convert_checkpoint(
 
     `model` is a folder or a Hub id (at `revision`); `connector` a Connector, or its kind with the
     other fields as keywords (layers="7,15"). `towers` says where the vision tower is that a model
-    in its original format names (its name -> folder or Hub id). Everything is checked before the
-    first byte; `output` appears whole, by one rename; `overwrite` replaces an older one, `link`
-    makes hard links of unchanged weight files. `dry_run` returns the plan and writes nothing.
-    Raises DcSurgeryError of the fitting kind; the source is never changed.
+    in its original format names (its name -> folder or Hub id). What a training left in the model's
+    folder is not copied, unless `keep_all`. Everything is checked before the first byte; `output`
+    appears whole, by one rename; `overwrite` replaces an older one, `link` makes hard links of
+    unchanged weight files. `dry_run` returns the plan and writes nothing. Raises DcSurgeryError of
+    the fitting kind; the source is never changed.
     """
     started = time.perf_counter()
     target = wanted_output(output, dry_run=dry_run)
@@ -125,7 +128,7 @@ def convert_checkpoint(
         if plan.form == "reference":
             transfers = write_reference(checkpoint, plan, delta, folder, asked.tower)
         else:
-            stock = stock_tensors(checkpoint, plan, delta) if plan.form == "stock" else {}
+            stock = stock_tensors(checkpoint, plan, delta) if plan.form != "delta" else {}
             written = write_folder(checkpoint, plan, folder, delta, stock, link=asked.link)
             plan, transfers = written
     return Conversion(plan, target, transfers, time.perf_counter() - started)
@@ -142,6 +145,7 @@ class _Request:
     overwrite: bool
     link: bool
     towers: Mapping[str, str]
+    keep_all: bool
 
     @property
     def tower(self) -> str | None:
@@ -152,7 +156,8 @@ class _Request:
         """Return the model, its plan, and an upper bound of the bytes to write."""
         # The reference form needs the tower's name also where the model holds the tower.
         places = TowerPlaces(self.towers, optional=self.connector.form == "reference")
-        checkpoint = open_model(self.model, self.revision, weights=weights, towers=places)
+        options: dict[str, Any] = {"towers": places, "keep_all": self.keep_all}
+        checkpoint = open_model(self.model, self.revision, weights=weights, **options)
         _require_unconverted(checkpoint)
         plan = make_plan(checkpoint, self.connector)
         return checkpoint, plan, self._bytes_to_write(checkpoint, plan)
@@ -179,10 +184,11 @@ def _request(  # noqa: PLR0913 - one keyword per CLI option, by design
     overwrite: bool = False,
     link: bool = False,
     towers: Mapping[str, str] | None = None,
+    keep_all: bool = False,
     **options: Unpack[ConnectorKeywords],
 ) -> _Request:
     asked = Connector.of(connector, **options)
-    return _Request(model, output, asked, revision, overwrite, link, towers or {})
+    return _Request(model, output, asked, revision, overwrite, link, towers or {}, keep_all)
 
 
 def _require_unconverted(checkpoint: Checkpoint) -> None:
@@ -211,6 +217,9 @@ def can_link(checkpoint: Checkpoint, output: Path | None) -> bool:
 
 def edit_config(checkpoint: Checkpoint, plan: SurgeryPlan) -> str:
     """Return the config's text with the plan's keys changed, all others in place and order."""
+    if plan.form == "portable":
+        keys = portable_config(checkpoint, plan.anatomy, plan.layout)
+        return render_object({**checkpoint.config, **keys}, CONFIG)
     if plan.stock_layers is None:
         return checkpoint.config_text
     stock_config = find_architecture(checkpoint.config).stock_config
@@ -239,9 +248,11 @@ def write_folder(
     own = [delta[record.name] for record in plan.delta if record.file == DELTA_FILE]
     written = write_tensors(folder / DELTA_FILE, own, METADATA)
     transfers = [replace(written, file=DELTA_FILE)]
-    if plan.form == "stock":
+    if plan.form != "delta":
         config = edit_config(checkpoint, plan)
         transfers += write_checkpoint(checkpoint, folder, stock, config, link=link)
+    if plan.form == "portable":
+        transfers.append(_write_text(folder, CODE_FILE, code_text()))
     plan = plan.model_copy(
         update={
             "relies_on": relies_on,

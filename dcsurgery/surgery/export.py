@@ -6,8 +6,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Any, Literal, TypedDict, Unpack, cast, overload
 
+from dcsurgery.architectures import Form
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.checkpoint.copying import Transfer
 from dcsurgery.checkpoint.destination import check_output
@@ -29,13 +30,13 @@ from dcsurgery.surgery.plan_file import (
     read_plan,
 )
 from dcsurgery.surgery.planned_tensors import adapted_tensors, stock_tensors, stored_delta
-from dcsurgery.surgery.trained_stock import as_reference, as_stock
+from dcsurgery.surgery.trained_plan import as_complete, as_reference
 
-FORMS = ("stock", "reference")
+FORMS = ("stock", "portable", "reference")
 
 
 class ExportOptions(TypedDict, total=False):
-    """The keywords of export_checkpoint and plan_export."""
+    """The keywords of export_checkpoint."""
 
     form: str
     base: str | Path | None
@@ -76,12 +77,12 @@ def export_checkpoint(
     """Fold a trained connector, and what was trained with it, into a complete checkpoint.
 
     `model` is a folder (or Hub id, at `revision`) that convert or finetune wrote, in either form;
-    `base` says where its base is now. `form` is "stock" (plain transformers loads it) or
-    "reference" (the reference's own code does; `towers` as convert takes it). A LoRA adapter is
-    merged into the matrices it adapts, or kept beside a stock form in peft's own files
-    (`keep_lora`). No model is loaded; `output` appears whole, by one rename; `overwrite` and `link`
-    as in convert. `dry_run` returns the plan and writes nothing. Raises PlanError where the family
-    has no such form, DcSurgeryError otherwise.
+    `base` says where its base is now. `form` is "stock" (plain transformers loads it), "portable"
+    (it brings the connector's code along) or "reference" (the reference's own code loads it;
+    `towers` as convert takes it). A LoRA adapter is merged into the matrices it adapts, or kept
+    beside the weights in peft's own files (`keep_lora`). No model is loaded; `output` appears
+    whole, by one rename; `overwrite` and `link` as in convert. `dry_run` returns the plan and
+    writes nothing. Raises PlanError where the family has no such form, DcSurgeryError otherwise.
     """
     started = time.perf_counter()
     target = wanted_output(output, dry_run=dry_run)
@@ -148,7 +149,7 @@ def _prepare(  # noqa: PLR0913 - one keyword per CLI option, by design
         after = as_reference(plan)
         needed = estimate_bytes(reference_checkpoint(checkpoint, plan, delta, tower), {})
     else:
-        after = as_stock(checkpoint, plan, merge=not keep_lora)
+        after = as_complete(checkpoint, plan, cast(Form, form), merge=not keep_lora)
         needed = bytes_to_write(checkpoint, after, delta, adapter, output=output, link=link)
     return _Export(plan, after, folder, checkpoint, delta, adapter, tower, needed)
 
@@ -198,11 +199,11 @@ def write_output(
 ) -> tuple[SurgeryPlan, tuple[Transfer, ...]]:
     """Write a trained model into an empty folder in the plan's form; return the hashed plan."""
     stock: dict[str, NewTensor] = {}
-    if plan.form == "stock":
+    if plan.form != "delta":
         stock = stock_tensors(checkpoint, plan, delta, adapter)
     copied: list[Transfer] = []
     if adapter is not None and plan.adapter is not None:
-        beside = plan.form == "stock" and not plan.adapter.merged
+        beside = plan.form != "delta" and not plan.adapter.merged
         copied = copy_adapter(adapter, folder, beside=beside)
     plan, transfers = write_folder(checkpoint, plan, folder, delta, stock, link=link)
     return plan, (*transfers, *copied)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dcsurgery.anatomy import Anatomy
-from dcsurgery.architectures import Form, find_architecture
+from dcsurgery.architectures import Form, class_name, find_architecture
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.connectors import KINDS
 from dcsurgery.connectors.folding import ITEM_BYTES
@@ -85,6 +86,7 @@ class Inspection:
     converted: bool
     offers: tuple[ConnectorOffer, ...]
     original: OriginalSummary | None = None
+    set_aside: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; keys only ever get added."""
@@ -111,9 +113,9 @@ def inspect_checkpoint(
     return Inspection(
         model=checkpoint.ref.name,
         commit=checkpoint.ref.commit,
-        class_name=checkpoint.config["architectures"][0],
+        class_name=class_name(checkpoint.config),
         anatomy=anatomy,
-        parameters=sum(math.prod(entry.shape) for entry in checkpoint.tensors.values()),
+        parameters=count_parameters(checkpoint),
         weights=tuple(
             WeightSummary(file.name, file.size, len(file.header.tensors))
             for file in checkpoint.weights
@@ -126,7 +128,40 @@ def inspect_checkpoint(
             for kind in ([installed.kind] if installed else KINDS)
         ),
         original=_original(checkpoint),
+        set_aside=checkpoint.set_aside,
     )
+
+
+# What methods of quantisation store beside a matrix: no parameters of the model.
+_BESIDE = re.compile(
+    r".*\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\S+|SCB|weight_format|qzeros"
+    r"|g_idx|scales|biases|weight_scale|weight_shape|weight_zero_point|weight_g_idx"
+    r"|weight_scale_inv|weight_scale_2|input_scale)|.*_(blocks_)?scales"
+)
+_PACKED = re.compile(r".*\.(qweight|weight_packed)|.*_blocks")
+
+
+def count_parameters(checkpoint: Checkpoint) -> int:
+    """Return the values in all tensors; several to a word where a format packs them."""
+    tensors = checkpoint.tensors
+    total = 0
+    for name, entry in tensors.items():
+        if _BESIDE.fullmatch(name):
+            continue
+        packed = entry.dtype == "U8" and (f"{name}.absmax" in tensors or _PACKED.fullmatch(name))
+        each = 2 if packed else 1
+        if entry.dtype == "I32" and _PACKED.fullmatch(name):
+            each = 32 // _bits(checkpoint.config)
+        total += math.prod(entry.shape) * each
+    return total
+
+
+def _bits(config: Mapping[str, Any]) -> int:
+    """Return the bits of a packed value, as GPTQ, AWQ and compressed-tensors state them; else 4."""
+    stated = config.get("quantization_config")
+    found = re.search(r"'(?:num_|w_)?bits?': (\d+)", str(stated))
+    bits = int(found[1]) if found else 4
+    return bits if bits in (2, 3, 4, 8) else 4
 
 
 def _original(checkpoint: Checkpoint) -> OriginalSummary | None:

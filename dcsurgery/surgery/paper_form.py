@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from dcsurgery.architectures import class_name
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.checkpoint.copying import Transfer
 from dcsurgery.checkpoint.rewrite import write_checkpoint
@@ -82,7 +83,7 @@ def reference_checkpoint(
     source = checkpoint
     if isinstance(checkpoint, Adopted) and checkpoint.adoption is not None:
         source = checkpoint.adoption.source
-    adoption = Adoption(source, "reference", checkpoint.config["architectures"][0])
+    adoption = Adoption(source, "reference", class_name(checkpoint.config))
     side = [name for name in source.side_files if not _PROCESSOR.fullmatch(name)]
     return present(adoption, groups, config, {}, side)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from dcsurgery.architectures import class_name
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.errors import PlanError
 from dcsurgery.modeling.mini_gemini.original_config import original_config, original_names
@@ -59,7 +60,7 @@ def mini_gemini_checkpoint(
     }
     if tower is not None:
         config["mm_vision_tower"] = tower
-    adoption = Adoption(source, "reference", checkpoint.config["architectures"][0])
+    adoption = Adoption(source, "reference", class_name(checkpoint.config))
     side = [name for name in source.side_files if not _OWN_FILES.fullmatch(name)]
     return present(adoption, groups, dict(sorted(config.items())), {}, side, indexed=True)
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import Architecture, Form, find_architecture
 from dcsurgery.checkpoint.contents import Checkpoint, WeightFile
 from dcsurgery.checkpoint.headers import TensorEntry
+from dcsurgery.checkpoint.leftovers import describe_leftovers
 from dcsurgery.connectors import connector_shapes, make_layout
 from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import PlanError
@@ -30,6 +32,13 @@ from dcsurgery.surgery.plan_file import (
     SurgeryPlan,
     TensorRecord,
     TowerPlace,
+)
+from dcsurgery.surgery.portable import (
+    code_digest,
+    extra_records,
+    joined_shape,
+    portable_config,
+    portable_problem,
 )
 from dcsurgery.surgery.processor_changes import plan_processor
 
@@ -78,7 +87,7 @@ def make_plan(checkpoint: Checkpoint, asked: Connector) -> SurgeryPlan:
     processor_changes, notes = plan_processor(checkpoint, architecture, anatomy, layout)
     connector = _connector(anatomy, layout)
     new, flops = cost(architecture, checkpoint, anatomy, layout, layers)
-    return SurgeryPlan(
+    plan = SurgeryPlan(
         base=describe_base(checkpoint),
         architecture=architecture.name,
         anatomy=anatomy,
@@ -90,14 +99,41 @@ def make_plan(checkpoint: Checkpoint, asked: Connector) -> SurgeryPlan:
         stock_layers=list(layers) if layers else None,
         config_changes=config_changes(architecture, checkpoint.config, layers),
         processor_changes=processor_changes,
-        changed=_changed(architecture, checkpoint, anatomy, layers, redrawn),
+        changed=_changed(_first_matrices(architecture, checkpoint, anatomy, layout, form), redrawn),
         delta=[*connector, *(r.model_copy(update={"file": DELTA_FILE}) for r in redrawn)],
         relies_on=dict.fromkeys(anatomy.projector.tensors),
         new_parameters=new,
         extra_flops_per_image=flops,
         image_tokens=layout.count_tokens(anatomy.image_tokens),
         loader=loader_of(architecture, form),
-        notes=[*_adoption_notes(checkpoint), *_notes(anatomy, layout, asked), *notes],
+        notes=[
+            *_file_notes(checkpoint, form),
+            *_adoption_notes(checkpoint),
+            *_notes(anatomy, layout, asked),
+            *notes,
+        ],
+    )
+    return as_portable(checkpoint, plan) if form == "portable" else plan
+
+
+def as_portable(checkpoint: Checkpoint, plan: SurgeryPlan) -> SurgeryPlan:
+    """Return the plan of a portable form with its config keys, its code and all its tensors.
+
+    Raises PlanError where the model cannot have one.
+    """
+    problem = portable_problem(checkpoint.config, plan.layout)
+    if problem is not None:
+        raise PlanError(f"{problem}: there is no portable form", hint="use --form delta")
+    edited = portable_config(checkpoint, plan.anatomy, plan.layout)
+    return plan.model_copy(
+        update={
+            "form": "portable",
+            "stock_layers": None,
+            "loader": LOADERS["portable"],
+            "config_changes": _key_changes(checkpoint.config, edited),
+            "changed": [*plan.changed, *extra_records(plan, checkpoint)],
+            "code_sha256": code_digest(),
+        }
     )
 
 
@@ -106,6 +142,12 @@ def loader_of(architecture: Architecture, form: Form) -> str:
     if form == "reference" and architecture.name == "mini_gemini":
         return MINI_GEMINI_LOADER
     return LOADERS.get(form, architecture.stock_loader)
+
+
+def _file_notes(checkpoint: Checkpoint, form: Form) -> list[str]:
+    if form == "delta" or not checkpoint.set_aside:
+        return []
+    return [f"not copied: {describe_leftovers(checkpoint.set_aside)} (--keep-all copies them)"]
 
 
 def _adoption_notes(checkpoint: Checkpoint) -> list[str]:
@@ -177,8 +219,8 @@ def stock_problem(
 def _choose_form(
     architecture: Architecture, anatomy: Anatomy, layout: FeatureLayout, asked: Connector
 ) -> Form:
-    if asked.form == "reference":
-        return "reference"
+    if asked.form in ("portable", "reference"):
+        return asked.form
     problem = stock_problem(architecture, anatomy, layout)
     if problem is None:
         return asked.form or "stock"
@@ -212,20 +254,43 @@ def rewritten(checkpoint: Checkpoint, name: str, shape: list[int] | None = None)
     )
 
 
-def _changed(
+def _first_matrices(
     architecture: Architecture,
     checkpoint: Checkpoint,
     anatomy: Anatomy,
-    layers: tuple[int, ...] | None,
-    redrawn: list[TensorRecord],
+    layout: FeatureLayout,
+    form: Form,
 ) -> list[TensorRecord]:
-    if layers is None:
-        return []
-    columns = architecture.stock_columns(anatomy, layers).total
+    """Return the first matrices as a complete checkpoint holds them; none in the other forms."""
+    return [
+        rewritten(checkpoint, name, shape)
+        for name, shape in matrix_shapes(architecture, checkpoint, anatomy, layout, form).items()
+    ]
+
+
+def matrix_shapes(
+    architecture: Architecture,
+    checkpoint: Checkpoint,
+    anatomy: Anatomy,
+    layout: FeatureLayout,
+    form: Form,
+) -> dict[str, list[int]]:
+    """Return the shape of every first matrix in a form that holds them folded or joined."""
     sites = anatomy.projector.sites
-    weights = {site.weight: [site.out_features, columns] for site in sites}
-    folded = [rewritten(checkpoint, name, shape) for name, shape in weights.items()]
-    return [*folded, *(record for record in redrawn if record.name not in weights)]
+    if form == "portable":
+        added = anatomy.feature_width * len(layout.blocks)
+        return {site.weight: joined_shape(checkpoint, site, added) for site in sites}
+    if form != "stock":
+        return {}
+    layers = stock_layers(layout, anatomy.feature_layers)
+    columns = architecture.stock_columns(anatomy, layers).total
+    return {site.weight: [site.out_features, columns] for site in sites}
+
+
+def _changed(matrices: list[TensorRecord], redrawn: list[TensorRecord]) -> list[TensorRecord]:
+    names = {record.name for record in matrices}
+    others = [record for record in redrawn if record.name not in names]
+    return [*matrices, *others] if matrices else []
 
 
 def config_changes(
@@ -234,7 +299,10 @@ def config_changes(
     """Return the keys that make stock code read the hidden states, as {"from", "to"}."""
     if layers is None or architecture.stock_config is None:
         return {}
-    edited = architecture.stock_config(config, layers)
+    return _key_changes(config, architecture.stock_config(config, layers))
+
+
+def _key_changes(config: dict[str, Any], edited: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {
         key: {"from": config.get(key), "to": value}
         for key, value in edited.items()

@@ -30,7 +30,11 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 DELTA_LOADER = "dcsurgery.load"
 # What loads a form, whatever the family.
 MINI_GEMINI_LOADER = "dvlab-research/MGM with the mgm_arch.py of DenseConnector-with-mgm-7B"
-LOADERS = {"delta": DELTA_LOADER, "reference": "HJYao00/DenseConnector's own code"}
+LOADERS = {
+    "delta": DELTA_LOADER,
+    "portable": "transformers >= 4.57 with trust_remote_code=True, and what serves its models",
+    "reference": "HJYao00/DenseConnector's own code",
+}
 
 
 class _Record(BaseModel):
@@ -100,6 +104,9 @@ class TrainingRecord(_Record):
     `adapter` the LoRA settings (None without one). Losses are means over supervised tokens.
     `layouts` counts rows by how they are written, `columns` is what the user named, and
     `unread_pictures` counts rows by keys that look like pictures and were not read.
+    `cut_rows` were longer than the training's max_length, `cut_answers` of them lost the end of an
+    answer; `dropped` counts the rows of which the prompt leaves something out. `untouched` are
+    tensors that were to be trained and never had a gradient: they are as they were.
     """
 
     train: Literal["connector", "projector", "lora", "full"]
@@ -115,6 +122,10 @@ class TrainingRecord(_Record):
     layouts: dict[str, int] = {}
     unread_pictures: dict[str, int] = {}
     columns: dict[str, str] = {}
+    cut_rows: int = 0
+    cut_answers: int = 0
+    dropped: dict[str, int] = {}
+    untouched: list[str] = []
     seed: int
     steps: int
     epochs: float
@@ -154,6 +165,7 @@ class SurgeryPlan(_Record):
     notes: list[str]
     training: list[TrainingRecord] = []
     adapter: AdapterRecord | None = None
+    code_sha256: str | None = None
 
     @property
     def kind(self) -> str:

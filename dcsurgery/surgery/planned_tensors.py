@@ -33,6 +33,7 @@ from dcsurgery.surgery.plan_file import (
     SurgeryPlan,
     TensorRecord,
 )
+from dcsurgery.surgery.portable import joined_tensors
 
 
 def _draw(plan: SurgeryPlan, record: TensorRecord) -> Rows:
@@ -139,17 +140,27 @@ def stock_tensors(
 
     `adapter` is merged where the plan says so.
     """
-    matrix = tensor_rows(delta[CONNECTOR_TENSOR])
-    rows_of = partial(_rows_of, checkpoint, delta)
-    made = fold_sites(plan, rows_of, matrix, _shares(plan, delta))
+    made = _first_matrices(checkpoint, plan, delta)
     merged: dict[str, NewTensor] = {}
     if adapter is not None and plan.adapter is not None and plan.adapter.merged:
         merged = adapted_tensors(checkpoint, plan.adapter, delta, adapter)
+    others = {**delta, **merged, **made}
+    return {record.name: others[record.name] for record in plan.changed}
+
+
+def _first_matrices(
+    checkpoint: Checkpoint, plan: SurgeryPlan, delta: Mapping[str, NewTensor]
+) -> dict[str, NewTensor]:
+    """Return every first matrix, folded or joined with D, by its name in the file."""
+    if plan.form == "portable":
+        return joined_tensors(checkpoint, plan, delta)
+    matrix = tensor_rows(delta[CONNECTOR_TENSOR])
+    rows_of = partial(_rows_of, checkpoint, delta)
+    folded = fold_sites(plan, rows_of, matrix, _shares(plan, delta))
     return {
-        record.name: _new_tensor(record, made[record.name])
-        if record.name in made
-        else merged.get(record.name) or delta[record.name]
+        record.name: _new_tensor(record, folded[record.name])
         for record in plan.changed
+        if record.name in folded
     }
 
 

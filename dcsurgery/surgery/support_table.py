@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dcsurgery.architectures import Architecture, Form, available
+from dcsurgery.architectures._known import KNOWN
 from dcsurgery.connectors import KINDS
 from dcsurgery.markdown import table
-from dcsurgery.surgery.plan_file import DELTA_LOADER
+from dcsurgery.surgery.plan_file import LOADERS
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,7 @@ def _family(found: Architecture) -> Family:
         connectors=tuple(kind for kind in KINDS if kind != "sti" or kind in tokens),
         pool="pool" in tokens,
         forms=found.forms,
-        loaders={
-            form: found.stock_loader if form == "stock" else DELTA_LOADER for form in found.forms
-        },
+        loaders={form: LOADERS.get(form, found.stock_loader) for form in found.forms},
     )
 
 
@@ -61,3 +60,21 @@ def markdown_table() -> str:
         )
         rows.append(cells)
     return "\n".join(table(head, rows)) + "\n"
+
+
+def known_table() -> str:
+    """Return the table of well-known repositories in Markdown, as docs/families.md has it."""
+    families = {name: found.name for found in available() for name in found.class_names}
+    rows = []
+    for known in KNOWN:
+        family = families.get(known.class_names[0])
+        if family is not None:
+            answer = f"read as it is (family {family})"
+        elif known.twin:
+            answer = f"use {known.twin}"
+        else:
+            answer = f"no: {known.why}"
+        cells = (", ".join(known.repositories), ", ".join(known.class_names), answer)
+        rows.append(cells)
+    head = ("repository", "class in its config.json", "what to do")
+    return "\n".join(table(head, sorted(rows, key=lambda row: row[0].lower()))) + "\n"

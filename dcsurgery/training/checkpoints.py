@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import threading
 from collections.abc import Iterable, Mapping
@@ -20,12 +19,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dcsurgery.checkpoint.written import clear
 from dcsurgery.errors import RequestError, TrainingError
 
 TRAINED_FILE = "trained.safetensors"
 COMPLETE_FILE = "complete.json"
 KEPT = 2
-_FOLDER = re.compile(r"checkpoint-\d+")
+CHECKPOINT = re.compile(r"checkpoint-\d+")
+# transformers' and accelerate's own files, those of FSDP and DeepSpeed with folders of their own.
+_SAVED = re.compile(
+    r"rows-\d+\.json|(trained|average|model)\S*\.safetensors(\.index\.json)?|complete\.json|trainer_state\.json"
+    r"|training_args\.bin|(optimizer|scheduler|scaler|rng_state|random_states|pytorch_model)[\w.-]*"
+    r"|latest|zero_to_fp32\.py|((optimizer|pytorch_model_fsdp)_\d+|global_step\d+)(/[\w.-]+)?"
+)
+
+
+def is_saved(name: str) -> bool:
+    """Return whether a file or folder in a checkpoint is one that saving a checkpoint writes."""
+    return _SAVED.fullmatch(name) is not None
 
 
 def save_trained(folder: Path, tensors: Mapping[str, Tensor], file: str = TRAINED_FILE) -> None:
@@ -74,7 +85,7 @@ def mark_complete(folder: Path, facts: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     for old in _checkpoints(folder.parent)[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+        clear(old, lambda name, path: None if is_saved(name) else "")
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -86,7 +97,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 def _checkpoints(folder: Path) -> list[Path]:
     """Return all checkpoints in a folder, oldest first."""
     paths = list(folder.iterdir()) if folder.is_dir() else []
-    return sorted((path for path in paths if _FOLDER.fullmatch(path.name)), key=step_of)
+    return sorted((path for path in paths if CHECKPOINT.fullmatch(path.name)), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -106,7 +117,7 @@ def check_same(checkpoint: Path, facts: Mapping[str, Any]) -> None:
     changed = sorted(_differences(before, json.loads(json.dumps(facts))))
     if changed:
         raise RequestError(
-            f"{checkpoint.parent} belongs to another training: {', '.join(changed)[:200]} differ",
+            f"{checkpoint.parent} belongs to another training: {', '.join(changed)[:300]}",
             hint="resume with the same model, data and settings, or start anew with --overwrite",
         )
 
@@ -118,7 +129,11 @@ def _differences(before: Any, now: Any, path: str = "") -> list[str]:
             for key in {*before, *now}
             for name in _differences(before.get(key), now.get(key), key)
         ]
-    return [] if before == now else [path or "everything"]
+    if before == now:
+        return []
+    plain = all(value is None or isinstance(value, str | int | float) for value in (before, now))
+    told = plain and path not in ("data", "base")  # these are digests
+    return [f"{path or 'everything'} {f'was {before}, is {now}' if told else 'differs'}"]
 
 
 class Interruption:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from dcsurgery.errors import TrainingError
+from dcsurgery.errors import RequestError, TrainingError
 from dcsurgery.training.average import start_average
 from dcsurgery.training.checkpoints import (
     Interruption,
@@ -20,8 +20,9 @@ from dcsurgery.training.checkpoints import (
     mark_complete,
     save_trained,
 )
-from dcsurgery.training.feeding import ROWS, micro_batches
+from dcsurgery.training.feeding import ROWS
 from dcsurgery.training.freeze import frozen_modules
+from dcsurgery.training.gradients import without_gradient
 from dcsurgery.training.job import Job
 from dcsurgery.training.logs import RATE, block_norms
 from dcsurgery.training.lora import taken_for_adapted
@@ -56,7 +57,8 @@ class Engine(Trainer):
         self.frozen = frozen_modules(model, job.plan)
         self.average = start_average(model, job.trained.names, job.settings.average, job.steps)
         self.rows: list[int] = []
-        self.counts = [0, 0, 0]
+        self.counts = [0, 0, 0, 0, 0]
+        self._saved = 0
         self.began = time.perf_counter()
         self.order = job.feed.order(job.settings)
         with taken_for_adapted(model):
@@ -101,11 +103,18 @@ class Engine(Trainer):
         if self.order is not None:
             # Nobody else tells it when one of several processes resumes inside an epoch.
             self.order.set_epoch(int(self.state.epoch or 0))
-        batches = list(islice(epoch_iterator, num_batches))
-        self.rows = [row for batch in batches for row in batch[ROWS].tolist()]
+        try:
+            batches = list(islice(epoch_iterator, num_batches))
+        except RequestError:
+            self._keep()
+            raise
+        marks = [row for batch in batches for row in batch[ROWS].tolist()]
+        self.rows = [number for number, _, _ in marks]
+        cut, cut_answers = (sum(row[column] for row in marks) for column in (1, 2))
         supervised = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
         tokens = sum(batch["labels"].numel() for batch in batches)
-        counts = torch.tensor([[supervised, tokens, len(self.rows)]], device=device)
+        found = [supervised, tokens, len(self.rows), cut, cut_answers]
+        counts = torch.tensor([found], device=device)
         if self.args.world_size > 1:
             counts = self.accelerator.gather(counts).sum(dim=0, keepdim=True)
         self.counts = counts[0].tolist()
@@ -130,7 +139,7 @@ class Engine(Trainer):
         # Gradients are averaged over processes; the loss is a sum over them.
         loss: Tensor = total * self.args.world_size / num_items_in_batch.to(total.device)
         if not torch.isfinite(loss):
-            raise self._broken(f"the loss became {loss.item()}", rows.tolist())
+            raise self._broken(f"the loss became {loss.item()}", rows[:, 0].tolist())
         if self.seeing:
             loss = loss + zero_of(self.seeing).to(loss.device)
         return loss
@@ -177,7 +186,7 @@ class Engine(Trainer):
         super().log(logs, start_time)
 
     def _extras(self) -> dict[str, float]:
-        supervised, tokens, rows = self.counts
+        supervised, tokens, rows, cut, cut_answers = self.counts
         seconds = time.perf_counter() - self.began
         rates = {f"{RATE}{g['name']}": g["lr"] for g in self._used_groups()}
         return {
@@ -186,6 +195,8 @@ class Engine(Trainer):
             "supervised_tokens": supervised,
             "tokens": tokens,
             "rows": rows,
+            "cut_rows": cut,
+            "cut_answers": cut_answers,
             "seconds": round(seconds, 4),
             "tokens_per_second": round(tokens / seconds, 1),
         }
@@ -218,12 +229,26 @@ class Engine(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        self.job.feed.save_tally(folder)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             if self.average is not None:
                 self.average.save(folder)
             mark_complete(folder, self.facts)
+        self._saved = self.state.global_step
+
+    def _keep(self) -> None:
+        """Save what is trained when bad rows stop a training; other processes would not come."""
+        step = self.state.global_step
+        if step and self.args.world_size == 1 and self._saved != step:
+            self._save_checkpoint(self.model, None)
+
+    def untouched(self) -> tuple[str, ...]:
+        """Return the trained parameters that never had a gradient; none known of with DeepSpeed."""
+        if self.is_deepspeed_enabled:
+            return ()
+        return without_gradient(self.optimizer.state_dict(), self.job.trained, self.sharded)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -251,38 +276,3 @@ class StopInOrder(TrainerCallback):
         if number:
             self.interruption.number = number
             control.should_save = control.should_training_stop = True
-
-
-def training_arguments(job: Job, folder: Path, precision: str) -> TrainingArguments:
-    """Return transformers' arguments for a job that writes its checkpoints into `folder`."""
-    settings = job.settings
-    rows, count = micro_batches(settings)
-    saves = settings.save_steps
-    gap = max(1, job.steps // 10) if saves is None else saves
-    gpu = torch.cuda.is_available()
-    return TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=rows,
-        gradient_accumulation_steps=count,
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps or -1,
-        max_grad_norm=settings.max_grad_norm,
-        seed=settings.seed,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        use_cpu=not gpu and not torch.backends.mps.is_available(),
-        logging_strategy="steps",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="steps" if gap else "no",
-        save_steps=gap or 500,
-        report_to=settings.report_to or "none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_pin_memory=gpu,
-        ddp_find_unused_parameters=False,
-        average_tokens_across_devices=True,
-        accelerator_config={"dispatch_batches": False},
-        log_level="error",
-    )

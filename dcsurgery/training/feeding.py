@@ -7,17 +7,20 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset
 
+from dcsurgery.data.batches import CUTS
+from dcsurgery.data.tally import load_tally, save_tally
 from dcsurgery.errors import RequestError, TrainingError
 from dcsurgery.training.order import EpochOrder, Numbered, NumberedStream
 from dcsurgery.training.settings import TrainingSettings
 
 Collate = Callable[[list[Any]], Mapping[str, Any]]
-# The key of a batch that holds its row numbers.
+# The key of a batch [B, 3]: of each row its number, whether it was cut, and inside an answer.
 ROWS = "dcsurgery_rows"
 # Rows looked at in search of one with an image.
 TRIES = 1000
@@ -41,9 +44,37 @@ class Feed:
         return NumberedStream(self.dataset) if self.streamed else Numbered(self.dataset)
 
     def collate(self, rows: list[tuple[int, Any]]) -> dict[str, Any]:
-        """Return a batch that knows its row numbers."""
+        """Return a batch that knows its row numbers, and which rows were cut."""
         batch = self.collator([row for _, row in rows])
-        return {**batch, ROWS: torch.tensor([number for number, _ in rows])}
+        cuts = [row.get(CUTS, ()) if isinstance(row, Mapping) else () for _, row in rows]
+        marks = torch.zeros(len(rows), 3, dtype=torch.long)
+        for mark, (number, _), cut in zip(marks, rows, cuts, strict=True):
+            mark[0] = number
+            mark[1:] = cut if len(cut) else 0
+        return {**batch, ROWS: marks}
+
+    def save_tally(self, folder: Path) -> None:
+        """Write what this process has counted into a checkpoint."""
+        if hasattr(self.dataset, "tally"):
+            save_tally(folder / f"rows-{rank()}.json", self.dataset.bad, self.dataset.tally)
+
+    def load_tally(self, folder: Path) -> None:
+        """Count what any process had counted when a checkpoint was written."""
+        for file in folder.glob("rows-*.json") if hasattr(self.dataset, "tally") else ():
+            load_tally(file, self.dataset.bad, self.dataset.tally)
+
+    def share_tally(self) -> None:
+        """Let every process count what any of them has counted."""
+        if processes() == 1 or not torch.distributed.is_initialized():
+            return
+        found: list[Any] = [None] * processes()
+        bad = self.dataset.bad
+        torch.distributed.all_gather_object(found, (bad.total, bad.items(), self.dataset.tally))
+        for total, rows, tally in found:
+            bad.total = max(total, bad.total)
+            self.dataset.tally.add(tally)
+            for index, row in rows:
+                bad.add(index, row)
 
     def name_of(self, number: int) -> str:
         """Return what people call a row: its id, else its number."""

@@ -2,55 +2,42 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
 import torch
 
-from dcsurgery import __version__
 from dcsurgery.checkpoint.destination import check_output
 from dcsurgery.connectors.request import Connector, ConnectorKeywords
 from dcsurgery.data.batches import Collator, StreamedDataset, TrainingDataset
 from dcsurgery.data.conversations import BadRow
 from dcsurgery.data.prompts import Prompter
-from dcsurgery.data.rows import data_digest, read_rows
+from dcsurgery.data.rows import read_rows
 from dcsurgery.data.samples import dry_run_samples
 from dcsurgery.data.templates import prompt_version
 from dcsurgery.errors import RequestError, TrainingError
 from dcsurgery.printing.sheet import Progress
 from dcsurgery.surgery.conversion import Conversion, wanted_output
 from dcsurgery.surgery.plan_file import DELTA_FOLDER, TrainingRecord
+from dcsurgery.training.advice import advice
 from dcsurgery.training.checkpoints import latest_checkpoint, load_trained
 from dcsurgery.training.estimate import estimate
 from dcsurgery.training.feeding import Feed, micro_batches, processes, rank
 from dcsurgery.training.finetuned import Finetuned, TrainingPlan
-from dcsurgery.training.job import Job
+from dcsurgery.training.job import Data, Job
 from dcsurgery.training.logs import PLOT_FILE, Watch, draw
-from dcsurgery.training.lora import add_adapters, describe_adapters, save_adapters
+from dcsurgery.training.lora import add_adapters, save_adapters
+from dcsurgery.training.record import make_record
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.training.start import Origin, Start, check_origin, start
 from dcsurgery.training.trained_files import checkpoint_names, write_trained
 from dcsurgery.training.trainer import Run, TrainingResult, carry_out, prepare
 from dcsurgery.training.workspace import Workspace, check_workspace, open_workspace
-
-PACKAGES = ("torch", "transformers", "accelerate", "peft")
-
-
-@dataclass(frozen=True)
-class Data:
-    """What to train on: a file, folder or Hub data set, and how to read it."""
-
-    data: str | Path
-    images: Path | None = None
-    split: str = "train"
-    streaming: bool = False
-    columns: Mapping[str, str] | None = None
 
 
 class FinetuneOptions(ConnectorKeywords, total=False):
@@ -77,6 +64,7 @@ def finetune_connector(
     dry_run: Literal[False] = ...,
     progress: Progress | None = ...,
     watch: Watch | None = ...,
+    tell: Callable[[str], None] | None = ...,
     **options: Unpack[FinetuneOptions],
 ) -> Finetuned: ...
 
@@ -92,7 +80,7 @@ def finetune_connector(
 ) -> TrainingPlan: ...
 
 
-def finetune_connector(
+def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
     model: str | Path,
     data: str | Path,
     output: str | Path | None = None,
@@ -100,6 +88,7 @@ def finetune_connector(
     dry_run: bool = False,
     progress: Progress | None = None,
     watch: Watch | None = None,
+    tell: Callable[[str], None] | None = None,
     **options: Unpack[FinetuneOptions],
 ) -> Finetuned | TrainingPlan:
     """Train a connector and write the model to `output`, in the form that `model` has.
@@ -109,9 +98,10 @@ def finetune_connector(
     it. `data`, `images`, `split`, `streaming` and `columns` are as read_rows takes them.
     Checkpoints and log are kept in OUTPUT.training/ until `output` is whole; `resume` goes on from
     there to the same weights, to the bit on a CPU. `progress(step, steps, words)` is called with
-    every step. `dry_run` returns the plan, measured on one micro-batch, and writes nothing. Raises
-    DcSurgeryError of the fitting kind; the source is never changed. SIGINT and SIGTERM save a
-    checkpoint before they raise KeyboardInterrupt or SystemExit.
+    every step, `tell` with each piece of advice before the first one. `dry_run` returns the plan,
+    measured on one micro-batch, and writes nothing. Raises DcSurgeryError of the fitting kind; the
+    source is never changed. SIGINT and SIGTERM save a checkpoint before they raise
+    KeyboardInterrupt or SystemExit.
     """
     asked = _request(model, data, **options)
     target = wanted_output(output, dry_run=dry_run)
@@ -124,19 +114,25 @@ def finetune_connector(
         return _plan(str(model), job, begun)
     open_workspace(workspace)
     if isinstance(job.feed.dataset, TrainingDataset):
-        job.feed.dataset.collect_bad(workspace.bad_rows)
-    identity = _identity(begun, asked.source)
+        # All processes have measured the same rows, and the first one has made the folder.
+        job.feed.dataset.collect_bad(workspace.bad_rows, old=rank() == 0)
+    if tell is not None and rank() == 0:
+        for line in advice(job):
+            tell(line)
+    identity = _identity(begun, asked.source, job)
     run = Run(workspace.folder, workspace.resumes, identity, _watch(progress, watch))
     result = carry_out(begun.model, job, run)
-    record = _record(begun.model, job, result, asked.source, identity)
+    job.feed.share_tally()
+    record = make_record(begun, job, result, asked.source, identity)
     conversion = None
     if rank() == 0:
         if result.sharded:
             begun = _reloaded(asked.origin, job, workspace)
-        conversion = _write(target, job, begun, workspace, record, asked.overwrite)
-        _leave_logs(target, job, result, workspace)
+        leave = partial(_leave_logs, job, result, workspace)
+        conversion = _write(target, job, begun, workspace, record, asked.overwrite, leave)
         workspace.clear()
-    return Finetuned(target, result, record, _bad(job), job.feed.dataset.census, conversion)
+    census = job.feed.dataset.census
+    return Finetuned(target, result, record, _bad(job), census, conversion, advice(job))
 
 
 @dataclass(frozen=True)
@@ -191,6 +187,8 @@ def _plan(model: str, job: Job, begun: Start) -> TrainingPlan:
         samples=tuple(dry_run_samples(dataset)),
         estimate=estimate(begun.model, job),
         batch=(size, count, processes()),
+        measured=dataset.measured,
+        advice=advice(job),
     )
 
 
@@ -204,6 +202,8 @@ def _watch(progress: Progress | None, watch: Watch | None) -> Watch | None:
 
     def tell(row: dict[str, Any]) -> None:
         words = f"loss {row['loss']:.4f}, {row['tokens_per_second']:,.0f} tokens/s"
+        if row["cut_rows"]:
+            words += f", {row['cut_rows']} of {row['rows']} rows cut"
         progress(row["step"], row["steps"], words)
 
     return tell
@@ -250,6 +250,7 @@ def _job(origin: Origin, source: Data, settings: TrainingSettings) -> tuple[Job,
         dataset = StreamedDataset(rows, prompter, **limits)
     else:
         dataset = TrainingDataset(rows, prompter, **limits)
+        dataset.measure()
     feed = Feed(dataset, Collator(begun.processor))
     steps = feed.steps(settings)
     trained = prepare(begun.model, begun.plan, feed, settings)
@@ -258,45 +259,14 @@ def _job(origin: Origin, source: Data, settings: TrainingSettings) -> tuple[Job,
     return Job(begun.plan, settings, trained, steps, feed), begun
 
 
-def _identity(begun: Start, source: Data) -> dict[str, Any]:
+def _identity(begun: Start, source: Data, job: Job) -> dict[str, Any]:
     plan = begun.plan
     return {
-        "data": data_digest(source.data),
-        "split": source.split,
-        "columns": [f"{word}={name}" for word, name in sorted((source.columns or {}).items())],
+        **source.identity(job.feed.dataset.rows.root),
         "base": plan.base.config_sha256,
         "connector": [plan.kind, list(map(list, plan.layout.groups)), plan.layout.pool],
         "values": [record.sha256 for record in plan.delta],
     }
-
-
-def _record(
-    model: Any, job: Job, result: TrainingResult, source: Data, identity: Mapping[str, Any]
-) -> TrainingRecord:
-    settings = job.settings
-    assert settings.train is not None
-    return TrainingRecord(
-        train=settings.train,
-        trained=list(job.trained.names),
-        trained_parameters=job.trained.count,
-        adapter=describe_adapters(model) if settings.train == "lora" else None,
-        data=str(source.data),
-        data_sha256=str(identity["data"]),
-        rows=job.feed.dataset.bad.total if job.feed.streamed else len(job.feed.dataset),
-        skipped_rows=len(job.feed.dataset.bad),
-        columns=dict(source.columns or {}),
-        **job.feed.dataset.census.facts(),
-        seed=settings.seed,
-        steps=result.steps,
-        epochs=result.epochs,
-        batch_size=settings.batch_size or 1,
-        settings=asdict(settings),
-        first_loss=result.first_loss,
-        last_loss=result.last_loss,
-        seconds=round(result.seconds, 3),
-        device=torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        versions={"dcsurgery": __version__, **{name: version(name) for name in PACKAGES}},
-    )
 
 
 def _reloaded(origin: Origin, job: Job, workspace: Workspace) -> Start:
@@ -317,13 +287,14 @@ def _reloaded(origin: Origin, job: Job, workspace: Workspace) -> Start:
     return begun
 
 
-def _write(
+def _write(  # noqa: PLR0913 - what a training leaves behind
     target: Path,
     job: Job,
     begun: Start,
     workspace: Workspace,
     record: TrainingRecord,
     overwrite: bool,
+    leave: Callable[[Path], None],
 ) -> Conversion:
     adapter = None
     if job.settings.train == "lora":
@@ -333,23 +304,27 @@ def _write(
         target,
         plan=begun.plan,
         model=begun.model,
-        trained=[name for name in job.trained.names if ".lora_" not in name],
+        trained=[name for name in record.trained if ".lora_" not in name],
         record=record,
         adapter=adapter,
         base=begun.base.ref.folder,
         source=begun.source,
         overwrite=overwrite,
+        leave=leave,
     )
 
 
-def _leave_logs(target: Path, job: Job, result: TrainingResult, workspace: Workspace) -> None:
-    """Put log, picture and bad rows into OUT/dense_connector, beside the plan."""
+def _leave_logs(job: Job, result: TrainingResult, workspace: Workspace, target: Path) -> None:
+    """Put log, picture and bad rows into dense_connector/, beside the plan."""
     folder = target / DELTA_FOLDER
     if result.history:
         draw(result.history, job.plan, folder / PLOT_FILE)
-    for path in (result.log, workspace.bad_rows):
-        if path.is_file():
-            shutil.copyfile(path, folder / path.name)
+    shutil.copyfile(result.log, folder / result.log.name)
+    if workspace.bad_rows.is_file():
+        # Every process writes what it finds, and after a stop it is found again.
+        lines = workspace.bad_rows.read_text(encoding="utf-8").splitlines()
+        text = "".join(f"{line}\n" for line in dict.fromkeys(lines))
+        (folder / workspace.bad_rows.name).write_text(text, encoding="utf-8")
 
 
 def _bad(job: Job) -> tuple[BadRow, ...]:

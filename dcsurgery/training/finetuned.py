@@ -6,9 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dcsurgery.data.batches import Measured
 from dcsurgery.data.census import Census
 from dcsurgery.data.conversations import BadRow
 from dcsurgery.data.samples import Sample
+from dcsurgery.data.tally import Losses
 from dcsurgery.printing import units
 from dcsurgery.printing.sheet import Printed, Sheet
 from dcsurgery.surgery.conversion import Conversion
@@ -23,7 +25,10 @@ LISTED_ROWS = 5
 
 @dataclass(frozen=True)
 class TrainingPlan(Printed):
-    """What a training would do, and would need."""
+    """What a training would do, and would need.
+
+    `measured` is what became of a sample of rows, None for a stream; `advice` is for people.
+    """
 
     model: str
     trained: Trained
@@ -35,6 +40,8 @@ class TrainingPlan(Printed):
     samples: tuple[Sample, ...]
     estimate: Estimate
     batch: tuple[int, int, int]
+    measured: Measured | None = None
+    advice: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; keys only ever get added."""
@@ -47,6 +54,8 @@ class TrainingPlan(Printed):
             "rows": self.rows,
             "bad_rows": [asdict(bad) for bad in self.bad],
             **self.census.facts(),
+            "measured": None if self.measured is None else asdict(self.measured),
+            "advice": list(self.advice),
             "samples": [asdict(sample) for sample in self.samples],
             "estimate": {**asdict(self.estimate), "memory": self.estimate.memory},
         }
@@ -74,8 +83,9 @@ class TrainingPlan(Printed):
             [
                 *_groups(self.trained),
                 ("rates", "\n".join(lines)),
-                ("rows", f"{self.rows:,}{_skipped(self.bad)}"),
+                ("rows", f"{self.rows:,}{self._looked_at()}{_skipped(self.bad)}"),
                 ("images", self.census.pictures()),
+                *_lost(self._lines()),
                 ("batch", f"{settings.batch_size} rows: {batch}"),
                 ("memory", memory),
                 ("time", f"about {total}, {units.seconds(needs.seconds_per_step)} for one step"),
@@ -89,6 +99,21 @@ class TrainingPlan(Printed):
             out.facts([*facts, ("question", sample.question), ("answer", sample.answer)])
             out.passage(sample.pieces)
 
+    @property
+    def hints(self) -> list[str]:
+        """The advice that is not on the sheet."""
+        return [line for line in self.advice if line not in self._lines()]
+
+    def _looked_at(self) -> str:
+        return "" if self.measured is None else f", {self.measured.rows:,} looked at closely"
+
+    def _lines(self) -> list[str]:
+        """Say what rows of the sample lose."""
+        if self.measured is None:
+            return []
+        of = f" of {self.measured.rows:,} that were looked at"
+        return self.measured.losses.lines(self.settings.max_length, of=of)
+
 
 @dataclass(frozen=True)
 class Finetuned(Printed):
@@ -100,6 +125,15 @@ class Finetuned(Printed):
     bad: tuple[BadRow, ...]
     census: Census
     conversion: Conversion | None
+    advice: tuple[str, ...] = ()
+
+    @property
+    def untouched(self) -> dict[str, list[str]]:
+        """The parameters that never had a gradient, by group."""
+        found: dict[str, list[str]] = {}
+        for name in self.result.untouched:
+            found.setdefault(self.result.trained.group_of(name), []).append(name)
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; keys only ever get added."""
@@ -111,6 +145,8 @@ class Finetuned(Printed):
             "trained": _trained(self.result.trained),
             "resumed_at": self.result.resumed_at,
             "record": self.record.model_dump(mode="json"),
+            "untouched": self.untouched,
+            "advice": list(self.advice),
             "bad_rows": [asdict(bad) for bad in self.bad],
             "plan": None if conversion is None else conversion.plan.model_dump(mode="json"),
         }
@@ -118,12 +154,21 @@ class Finetuned(Printed):
     def show(self, out: Sheet) -> None:
         """Put what was trained and written on a sheet."""
         record, result = self.record, self.result
+        lost = Losses(record.cut_rows, record.cut_answers, record.dropped)
+        counts = {group: len(names) for group, names in result.trained.groups.items()}
+        untouched = "\n".join(
+            f"{group}: {len(names)} of {units.plural(counts[group], 'tensor')}, "
+            "never had a gradient and stay as they were"
+            for group, names in self.untouched.items()
+        )
         out.show(f"{self.output}: trained for {units.plural(result.steps, 'step')}", "bold")
         resumed = f", resumed at step {result.resumed_at}" if result.resumed_at else ""
         rows = [
             *_groups(result.trained),
+            *([("untrained", untouched)] if untouched else []),
             ("data", f"{record.data}: {units.plural(record.rows, 'row')}{_skipped(self.bad)}"),
             ("images", self.census.pictures()),
+            *_lost(lost.lines(record.settings["max_length"])),
             ("epochs", f"{record.epochs:g}, batches of {record.batch_size}{resumed}"),
             ("loss", f"{record.first_loss:.4f} -> {record.last_loss:.4f}"),
             ("time", units.seconds(record.seconds)),
@@ -147,6 +192,10 @@ def _groups(trained: Trained) -> list[tuple[str, str]]:
         for group, names in trained.groups.items()
     ]
     return [("trains", "\n".join(lines))]
+
+
+def _lost(lines: list[str]) -> list[tuple[str, str]]:
+    return [("lost", "\n".join(lines))] if lines else []
 
 
 def _skipped(bad: tuple[BadRow, ...]) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
-from dcsurgery.fields import Told, check_fields
+from dcsurgery.fields import Told, check_fields, percent
 
 Train = Literal["connector", "projector", "lora", "full"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
+# What may change when a training goes on: neither what is learnt nor in which order.
+FREE = frozenset({"save_steps", "report_to", "micro_batch", "grad_checkpointing", "max_bad"})
 
 # The paper's stages (arXiv 2405.13800, scripts/v1_5 of its code): connector and projector on
 # captions, then the language model too. They were made for a model that has seen no images yet.
@@ -31,13 +33,6 @@ RETROFIT: dict[str, Any] = {
 }
 # Where nothing above says otherwise.
 GENERAL: dict[str, Any] = {"group_by_length": False, "warmup": 0.03, "average": 0.0}
-
-
-def share(value: Any) -> float:
-    """Return 0.01 or "1%" as a share. Raises ValueError."""
-    if isinstance(value, str) and value.strip().endswith("%"):
-        return float(value.strip()[:-1]) / 100
-    return float(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +113,8 @@ class TrainingSettings:
     ] = 2048
     max_bad: Annotated[
         float | str,
-        Told(
-            "Rows that may be unusable, of all rows, such as 1%.",
-            "SHARE", read=share, least=0, most=1, hint="a share, 0 to 1, or a percentage",
-        ),
-    ] = 0.01  # fmt: skip
+        Told("Rows that may be unusable before it is an error: 1, 0.5%.", "PERCENT", read=percent),
+    ] = 1.0
     prompt: Annotated[
         Literal["auto", "plain", "v1"],
         Told(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from dcsurgery.surgery.plan_file import (
     read_plan,
 )
 from dcsurgery.surgery.planned_tensors import stored_delta
-from dcsurgery.surgery.trained_stock import as_stock
+from dcsurgery.surgery.trained_plan import as_complete
 
 DTYPES = {
     "F64": torch.float64,
@@ -117,6 +117,7 @@ def write_trained(  # noqa: PLR0913 - what a training leaves behind, each under 
     base: str | Path | None = None,
     source: str | Path | None = None,
     overwrite: bool = False,
+    leave: Callable[[Path], None] | None = None,
 ) -> Conversion:
     """Write a trained model to `output` in the form of its plan; nothing is written on an error.
 
@@ -125,8 +126,8 @@ def write_trained(  # noqa: PLR0913 - what a training leaves behind, each under 
     peft's files). `source` is the folder that the training started from: what an earlier training
     left in it and this one did not touch is carried over byte by byte; without it, those values
     come from the model. `base` says where the base is now. `record` is completed with the names of
-    the trained tensors. Raises TrainingError for values that are not finite, or DcSurgeryError as
-    convert_checkpoint does.
+    the trained tensors; `leave(folder)` adds files of its own to the folder being filled. Raises
+    TrainingError for values that are not finite, or DcSurgeryError as convert_checkpoint does.
     """
     started = time.perf_counter()
     # A plan that was never written has no hashes to compare a base with.
@@ -143,8 +144,8 @@ def write_trained(  # noqa: PLR0913 - what a training leaves behind, each under 
     lora = _adapter(adapter, source, plan)
     if lora is not None:
         plan = plan.model_copy(update={"adapter": describe_adapter(lora, _targets(lora, stored))})
-    if plan.form == "stock":
-        plan = _in_stock_form(checkpoint, plan, lora)
+    if plan.form != "delta":
+        plan = _complete(checkpoint, plan, lora)
     delta = {
         item.name: values.tensor(item)
         if item.name in names or item.name not in kept
@@ -160,6 +161,8 @@ def write_trained(  # noqa: PLR0913 - what a training leaves behind, each under 
     )
     with staging as folder:
         plan, transfers = write_output(checkpoint, plan, folder, delta, lora)
+        if leave is not None:
+            leave(folder)
     return Conversion(plan, Path(output), transfers, time.perf_counter() - started)
 
 
@@ -211,17 +214,15 @@ def _targets(adapter: Adapter, stored: Mapping[str, str]) -> dict[str, str]:
     return {module: tensor for module, tensor in found.items() if tensor is not None}
 
 
-def _in_stock_form(
-    checkpoint: Checkpoint, plan: SurgeryPlan, adapter: Adapter | None
-) -> SurgeryPlan:
-    """Return the plan of the stock form; an adapter that cannot be merged is kept beside it."""
+def _complete(checkpoint: Checkpoint, plan: SurgeryPlan, adapter: Adapter | None) -> SurgeryPlan:
+    """Return the plan of a complete checkpoint; an adapter that cannot be merged stays beside."""
     if adapter is None or plan.adapter is None:
-        return as_stock(checkpoint, plan, merge=False)
+        return as_complete(checkpoint, plan, plan.form, merge=False)
     problem = merge_problem(adapter, plan.adapter.targets)
     if problem is not None:
         note = f"the LoRA adapter is kept beside the weights, it cannot be merged: {problem}"
         plan = plan.model_copy(update={"notes": list(dict.fromkeys([*plan.notes, note]))})
-    return as_stock(checkpoint, plan, merge=problem is None)
+    return as_complete(checkpoint, plan, plan.form, merge=problem is None)
 
 
 class _Values:

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from dcsurgery.errors import RequestError
 from dcsurgery.loading.load import quiet_transformers
 from dcsurgery.surgery.plan_file import SurgeryPlan
+from dcsurgery.training.arguments import training_arguments
 from dcsurgery.training.average import AVERAGE_FILE
 from dcsurgery.training.checkpoints import (
     TRAINED_FILE,
@@ -25,9 +26,10 @@ from dcsurgery.training.checkpoints import (
     load_trained,
     step_of,
 )
-from dcsurgery.training.engine import Engine, StopInOrder, training_arguments
+from dcsurgery.training.engine import Engine, StopInOrder
 from dcsurgery.training.feeding import Collate, Feed
 from dcsurgery.training.freeze import Trained, choose, freeze, without_unused
+from dcsurgery.training.gradients import without_gradient
 from dcsurgery.training.job import Job
 from dcsurgery.training.logs import LOG_FILE, Recorder, Watch
 from dcsurgery.training.lora import add_adapters
@@ -56,6 +58,7 @@ class TrainingResult:
     """What a training did. `history` has one entry per step, as in `log`.
 
     `sharded`: FSDP or DeepSpeed has split the model, whose whole values are in the last checkpoint.
+    `untouched` are announced parameters that never had a gradient other than zero.
     """
 
     trained: Trained
@@ -69,6 +72,7 @@ class TrainingResult:
     history: tuple[dict[str, Any], ...]
     log: Path
     sharded: bool = False
+    untouched: tuple[str, ...] = ()
 
 
 def train(  # noqa: PLR0913 - the parts of a training, each its own thing
@@ -116,6 +120,7 @@ def carry_out(model: Any, job: Job, run: Run) -> TrainingResult:
     checkpoint = latest_checkpoint(folder) if run.resume else None
     if checkpoint is not None:
         check_same(checkpoint, facts)
+        job.feed.load_tally(checkpoint)
     resumed_at = step_of(checkpoint) if checkpoint else 0
     folder.mkdir(parents=True, exist_ok=True)
     recorder = Recorder(folder, run.watch, resumed_at)
@@ -124,12 +129,14 @@ def carry_out(model: Any, job: Job, run: Run) -> TrainingResult:
         if checkpoint is not None and resumed_at >= job.steps:
             file = AVERAGE_FILE if job.settings.average else TRAINED_FILE
             load_trained(checkpoint, model, job.trained.names, file)
+            untouched = _untouched(checkpoint, job.trained)
         else:
             arguments = training_arguments(job, folder, arithmetic(job.settings, model))
             callbacks = [StopInOrder(interruption), recorder, *run.callbacks]
             engine = Engine(model, job, arguments, facts, callbacks)
             sharded = engine.sharded
             engine.run(checkpoint)
+            untouched = engine.untouched()
         history = tuple(recorder.history)
         interruption.leave()
     return TrainingResult(
@@ -144,7 +151,16 @@ def carry_out(model: Any, job: Job, run: Run) -> TrainingResult:
         history=history,
         log=folder / LOG_FILE,
         sharded=sharded,
+        untouched=untouched,
     )
+
+
+def _untouched(checkpoint: Path, trained: Trained) -> tuple[str, ...]:
+    """Return what never had a gradient up to a checkpoint; nothing where parameters are split."""
+    file = checkpoint / "optimizer.pt"
+    if not file.is_file():
+        return ()
+    return without_gradient(torch.load(file, "cpu", weights_only=True), trained)
 
 
 @contextmanager

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from dcsurgery.checkpoint.destination import absolute_output
+from dcsurgery.checkpoint.written import AWAY, clear, foreign, require_ours
 from dcsurgery.errors import OutputExistsError, RequestError
-from dcsurgery.training.checkpoints import latest_checkpoint
+from dcsurgery.training.checkpoints import CHECKPOINT, is_saved, latest_checkpoint
 from dcsurgery.training.feeding import rank
+from dcsurgery.training.logs import LOG_FILE
 
 MARK = "dcsurgery-training"
 BAD_FILE = "bad_rows.jsonl"
+_LORA = re.compile(r"lora(/adapter_(config\.json|model\.safetensors)|/README\.md)?")
+# What a tracker writes (--report-to tensorboard) is neither in the way nor ours to remove.
+TRACKED = "runs/"
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,9 @@ class Workspace:
         return self.folder / BAD_FILE
 
     def clear(self) -> None:
-        """Remove it: the training is over."""
-        if rank() == 0:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove what is ours in it, and itself when that was all: the training is over."""
+        if rank() == 0 and self.folder.is_dir():
+            clear(self.folder, _ours)
 
 
 def training_folder(output: Path) -> Path:
@@ -44,15 +49,26 @@ def training_folder(output: Path) -> Path:
     return output.with_name(output.name + ".training")
 
 
+def _ours(name: str, path: Path | None) -> str | None:
+    """Say whether a training wrote a file of its folder."""
+    top, _, below = name.partition("/")
+    if CHECKPOINT.fullmatch(top):
+        return None if not below or is_saved(below) else ""
+    return None if _LORA.fullmatch(name) or name in (MARK, LOG_FILE, BAD_FILE) else ""
+
+
 def check_workspace(output: Path, *, resume: bool, overwrite: bool) -> Workspace:
     """Return the workspace of an output, untouched. Raises OutputExistsError or RequestError."""
     folder = training_folder(output)
-    ours = folder.is_dir() and (folder / MARK).is_file()
-    if folder.exists() and not ours and any(folder.iterdir() if folder.is_dir() else [folder]):
+    real = folder.is_dir() and not folder.is_symlink()
+    ours = real and (folder / MARK).is_file()
+    if not ours and (folder.is_symlink() or (any(folder.iterdir()) if real else folder.exists())):
         raise OutputExistsError(
             f"{folder} is in the way and dcsurgery did not make it",
-            hint="move it away, or choose another --output",
+            hint=AWAY,
         )
+    found = foreign(folder, _ours) if ours and not resume else []
+    require_ours(folder, [name for name in found if not name.startswith(TRACKED)])
     checkpoint = latest_checkpoint(folder) if ours else None
     if checkpoint is not None and not (resume or overwrite):
         raise OutputExistsError(
@@ -72,6 +88,6 @@ def open_workspace(workspace: Workspace) -> None:
     if rank() != 0:
         return
     if not workspace.resumes:
-        shutil.rmtree(workspace.folder, ignore_errors=True)
+        workspace.clear()
     workspace.folder.mkdir(parents=True, exist_ok=True)
     (workspace.folder / MARK).touch()

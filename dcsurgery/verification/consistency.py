@@ -13,7 +13,8 @@ from dcsurgery.connectors.folding import ITEM_BYTES
 from dcsurgery.features import stock_layers
 from dcsurgery.originals.adopted import Adopted
 from dcsurgery.surgery.plan_file import CONNECTOR_PREFIX, CONNECTOR_TENSOR, PLAN_FILE, SurgeryPlan
-from dcsurgery.surgery.trained_stock import merged_tensors
+from dcsurgery.surgery.portable import extra_records
+from dcsurgery.surgery.trained_plan import merged_tensors
 
 
 def contradictions(plan: SurgeryPlan, base: Checkpoint) -> list[str]:
@@ -74,5 +75,7 @@ def _impossible_tensors(plan: SurgeryPlan, base: Checkpoint, anatomy: Anatomy) -
     if missing := sorted((connector.keys() | trained) - own):
         yield f"{PLAN_FILE} has no {', '.join(missing)} in its delta"
     wanted = {site.weight for site in anatomy.projector.sites} | own - connector.keys()
-    if plan.form == "stock" and changed != wanted | merged_tensors(plan):
+    if plan.form == "portable":
+        wanted |= {record.name for record in extra_records(plan, base)}
+    if plan.form in ("stock", "portable") and changed != wanted | merged_tensors(plan):
         yield f"{PLAN_FILE} changes {', '.join(sorted(changed)) or 'nothing'}"

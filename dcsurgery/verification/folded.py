@@ -12,7 +12,7 @@ from dcsurgery.errors import DcSurgeryError
 from dcsurgery.surgery.merge_lora import open_adapter
 from dcsurgery.surgery.plan_file import ADAPTER_FOLDER, SurgeryPlan, TensorRecord
 from dcsurgery.surgery.planned_tensors import stock_tensors, stored_delta, tensor_rows
-from dcsurgery.surgery.trained_stock import merged_tensors
+from dcsurgery.surgery.trained_plan import merged_tensors
 from dcsurgery.verification.report import Check, judge
 
 # Relative to the largest value: two units in the last place, in fp32 those of a long sum.
@@ -21,7 +21,7 @@ MERGE_LIMITS = {"F64": 2**-18, "F32": 2**-18, "F16": 2**-9, "BF16": 2**-6}
 
 def fold_check(plan: SurgeryPlan, folder: Path, base: Checkpoint, stock: Checkpoint) -> Check:
     """Make the changed tensors again, from delta and base, and compare with what is on disk."""
-    name, limit = "changed tensors are as planned", "the fold of base + delta"
+    name, limit = "changed tensors are as planned", "base + delta, folded or joined"
     try:
         wanted = _made_again(plan, folder, base)
     except DcSurgeryError as error:
@@ -50,7 +50,7 @@ def _unlike(stock: Checkpoint, record: TensorRecord, again: NewTensor, merged: b
     if [again.dtype, list(again.shape)] != [record.dtype, record.shape]:
         return f"should be {again.dtype} {list(again.shape)}"
     if not _same(again, path, file.header, merged=merged):
-        return "is not the fold of its delta"
+        return "is not what base and delta make"
     return None
 
 

@@ -99,6 +99,14 @@ def model_logits(
     model: Any, architecture: Architecture, inputs: Mapping[str, Tensor], image_tokens: int
 ) -> Tensor:
     """Return logits [1, T, vocabulary] for an image of `image_tokens` between text tokens."""
+    result: Tensor = model(**logit_inputs(model, architecture, inputs, image_tokens)).logits
+    return result
+
+
+def logit_inputs(
+    model: Any, architecture: Architecture, inputs: Mapping[str, Tensor], image_tokens: int
+) -> dict[str, Any]:
+    """Return the keywords of a forward pass on an image of `image_tokens` between text tokens."""
     config = model.config
     token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
     special = _special_ids(config)
@@ -111,9 +119,7 @@ def model_logits(
     extra = dict.fromkeys(("mm_token_type_ids", "token_type_ids"), is_image)
     extra |= {} if architecture.prompt is None else architecture.prompt(model, cast, ids)
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **extra, **cast}
-    kept = {key: value for key, value in given.items() if key in known}
-    result: Tensor = model(**kept).logits
-    return result
+    return {key: value for key, value in given.items() if key in known}
 
 
 def _special_ids(config: Any) -> set[int]:

@@ -21,8 +21,10 @@ from dcsurgery.verification.models import (
     free_memory,
     image_features,
     load_vision,
+    logit_inputs,
     model_logits,
 )
+from dcsurgery.verification.portable import portable_checks
 from dcsurgery.verification.report import Check
 from dcsurgery.verification.restated import restated_connector
 from dcsurgery.verification.structure import Pair
@@ -62,7 +64,7 @@ def feature_checks(pair: Pair, pictures: Sequence[Any]) -> list[Check]:
         checks.append(_close_check("features: branch against the formula", branch, restated, 1e-5))
         del model
         free_memory()
-        if pair.stock is not None:
+        if pair.stock is not None and plan.form == "stock":
             stock = load_vision(pair.stock).float()
             fold = image_features(stock, architecture, inputs)
             limit = 1e-5 if zero else FOLD_LIMITS[plan.anatomy.dtype]
@@ -111,14 +113,17 @@ def logit_checks(pair: Pair, pictures: Sequence[Any]) -> list[Check]:
         if plan.adapter is not None:
             load_adapter(model, plan, pair.folder)
         count = len(image_features(model, architecture, inputs))
-        branch = model_logits(model, architecture, inputs, count)
+        given = logit_inputs(model, architecture, inputs, count)
+        branch = model(**given).logits
         del model
         free_memory()
         if zero:
             checks.append(_equal_check("logits: branch against base", branch, base))
         else:
             checks.append(_finite_logits(branch))
-        if pair.stock is not None:
+        if plan.form == "portable":
+            checks += portable_checks(plan, pair.folder, given, branch)
+        elif pair.stock is not None:
             stock = load_stock(pair.stock, projector)
             if plan.adapter is not None and not plan.adapter.merged:
                 load_adapter(stock, plan, pair.folder)

@@ -22,6 +22,7 @@ from dcsurgery.surgery.plan_file import (
     SurgeryPlan,
     read_plan,
 )
+from dcsurgery.surgery.portable import CODE_FILE, code_digest
 from dcsurgery.verification.consistency import contradictions
 from dcsurgery.verification.folded import fold_check
 from dcsurgery.verification.report import Check, judge
@@ -73,6 +74,8 @@ def structure_checks(pair: Pair, *, deep: bool) -> list[Check]:
         checks.append(trained_check(pair.plan, pair.base))
     if pair.plan.training or pair.plan.adapter is not None:
         checks.append(adapter_check(pair.plan, pair.folder))
+    if pair.plan.form == "portable":
+        checks.append(_code_check(pair))
     if pair.stock is not None:
         checks += [
             _tensors_check(pair, pair.stock, deep),
@@ -110,6 +113,20 @@ def _hub_check(base: Checkpoint) -> Check:
     return judge("base files match the Hub", problems, measured, "equal where known")
 
 
+def _code_check(pair: Pair) -> Check:
+    """Compare the code that the folder brings along with the file that dcsurgery ships."""
+    path = pair.folder / CODE_FILE
+    found = digest(file_bytes(path)) if path.is_file() else None
+    problems = []
+    if found is None:
+        problems = [f"{CODE_FILE} is missing"]
+    elif found != code_digest():
+        problems = [f"{CODE_FILE} is not the file that this version of dcsurgery ships"]
+    elif found != pair.plan.code_sha256:
+        problems = [f"{PLAN_FILE} names another {CODE_FILE}"]
+    return judge("code file", problems, f"sha256 {str(found)[:12]}", "the shipped file")
+
+
 def _delta_check(pair: Pair) -> Check:
     path = pair.folder / DELTA_FILE
     problems = []
@@ -139,9 +156,10 @@ def _is_zero(path: Path, header: Header, name: str) -> bool:
 
 def _tensors_check(pair: Pair, stock: Checkpoint, deep: bool) -> Check:
     changed = {record.name for record in pair.plan.changed}
+    added = {record.name for record in pair.plan.changed if record.base_shape is None}
     problems = [
         f"{name} is only in the {'base' if name in pair.base.tensors else 'output'}"
-        for name in sorted(set(pair.base.tensors) ^ set(stock.tensors))
+        for name in sorted(set(pair.base.tensors) ^ (set(stock.tensors) - added))
     ]
     compared = 0
     for file in pair.base.weights if not problems else ():
@@ -224,6 +242,7 @@ def _side_files_check(pair: Pair, stock: Checkpoint) -> Check:
     aside = _publishing_files(pair.folder)
     ours = {name for name in found if not name.startswith(f"{DELTA_FOLDER}/")} - aside
     theirs = set(pair.base.side_files) - aside
+    ours -= {CODE_FILE} if pair.plan.form == "portable" else set()
     problems = [f"{name} is missing" for name in sorted(theirs - ours)]
     problems += [f"{name} was added" for name in sorted(ours - theirs)]
     for name in sorted(ours & theirs):

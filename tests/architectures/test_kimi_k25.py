@@ -24,6 +24,7 @@ from tests.tiny.kimi_k25 import kimi_k25_config, write_tiny_kimi_k25
     not hasattr(transformers, "Kimi_K25ForConditionalGeneration"), reason="newer transformers"
 )
 class TestKimiK25(PackedContract):
+    forms = ("delta",)
     write = staticmethod(write_tiny_kimi_k25)
     other_sizes: ClassVar = {"depth": 6, "width": 32, "patch_size": 6, "merge": 4}
     typed = False

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dcsurgery.connectors.request import Connector
+from dcsurgery.modeling import register
 from dcsurgery.tiny.mini_gemini import Language, write_tiny_mini_gemini
 from tests.architectures.cases import Case, TinyModel
 from tests.architectures.contract import Contract
@@ -41,9 +42,11 @@ class MiniGeminiContract(Contract):
     grid = 1
     whole = False
     specs = (Connector("dci"),)
+    forms = ("delta",)
 
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
+        register()
         write_tiny_mini_gemini(folder, cls.language, grid=cls.grid, whole=cls.whole, shards=shards)
         return TinyModel(folder, mini_gemini_inputs)
 

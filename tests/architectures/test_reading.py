@@ -15,6 +15,8 @@ from torch import Tensor
 
 import dcsurgery
 from dcsurgery.anatomy import Anatomy
+from dcsurgery.architectures._reading import read_projector
+from dcsurgery.checkpoint.headers import TensorEntry
 from dcsurgery.connectors.attach import find_module
 from dcsurgery.errors import AnatomyError
 from tests.architectures.cases import load
@@ -165,3 +167,26 @@ def test_a_config_the_tensors_contradict_is_refused(case: str, tmp_path: Path) -
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(AnatomyError, match=reason):
         dcsurgery.inspect(folder)
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [
+        ("GPTQ", ["qweight", "qzeros", "scales", "g_idx"]),
+        ("AWQ", ["qweight", "qzeros", "scales"]),
+        ("bitsandbytes", ["weight", "weight.absmax", "weight.quant_map"]),
+        ("bitsandbytes", ["weight", "SCB"]),
+        ("compressed-tensors", ["weight_packed", "weight_scale", "weight_shape"]),
+        ("compressed-tensors", ["weight", "weight_scale"]),
+        ("MLX", ["weight", "scales", "biases"]),
+    ],
+)
+def test_a_quantised_projector_is_refused_with_its_method(method: str, names: list[str]) -> None:
+    entries = [
+        TensorEntry(f"model.p.linear_1.{name}", "I32", (2, 2), 16 * at, 16 * at + 16)
+        for at, name in enumerate(names)
+    ]
+    tensors = {entry.name: entry for entry in entries}
+    with pytest.raises(AnatomyError, match=f"is quantised by {method}") as caught:
+        read_projector(tensors, {"p.linear_1": "p.linear_1.weight"}, "p")
+    assert "unquantised" in caught.value.hint

@@ -5,22 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
-from dcsurgery.checkpoint import destination as outputs
-from dcsurgery.checkpoint import staging
+from dcsurgery.checkpoint import destination, staging
+from dcsurgery.checkpoint.checks import WRITTEN
 from dcsurgery.checkpoint.destination import check_output, on_same_disk
 from dcsurgery.checkpoint.staging import LOCK, NEW, OLD, staged_output
+from dcsurgery.checkpoint.written import record
 from dcsurgery.errors import CheckpointError, DcSurgeryError, OutputExistsError, RequestError
 from tests.checkpoint.folders import write
-
-ROOT = Path(__file__).parents[2]
 
 
 def fill(output: Path, text: str = "new", **options: Any) -> None:
@@ -29,11 +26,19 @@ def fill(output: Path, text: str = "new", **options: Any) -> None:
 
 
 def tree(folder: Path) -> dict[str, str | None]:
-    """Every name below a folder; the text of files."""
+    """Every name below a folder but of our record; the text of files."""
     return {
         path.relative_to(folder).as_posix(): path.read_text() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
+        if path.name != WRITTEN
     }
+
+
+def old(output: Path, files: dict[str, bytes] | None = None) -> Path:
+    """An output as an earlier run of ours left it."""
+    write(output, files or {"config.json": b"old"})
+    record(output)
+    return output
 
 
 @pytest.mark.parametrize("there", ["nothing", "empty folder", "parents missing"])
@@ -63,7 +68,7 @@ def test_whatever_is_raised_leaves_everything_as_it_was(
 ) -> None:
     output = tmp_path / "a" / "b" / "OUT" if there == "parents missing" else tmp_path / "OUT"
     if there == "old":
-        write(output, {"config.json": b"old"})
+        old(output)
     before = tree(tmp_path)
     with pytest.raises(error), staged_output(output, overwrite=True) as folder:
         (folder / "half").write_text("x")
@@ -81,7 +86,7 @@ def test_overwrite_replaces_the_whole_folder(
 ) -> None:
     if not exchange:
         no_exchange(monkeypatch)
-    write(tmp_path / "OUT", {"config.json": b"old", "more/stale": b"old"})
+    old(tmp_path / "OUT", {"config.json": b"old", "more/stale": b"old"})
     fill(tmp_path / "OUT", overwrite=True)
     assert tree(tmp_path) == {"OUT": None, "OUT/config.json": "new"}
 
@@ -91,30 +96,6 @@ def test_linux_exchanges_folders(tmp_path: Path) -> None:
     assert staging._exchange(tmp_path / "a", tmp_path / "b")
     assert tree(tmp_path) == {"a": None, "a/y": "2", "b": None, "b/x": "1"}
     assert not staging._exchange(tmp_path / "a", tmp_path / "absent")
-
-
-def test_an_old_folder_without_write_permission_is_cleared(tmp_path: Path) -> None:
-    # In a process of an ordinary user: root ignores permissions.
-    code = """
-import os, sys
-from pathlib import Path
-from dcsurgery.checkpoint.staging import staged_output
-out = Path(sys.argv[1]) / "OUT"
-if os.getuid() == 0:
-    os.chown(sys.argv[1], 12345, 12345); os.setgroups([]); os.setgid(12345); os.setuid(12345)
-(out / "sealed").mkdir(parents=True)
-(out / "sealed" / "file").write_text("old")
-(out / "sealed").chmod(0o555)
-with staged_output(out, overwrite=True) as folder:
-    (folder / "config.json").write_text("new")
-"""
-    shared = Path("/tmp") / f"{tmp_path.name}-{os.getpid()}"  # every user may enter /tmp
-    shared.mkdir()
-    try:
-        subprocess.run([sys.executable, "-c", code, str(shared)], check=True, cwd=ROOT)
-        assert tree(shared) == {"OUT": None, "OUT/config.json": "new"}
-    finally:
-        shutil.rmtree(shared)
 
 
 class Killed(BaseException):
@@ -163,7 +144,7 @@ def test_a_kill_while_replacing_loses_neither_folder(
     step: str, again: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output, root = tmp_path / "OUT", tmp_path / "OUT.partial"
-    write(output, {"config.json": b"old"})
+    old(output)
     killed_at(step, monkeypatch, output)
     left = STEPS[step]
     assert root.is_dir()
@@ -189,13 +170,13 @@ def test_a_kill_while_replacing_loses_neither_folder(
 def test_an_old_folder_set_aside_is_never_deleted_for_a_stranger(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = write(tmp_path / "OUT", {"config.json": b"old"})
+    output = old(tmp_path / "OUT")
     killed_at("after rename 1", monkeypatch, output)
-    write(output, {"other.json": b"put here by hand"})
+    old(output, {"other.json": b"put here meanwhile"})
     with pytest.raises(OutputExistsError, match="left the former OUT"):
         fill(output, overwrite=True)
     assert tree(tmp_path / "OUT.partial" / OLD) == {"config.json": "old"}
-    assert tree(output) == {"other.json": "put here by hand"}
+    assert tree(output) == {"other.json": "put here meanwhile"}
 
 
 @pytest.mark.parametrize("at", [1, 2])
@@ -203,7 +184,7 @@ def test_an_interrupt_between_two_renames_puts_the_old_folder_back(
     at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_exchange(monkeypatch)
-    write(tmp_path / "OUT", {"config.json": b"old"})
+    old(tmp_path / "OUT")
     real, count = os.rename, 0
 
     def rename(*args: Any) -> None:
@@ -224,7 +205,7 @@ def test_a_second_rename_that_fails_puts_the_old_folder_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_exchange(monkeypatch)
-    write(tmp_path / "OUT", {"config.json": b"old"})
+    old(tmp_path / "OUT")
     real = os.rename
 
     def rename(source: Path, target: Path) -> None:
@@ -252,9 +233,10 @@ def test_remains_of_a_killed_run_are_cleared(remains: dict[str, bytes], tmp_path
 
 STRANGERS: dict[str, Callable[[Path], object]] = {
     "folder without our lock": lambda p: write(p, {"new/mine": b"x"}),
-    "folder with more": lambda p: write(p, {"lock": b"", "mine": b"x"}),
+    "folder with more": lambda p: write(p, {LOCK: b"", "mine": b"x"}),
+    "folder with a lock of its own": lambda p: write(p, {"lock": b"", "new/mine": b"x"}),
     "file": lambda p: p.write_text("mine"),
-    "link to a folder": lambda p: link(p, str(write(p.parent / "x", {"lock": b"", "new/x": b"x"}))),
+    "link to a folder": lambda p: link(p, str(write(p.parent / "x", {LOCK: b"", "new/x": b"x"}))),
     "dangling link": lambda p: p.symlink_to("nowhere"),
 }  # fmt: skip
 
@@ -352,7 +334,9 @@ def test_all_bytes_and_names_are_durable_before_the_output_appears(
         (tmp_path / "source").write_bytes(b"y")
         os.link(tmp_path / "source", folder / "linked")
     at = events.index("rename")
-    assert events[:at] == ["sync written", "sync deep", "sync sub", "sync linked", "sync new"]
+    assert events[:at] == [
+        "sync written", "sync deep", "sync sub", f"sync {WRITTEN}", "sync linked", "sync new",
+    ]  # fmt: skip
     after = events[at + 1 :]
     assert after[:2] == ["sync b", "sync OUT.partial"]
     assert {"sync a", f"sync {tmp_path.name}"} <= set(after)
@@ -361,7 +345,7 @@ def test_all_bytes_and_names_are_durable_before_the_output_appears(
 def test_the_old_folder_is_removed_only_after_the_exchange_is_durable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path / "OUT", {"config.json": b"old"})
+    old(tmp_path / "OUT")
     seen: list[bool] = []
     real = staging._sync
 
@@ -424,9 +408,6 @@ def test_places_that_are_refused(
     output, source = place(tmp_path), tmp_path / "model"
     if name == "model in staging":
         output, source = tmp_path / "OUT", write(tmp_path / "OUT.partial", {"new/c": b""}) / "new"
-    if name == "full folder" and overwrite:
-        fill(output, overwrite=True)
-        return
     before = tree(tmp_path)
     for attempt in (check_output, fill):
         if attempt is check_output and name == "name too long for staging":
@@ -458,13 +439,15 @@ def test_too_little_room_is_said_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=5_000_000)
-    monkeypatch.setattr(outputs.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(destination.shutil, "disk_usage", lambda _: usage)
     fill(tmp_path / "a" / "fits", needed=5_000_000)
     with pytest.raises(
-        CheckpointError, match=r"0\.01 GB are needed .* 0\.01 GB are free"
+        CheckpointError, match=r"5,000,001 B are needed .* 5,000,000 B are free"
     ) as caught:
         fill(tmp_path / "b" / "OUT", needed=5_000_001)
     assert "free some space" in caught.value.hint
+    with pytest.raises(CheckpointError, match=r"14\.1 GB are needed .*, 5 MB are free"):
+        fill(tmp_path / "b" / "OUT", needed=14_130_000_000)
     assert os.listdir(tmp_path) == ["a"]
 
 

@@ -26,9 +26,10 @@ def test_the_json_table_has_the_same(run: Run) -> None:
     llava = found["llava"]
     assert llava["connectors"] == list(KINDS) == ["dci", "sci", "sti", "mix"] and llava[
         "forms"
-    ] == ["stock", "delta"]
+    ] == ["stock", "delta", "portable"]
     assert llava["towers"] == "CLIP, SigLIP, Pixtral, DINOv2, DINOv3 and other ViTs"
     assert llava["loaders"]["delta"] == "dcsurgery.load"
+    assert "trust_remote_code=True" in llava["loaders"]["portable"]
     assert llava["loaders"]["stock"].startswith("transformers >= 4.49")
 
 

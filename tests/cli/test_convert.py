@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from dcsurgery import read_plan
 from dcsurgery.checkpoint.copying import Transfer
 from dcsurgery.surgery.conversion import compact, list_moves
+from tests.tiny.mllama import write_tiny_mllama
+from tests.tiny.molmo2 import write_tiny_molmo2
 
 from .conftest import Run
 
@@ -75,8 +78,8 @@ def test_dry_run_refuses_what_the_conversion_would(run: Run, model: Path, tmp_pa
     (tmp_path / "out" / "mine").write_text("mine")
     result = run("convert", model, "-o", tmp_path / "out", "--dry-run")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "--overwrite" in result.stderr
-    assert run("convert", model, "-o", tmp_path / "out", "--dry-run", "--overwrite").exit_code == 0
+    assert "it holds mine" in result.stderr and "--overwrite" not in result.stderr
+    assert run("convert", model, "-o", tmp_path / "out", "--dry-run", "--overwrite").exit_code == 1
     assert (tmp_path / "out" / "mine").is_file()
 
 
@@ -99,7 +102,7 @@ def test_json_of_plan_and_conversion_agree(run: Run, model: Path, tmp_path: Path
     same = {"base", "layout", "form", "config_changes", "loader", "new_parameters"}
     assert {key: planned["plan"][key] for key in same} == {key: done["plan"][key] for key in same}
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    assert {item["file"] for item in done["transfers"]} == files
+    assert {item["file"] for item in done["transfers"]} == files - {".dcsurgery.json"}
 
 
 @pytest.mark.parametrize(
@@ -149,11 +152,9 @@ def test_a_choice_that_does_not_exist_names_those_that_do(
 def test_link_and_overwrite_do_what_they_say(run: Run, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run("convert", model, "-o", out).exit_code == 0
-    (out / "old").write_text("old")
     assert run("convert", model, "-o", out).exit_code == 1
     result = run("convert", model, "-o", out, "--overwrite", "--link")
     assert result.exit_code == 0 and "hardlink  0 B" in result.stdout
-    assert not (out / "old").exists()
     shard = "model-00001-of-00003.safetensors"
     assert (out / shard).samefile(model / shard)
 
@@ -187,3 +188,32 @@ def test_long_lists_of_states_are_shortened() -> None:
     assert compact([7, 15, 23]) == "[7, 15, 23]"
     assert compact(-2) == "-2" and compact([]) == "[]" and compact([True]) == "[true]"
     assert len(compact({"key": "x" * 100})) == 60
+
+
+@pytest.mark.parametrize(
+    ("write", "wanted"),
+    [
+        (write_tiny_mllama, "vision_config.intermediate_layers_indices: [0, 2] -> [0..2]"),
+        (write_tiny_molmo2, "adapter_config.vit_layers: [-3, -5] -> [0..3]"),
+    ],
+)
+def test_a_dry_run_shows_the_key_inside_a_section_that_changes(
+    write: Callable[[Path], Path], wanted: str, run: Run, tmp_path: Path
+) -> None:
+    base = write(tmp_path / "base")
+    result = run("convert", base, "--dry-run", "--form", "stock")
+    assert result.exit_code == 0, result.stderr
+    assert wanted in " ".join(result.stdout.split()), result.stdout
+    assert "..." not in result.stdout.partition("all other bytes")[0]
+
+
+@pytest.mark.parametrize("layers", ["99", "7,99", "0-3;4,99", "-26"])
+@pytest.mark.parametrize("connector", ["dci", "mix"])
+def test_a_layer_that_does_not_exist_is_named(
+    connector: str, layers: str, run: Run, model: Path
+) -> None:
+    result = run("convert", model, "--dry-run", "--connector", connector, "--layers", layers)
+    number = layers.rpartition(",")[2]
+    assert result.exit_code == 1
+    assert f"hidden state {number} does not exist" in result.stderr
+    assert "states 0 to 24" in " ".join(result.stderr.split())

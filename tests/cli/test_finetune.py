@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dcsurgery.cli.output import Output
+from dcsurgery.data.batches import TrainingDataset
 from dcsurgery.training import finetune
+from dcsurgery.training.order import EpochOrder
 from dcsurgery.training.settings import TrainingSettings
 from tests.training.data import write_data
 
@@ -47,9 +51,9 @@ def test_dry_run_shows_rows_as_they_are_read_with_what_is_learnt(
         "images  7 rows with, 1 without",
         "row-0: ",
         "layout    conversations, from conversations, image",
-        "question  <image>Which colour?",
+        "question  <image>",
         "answer    red",
-        "USER: <image>(x64) Which colour? ASSISTANT:[[ red</s>]]",
+        "USER: <image>(x64) \nWhich colour? ASSISTANT:[[ red</s>]]",
     ):
         assert fact in result.stdout
     assert "nothing was trained" in result.stderr and not list(tmp_path.iterdir())
@@ -121,6 +125,9 @@ def test_json_has_the_record_and_the_plan(
         ("-o OUT --connector dense", "1 choose dci"),
         ("-o OUT --connector dci --warmup 2", "1 warmup 2.0 is out of range"),
         ("-o OUT --connector dci --stage 3", "1 stage 3"),
+        ("-o OUT --connector dci --max-bad 101%", "1 max_bad '101%': a percentage from 0 to 100"),
+        ("-o OUT --groups 0", "2 needs --connector"),
+        ("-o OUT --connector dci --form reference", "1 ends in the stock or the delta form"),
     ],
 )
 def test_options_that_cannot_be_meant(
@@ -131,3 +138,109 @@ def test_options_that_cannot_be_meant(
     code, _, words = said.partition(" ")
     assert result.exit_code == int(code) and words in " ".join(result.stderr.split())
     assert "bug" not in result.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--connector dci --groups 0",
+        "--connector dci --groups -1",
+        "--connector dci --groups 99",
+        "--connector dci --pool 0",
+        "--connector mix --pool 3",
+        "--connector dci --layers ",
+        "--connector dci --layers -99",
+        "--connector sci --layers 1,x",
+        "--connector dci --init ",
+        "--connector dci --form ",
+        "--connector ",
+        "--connector sti --norm",
+    ],
+)
+def test_a_connector_is_refused_as_in_convert(
+    run: Run, tiny_clip: Path, data: Path, tmp_path: Path, options: str
+) -> None:
+    given = options.split(" ")
+    wanted = run("convert", tiny_clip, "-o", tmp_path / "out", *given)
+    found = run("finetune", tiny_clip, "--data", data, "-o", tmp_path / "out", *given)
+    assert (found.exit_code, found.stderr) == (wanted.exit_code, wanted.stderr)
+    assert wanted.exit_code == 1 and not list(tmp_path.iterdir())
+
+
+def test_what_is_lost_is_said_before_while_and_after(
+    run: Run, tiny_clip: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every row of the eight has a question behind its answer; one is cut inside its answer."""
+    rows = json.loads(data.read_text())
+    for row in rows:
+        row["conversations"].append({"from": "human", "value": "and?"})
+    rows[2]["conversations"][1]["value"] = "x" * 99
+    lost = data.with_name("lost.json")
+    lost.write_text(json.dumps(rows))
+    given = ("finetune", tiny_clip, "--connector", "dci", "--data", lost, "--max-length", "90")
+    result = run(*given, "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    shown, said = (" ".join(text.split()) for text in (result.stdout, result.stderr))
+    assert "8, 8 looked at closely" in shown
+    assert (
+        "1 row of 8 that were looked at cut to --max-length 90, 1 of them inside an answer" in shown
+    )
+    assert (
+        "8 rows of 8 that were looked at: the question after the last answer is left out" in shown
+    )
+    assert "8 rows in batches of 128 make 1 update" in said and "--epochs 50" in said
+    words: list[str] = []
+    bar = contextmanager(lambda *_: iter([lambda done, total, text: words.append(text)]))
+    monkeypatch.setattr(Output, "stepping", bar)
+    small = ("--batch-size", "4", "-o", tmp_path / "out")
+    result = run(*given, *small)
+    shown, said = (" ".join(text.split()) for text in (result.stdout, result.stderr))
+    assert result.exit_code == 0, result.stderr
+    assert len(words) == 2 and sum("1 of 4 rows cut" in text for text in words) == 1
+    assert "8 rows in batches of 4 make 2 updates" in said and "1 row of 8 that were" in said
+    assert "lost 1 row cut to --max-length 90, 1 of them inside an answer" in shown
+    assert "8 rows: the question after the last answer is left out" in shown
+    planned = json.loads(run(*given, "--dry-run", "--json").stdout)
+    dropped = {"question after the last answer": 8}
+    losses = {"cut_rows": 1, "cut_answers": 1, "dropped": dropped}
+    assert planned["measured"] == {"rows": 8, "bad": 0, "losses": losses}
+    assert len(planned["advice"]) == 3
+
+
+def test_what_never_had_a_gradient_is_said(
+    run: Run, tiny_clip: Path, data: Path, tmp_path: Path
+) -> None:
+    rows = json.loads(data.read_text())
+    # The one row with a picture comes last in the order of the first epoch.
+    blind, last = data.with_name("blind.json"), list(EpochOrder(4, seed=0))[-1]
+    blind.write_text(json.dumps([rows[0] if n == last else rows[-1] for n in range(4)]))
+    given = ("finetune", tiny_clip, "--connector", "dci", "--data", blind, "--train", "lora",
+             "--batch-size", "1", "--max-steps", "3", "--lr", "1e-3")  # fmt: skip
+    result = run(*given, "-o", tmp_path / "out")
+    shown = " ".join(result.stdout.split())
+    assert "untrained connector: 1 of 1 tensor, never had a gradient" in shown
+    assert "projector: 4 of 4 tensors, never had a gradient" in shown
+    done = json.loads(run(*given, "-o", tmp_path / "json", "--json").stdout)
+    assert set(done["untouched"]) == {"connector", "projector"}
+    assert done["record"]["untouched"][0] == "dense_connector.weight"
+
+
+def test_a_stop_at_bad_rows_says_how_to_go_on(
+    run: Run, tiny_clip: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = json.loads(data.read_text())
+    rows[3]["conversations"][0]["value"] = "<image>" + "y" * 150
+    late = data.with_name("late.json")
+    late.write_text(json.dumps(rows))
+    given = ("finetune", tiny_clip, "--connector", "dci", "--data", late, "-o", tmp_path / "out",
+             "--max-length", "120", "--batch-size", "1", "--max-steps", "8")  # fmt: skip
+    monkeypatch.setattr(TrainingDataset, "measure", lambda self: None)
+    result = run(*given)
+    said = " ".join(result.stderr.split())
+    assert result.exit_code == 1 and "1 of 8 rows cannot be used" in said
+    assert "keeps the training after step" in said and "--resume" in said
+    assert "allow longer rows with --max-length" in said and "--max-bad 13%" in said
+    result = run(*given, "--resume", "--max-bad", "13%")
+    assert result.exit_code == 0, result.stderr
+    shown = " ".join(result.stdout.split())
+    assert "resumed at step" in shown and "8 rows, 1 skipped" in shown

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dcsurgery.surgery.inspection import inspect_checkpoint
+from dcsurgery.tiny.original_llava import OriginalSizes, write_original_llava, write_tower
 
 from .conftest import Run
 
@@ -103,3 +104,14 @@ def test_a_connector_that_does_not_fit_is_listed_with_its_reason(run: Run, tmp_p
     write_tiny_llava(tmp_path / "shallow", "clip", depth=2, feature_layer=0, processor=False)
     text = run("inspect", tmp_path / "shallow").stdout
     assert re.search(r"sci, sti +does not fit: feature layer 0 leaves no", text)
+
+
+def test_an_original_s_own_weights_are_not_left_out(run: Run, tmp_path: Path) -> None:
+    sizes = OriginalSizes(depth=4)
+    tower = write_tower(tmp_path / "clip", sizes)
+    write_original_llava(tmp_path / "m", sizes, str(tower), pickled=True, shards=2)
+    (tmp_path / "m" / "stray.bin").write_bytes(b"x")
+    found = run("inspect", tmp_path / "m")
+    assert found.exit_code == 0, found.stderr
+    line = next(line for line in found.stdout.splitlines() if "left out" in line)
+    assert "stray.bin" in line and "pytorch_model" not in line and "model-" not in line

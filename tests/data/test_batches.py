@@ -9,11 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dcsurgery.data.batches import (
-    Collator,
-    StreamedDataset,
-    TrainingDataset,
-)
+from dcsurgery.data.batches import Collator, StreamedDataset, TrainingDataset
 from dcsurgery.data.conversations import Row
 from dcsurgery.data.processor import load_processor
 from dcsurgery.data.prompts import IGNORED, Prompter
@@ -137,7 +133,7 @@ def answers(dataset: Any, prompts: Prompter) -> list[str]:
 def test_bad_rows_are_named_and_skipped(prompts: Prompter, tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(save_picture(tmp_path / "b.png").read_bytes()[:-300])
     raw = [row(0), row(1, image="gone.png"), 7, row(3, image="cut.png"), row(4)]
-    dataset = TrainingDataset(write(tmp_path, raw), prompts, max_bad=0.6)
+    dataset = TrainingDataset(write(tmp_path, raw), prompts, max_bad=60)
     assert [(bad.id, bad.reason.split(":")[0]) for bad in dataset.bad] == [
         ("r1", "image gone.png does not exist"),
         ("row 3", "it is a int, not an object"),
@@ -157,7 +153,7 @@ def test_a_row_that_fails_late_is_counted_and_replaced(prompts: Prompter, tmp_pa
     long = [{"from": "human", "value": "x" * 300}, {"from": "gpt", "value": "no"}]
     raw = [row(0), row(1, conversations=long, image=None), row(2)]
     log = tmp_path / "bad.jsonl"
-    dataset = TrainingDataset(write(tmp_path, raw), prompts, max_bad=0.5, max_length=200)
+    dataset = TrainingDataset(write(tmp_path, raw), prompts, max_bad="50%", max_length=200)
     assert len(dataset) == 3 and len(dataset.bad) == 0
     found = answers([dataset[i] for i in (0, 1, 2, 1)], prompts)
     assert found == ["It is 0.", "It is 2.", "It is 2.", "It is 2."]
@@ -165,7 +161,7 @@ def test_a_row_that_fails_late_is_counted_and_replaced(prompts: Prompter, tmp_pa
     (noted,) = map(json.loads, log.read_text().splitlines())
     assert noted["id"] == "r1" and "no answer starts in the first 200" in noted["reason"]
     assert [dataset.name_of(i) for i in range(3)] == ["r0", "r2", "r2"]
-    strict = TrainingDataset(write(tmp_path, raw), prompts, max_bad=0.1, max_length=200)
+    strict = TrainingDataset(write(tmp_path, raw), prompts, max_bad=10, max_length=200)
     with pytest.raises(RequestError, match=r"1 of 3 rows .* 10 %: r1"):
         strict[1]
 
@@ -175,14 +171,14 @@ def test_truncated_rows_are_counted(prompts: Prompter, tmp_path: Path) -> None:
     rows = write(tmp_path, [row(0), row(1, conversations=said, image=None)])
     dataset = TrainingDataset(rows, prompts, max_length=100)
     assert [len(dataset[i]["input_ids"]) <= 100 for i in (0, 1)] == [True, True]
-    assert dataset.truncated == {1}
+    assert dataset.tally.cut == dataset.tally.cut_answers == {1}
 
 
 def test_a_stream_skips_bad_rows_until_they_are_too_many(prompts: Prompter, tmp_path: Path) -> None:
     raw = [row(n, image="gone.png" if n == 1 else "a.png") for n in range(4)]
     save_picture(tmp_path / "a.png")
     rows = Rows("stream", iter(raw), root=tmp_path)
-    dataset = StreamedDataset(rows, prompts, max_bad=0.3)
+    dataset = StreamedDataset(rows, prompts, max_bad=30)
     assert answers(dataset, prompts) == ["It is 0.", "It is 2.", "It is 3."]
     assert [bad.id for bad in dataset.bad] == ["r1"] and dataset.bad.total == 4
     strict = StreamedDataset(Rows("stream", iter(raw), root=tmp_path), prompts)
@@ -195,7 +191,7 @@ def test_a_dry_run_shows_which_text_carries_loss(prompts: Prompter, tmp_path: Pa
     samples = dry_run_samples(dataset)
     assert [sample.id for sample in samples] == ["r0", "r1", "r2"]
     assert samples[1].pieces == (
-        ("USER: <image>(x16) What? ASSISTANT:", False),
+        ("USER: <image>(x16) \nWhat? ASSISTANT:", False),
         (" It is 1.</s>", True),
     )
     values = dataset[1]
@@ -208,7 +204,7 @@ def test_a_stream_is_shown_and_must_have_pictures(prompts: Prompter, tmp_path: P
     raw: list[Any] = [{"question": f"{n}?", "answer": "a", "img": "x.png"} for n in range(5)]
     raw[1] = {"id": "odd", "question": "?"}
     raw.append({"caption": "a ball", "image": "x.png"})
-    dataset = StreamedDataset(Rows("stream", _Again(raw), root=tmp_path), prompts, max_bad=0.5)
+    dataset = StreamedDataset(Rows("stream", _Again(raw), root=tmp_path), prompts, max_bad=50)
     samples = dry_run_samples(dataset)
     assert [(each.layout, each.question, each.answer, each.images) for each in samples][2:] == [
         ("question and answer", "<image>3?", "a", 1),

@@ -51,7 +51,7 @@ def test_finetune_and_eval_see_one_question(tmp_path: Path, answer: Any) -> None
 @pytest.mark.parametrize(
     ("question", "parts"),
     [
-        ("<image>\nWhich?", (None, SHOWN)),
+        ("<image>\nWhich?", (None, f"\n{SHOWN}")),
         ("Look at this <image> and say which", ("Look at this ", None, " and say which")),
         ("Which?\n<image>", (SHOWN, None)),
         ("<image>Which?\n(A) cat (B) dog", (None, "Which?\n(A) cat (B) dog")),
@@ -92,7 +92,7 @@ def test_a_conversation_with_options_is_the_same_row(tmp_path: Path) -> None:
         {"conversations": talk, "image": "photo.png"},
         {"conversations": why, "image": "photo.png"},
     )
-    assert plain.turns[0].text == explained.turns[0].text == SHOWN
+    assert plain.turns[0].text == explained.turns[0].text == f"\n{SHOWN}"
     assert plain.turns[1].text == "B"
     assert explained.turns[1].text == "It barks, so the answer is B."
     assert explained.right == (1,)

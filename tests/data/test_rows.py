@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from dcsurgery.data.conversations import BadRow, BadRows, Row, Turn, for_training
+from dcsurgery.data.conversations import BadRow, Row, Turn, for_training
 from dcsurgery.data.layouts import read_row
 from dcsurgery.data.pictures import RowError
 from dcsurgery.data.rows import data_digest, read_rows
+from dcsurgery.data.tally import BadRows
 from dcsurgery.errors import RequestError
 from tests.training.pictures import answer, picture, save_picture, user
 
@@ -36,7 +37,7 @@ def write(path: Path, content: Any) -> Path:
 def test_llava_json_is_read(folder: Path) -> None:
     rows = read_rows(write(folder / "d.json", [llava()]))
     assert len(rows) == 1
-    assert rows[0].turns == (user(None, "What is it?"), answer("A ball."))
+    assert rows[0].turns == (user(None, "\nWhat is it?"), answer("A ball."))
     assert rows[0].id == "7" and rows[0].answers == ("A ball.",)
     assert rows[0].images[0].open().size == (64, 32)
 
@@ -79,7 +80,7 @@ def test_pictures_stand_where_the_text_shows_them(folder: Path) -> None:
     ]
     row = read_row(llava(image=["a.png"] * 3, conversations=said), 1, folder)
     assert row.turns[0].parts == ("Compare ", None, " and ", None, ".")
-    assert row.turns[2].parts == ("And", None)
+    assert row.turns[2].parts == ("And\n", None, "\n")
 
 
 def test_messages_without_placeholders_show_their_pictures_first(folder: Path) -> None:
@@ -238,7 +239,7 @@ def test_a_line_of_100_kilobytes_is_a_row(folder: Path) -> None:
 
 
 def test_bad_rows_are_an_error_above_their_share_only() -> None:
-    bad = BadRows(200, 0.01)
+    bad = BadRows(200, 1)
     for index in (3, 3, 9):
         bad.add(index, BadRow(f"row {index}", "it is odd"))
         bad.check()

@@ -22,6 +22,7 @@ from dcsurgery.demo.full import run_full
 from dcsurgery.demo.outcome import Outcome, read_outcome
 from dcsurgery.demo.questions import KINDS
 from dcsurgery.demo.rows import exam_rows, said
+from dcsurgery.demo.training import run_once
 from dcsurgery.demo.training_story import check_fairness
 from dcsurgery.demo.worker import Unit, Work, run_workers
 from dcsurgery.errors import OutputExistsError, RequestError, TrainingError, VerificationError
@@ -230,3 +231,25 @@ def test_a_worker_is_a_process_and_its_failure_is_told(tmp_path: Path) -> None:
         run_workers(tmp_path, told, said.append)
     assert "worker-3.log" in caught.value.hint
     assert len(said) == 1 and "1 of 2" in said[0] and "whole" in said[0]
+
+
+def test_an_arm_that_was_stopped_is_cleared_but_for_notes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, folder = unpack(embedded()[0], tmp_path / "base"), tmp_path / "runs"
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Outcome, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_once(base, "retrofit", 0, SHORT, folder)
+    assert {path.name for path in folder.iterdir()} == {"start", "trained", "log"}
+    note = folder / "trained" / "dense_connector" / "notes.txt"
+    note.write_text("mine")
+    with pytest.raises(OutputExistsError, match=r"did not write: .*notes\.txt"):
+        run_once(base, "retrofit", 0, SHORT, folder)
+    assert note.read_text() == "mine"
+    note.unlink()
+    assert run_once(base, "retrofit", 0, SHORT, folder).arm == "retrofit"

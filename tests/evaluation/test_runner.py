@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import shutil
 import weakref
 from collections.abc import Callable
@@ -224,6 +225,38 @@ def test_turned_pictures_are_evaluated_upright_unless_asked_raw(
         loss("exif.png", "raw")
 
 
+@pytest.mark.parametrize("name", ["answers.jsonl", "report.json", "report.png"])
+@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+def test_files_of_our_names_that_are_somebody_elses_are_kept(
+    kind: str, name: str, world: Path, tmp_path: Path
+) -> None:
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    out.mkdir()
+    mine.write_text('{"accuracy": 1}\n')
+    if kind == "file":
+        shutil.copy(mine, out / name)
+    elif kind == "link":
+        (out / name).symlink_to(mine)
+    else:
+        (out / name).mkdir()
+    for overwrite in (False, True):
+        with pytest.raises(OutputExistsError, match=f"did not write: {name}"):
+            evaluate(world, out, "base", overwrite=overwrite)
+    assert os.listdir(out) == [name] and mine.read_text() == '{"accuracy": 1}\n'
+    with pytest.raises(OutputExistsError, match="is not a folder"):
+        evaluate(world, mine, "base", overwrite=True)
+
+
+def test_notes_beside_an_evaluation_are_kept(world: Path, tmp_path: Path) -> None:
+    evaluate(world, tmp_path, "base")
+    (tmp_path / "notes.txt").write_text("mine")
+    longer = EvalSettings(max_new_tokens=7)
+    evaluate(world, tmp_path, "base", settings=longer, overwrite=True)
+    (tmp_path / "answers.jsonl").unlink()
+    evaluate(world, tmp_path, "base", settings=longer)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_bad_rows_are_counted_named_and_left_out_for_every_model(
     world: Path, tmp_path: Path
 ) -> None:
@@ -233,7 +266,7 @@ def test_bad_rows_are_counted_named_and_left_out_for_every_model(
     rows[5]["question"] = "What is an <image> token?<image>"
     data = world / "bad.json"
     data.write_text(json.dumps(rows))
-    settings = EvalSettings(max_new_tokens=1, max_bad=0.5)
+    settings = EvalSettings(max_new_tokens=1, max_bad="50%")
     report = evaluate_checkpoints([world / "base"], data, tmp_path / "lenient", settings=settings)
     assert (report.rows, report.skipped_rows) == (4, 3)
     assert report.skipped["q1"] == "image gone.png does not exist"
@@ -242,6 +275,30 @@ def test_bad_rows_are_counted_named_and_left_out_for_every_model(
     with pytest.raises(RequestError, match=r"3 of 7 rows .*q1: image gone"):
         evaluate_checkpoints([world / "base"], data, tmp_path / "strict")
     assert not (tmp_path / "strict").exists()
+
+
+def test_what_a_models_prompt_drops_is_in_the_report(world: Path, tmp_path: Path) -> None:
+    """Also when the evaluation goes on, with no row left to answer."""
+    rows = json.loads((world / "test.json").read_text())
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Which?"}]
+    rows[1] = {**rows[1], "messages": [*turns, {"role": "assistant", "content": "red"}]}
+    data = world / "system.json"
+    data.write_text(json.dumps(rows))
+    deaf = world / "deaf"
+    if not deaf.exists():
+        write_tiny_llava(deaf)
+        template = json.loads((deaf / "chat_template.json").read_text())["chat_template"]
+        dropping = template.replace("in messages %}", "in messages if message.role != 'system' %}")
+        (deaf / "chat_template.json").write_text(json.dumps({"chat_template": dropping}))
+    models = [world / "base", deaf]
+    for _ in range(2):
+        report = evaluate_checkpoints(
+            models, data, tmp_path / "out", images=world, settings=EvalSettings(max_new_tokens=1)
+        )
+        assert report.dropped == {str(deaf): {"system turn": 1}}
+    plain = EvalSettings(max_new_tokens=1, prompt="plain", max_bad="20%")
+    report = evaluate_checkpoints([world / "base"], data, tmp_path / "plain", settings=plain)
+    assert report.dropped == {str(world / "base"): {"system turn": 1, "user turn": 6}}
 
 
 def test_the_loss_is_smaller_for_what_the_model_says(world: Path, tmp_path: Path) -> None:

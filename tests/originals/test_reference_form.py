@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import dcsurgery
-from dcsurgery.errors import PlanError
+from dcsurgery.errors import OutputExistsError, PlanError
 from dcsurgery.tiny import write_tiny_llava
 from dcsurgery.tiny.original_llava import OriginalSizes, write_original_llava, write_tower
 from tests.originals.originals import golden_original, golden_tower
@@ -129,3 +130,20 @@ def test_a_tower_without_a_name_the_reference_would_know_is_asked_for(tmp_path: 
     wrong = {"mm_vision_tower": "google/siglip-so400m-patch14-384"}
     with pytest.raises(PlanError, match="tells SigLIP from CLIP by the tower's name"):
         dcsurgery.convert(base, tmp_path / "out", form="reference", towers=wrong)
+
+
+def test_every_form_is_replaced_by_every_other_but_not_with_notes_in_it(
+    original: Path, tmp_path: Path
+) -> None:
+    forms = ("stock", "delta", "reference")
+    for first, second in itertools.product(forms, forms):
+        output = tmp_path / f"{first}-{second}"
+        dcsurgery.convert(original, output, form=first)
+        with pytest.raises(OutputExistsError, match="not empty") as caught:
+            dcsurgery.convert(original, output, form=second)
+        assert "--overwrite" in caught.value.hint
+        dcsurgery.convert(original, output, form=second, overwrite=True)
+        (output / "notes.txt").write_text("mine")
+        with pytest.raises(OutputExistsError, match=r"did not write: notes\.txt"):
+            dcsurgery.convert(original, output, form=first, overwrite=True)
+        assert (output / "notes.txt").read_text() == "mine"

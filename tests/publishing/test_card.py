@@ -97,6 +97,22 @@ def test_a_card_tells_what_was_done(facts: CardFacts) -> None:
     assert "| stage |" not in card
 
 
+def test_a_card_tells_what_was_lost_and_what_was_not_trained(facts: CardFacts) -> None:
+    assert "| lost |" not in write_card(facts, None)
+    update = {
+        "cut_rows": 31, "cut_answers": 17, "dropped": {"system turn": 53},
+        "untouched": ["dense_connector.weight"], "settings": {"max_length": 2048},
+    }  # fmt: skip
+    plan = facts.plan.model_copy(update={"training": [TRAINED.model_copy(update=update)]})
+    told = replace(facts, plan=plan)
+    assert (
+        "| lost | 31 rows cut to --max-length 2048, 17 of them inside an answer; 53 rows: the "
+        "system turn is left out of the prompt, or changed; never had a gradient: "
+        "dense_connector.weight |"
+    ) in write_card(told, None)
+    assert unheld(write_card(told, None), held(told)) == set()
+
+
 def test_the_metadata_is_what_the_hub_reads(facts: CardFacts) -> None:
     data = ModelCard(write_card(facts, None)).data
     assert (data.license, data.language, data.base_model) == ("llama2", "en", "org/base")

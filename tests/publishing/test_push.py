@@ -173,7 +173,7 @@ def test_what_the_base_s_repository_has_is_copied_and_the_rest_sent(
         assert sent.get(digest) == (None if name in same else len(pushed.files[name]))
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in ("README.md", PLAN_FILE):
+        if path.is_file() and name not in ("README.md", PLAN_FILE, ".dcsurgery.json"):
             assert pushed.files[name] == path.read_bytes()
     commit = pushed.commits[pushed.commit]
     assert commit.title == "Add a Dense Connector (dci, stock) with dcsurgery 0.1.0"

@@ -73,6 +73,8 @@ def tiny() -> dict[str, object]:
         ("eval.metric=fuzzy", "eval.0.metric: input should be", "recipe show"),
         ("finetune.²=1", "finetune.0.²: there is no such key", "keys:"),
         ("cost.hours=-1", "cost.hours: input should be greater than 0", "recipe show"),
+        ("finetune.max_bad=2%%", "finetune.0.max_bad: a percentage from 0 to 100", "recipe show"),
+        ("eval.max_bad=101", "eval.0.max_bad: a percentage from 0 to 100", "recipe show"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(change: str, message: str, hint: str) -> None:
@@ -87,6 +89,20 @@ def test_set_reaches_one_stage_or_all_and_reads_numbers() -> None:
     changed = change_fields(values, ("finetune.lr=1e-4", "finetune.1.lr=3", "base.revision=main"))
     assert changed == {"finetune": [{"lr": 1e-4}, {"lr": 3}], "base": {"revision": "main"}}
     assert values["finetune"] == [{"lr": 1}, {"lr": 2}], "the file's own values stay"
+
+
+@pytest.mark.parametrize(
+    ("change", "goes_on"),
+    [("max_bad=5%", True), ("save_steps=7", True), ("max_length=99", False), ("seed=9", False)],
+)
+def test_a_training_under_way_goes_on_where_a_change_teaches_nothing(
+    change: str, goes_on: bool
+) -> None:
+    steps = [
+        next(step for step in build_steps(parse_recipe(values, "mine")) if "finetune" in step.name)
+        for values in (tiny(), change_fields(tiny(), (f"finetune.{change}",)))
+    ]
+    assert (steps[0].inputs == steps[1].inputs) == goes_on
 
 
 @pytest.mark.parametrize("text", ["15", "7,15", "07", "0"])

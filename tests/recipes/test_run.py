@@ -26,6 +26,7 @@ from dcsurgery.recipes.stamps import Stamp, begin, merged_versions
 from dcsurgery.recipes.steps import build_steps
 from dcsurgery.recipes.sweep import run_sweep
 from dcsurgery.surgery.plan_file import DELTA_FILE
+from dcsurgery.training.workspace import MARK
 
 SMALL = ("smoke.options={tower: clip, depth: 4}", "verify.logits=false")
 QUICK = (*SMALL, "verify=null")
@@ -156,8 +157,48 @@ def test_folders_that_are_not_the_run_s_are_not_replaced(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.rglob("*")] == ["convert", "thesis.txt"]
 
 
+@pytest.mark.parametrize("name", ["report.md", "card.md", LOCK_FILE, "stamps/a", "smoke/.complete"])
+def test_a_folder_of_somebody_else_is_not_worked_in(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    with pytest.raises(OutputExistsError, match="no recipe wrote it"):
+        run_recipe("tiny", changes=QUICK, work_dir=tmp_path)
+    assert path.read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("place", ["convert", "export/dense_connector", "finetune-1", "smoke"])
+def test_notes_in_a_run_s_folders_are_never_replaced(
+    place: str, finished: RecipeRun, tmp_path: Path
+) -> None:
+    work = tmp_path / "copy"
+    subprocess.run(["cp", "-r", finished.work, work], check=True)
+    (work / place / "notes.txt").write_text("mine")
+    # Other inputs for every step, and for the world they run in.
+    changed = (*QUICK, "smoke.options={tower: clip, depth: 6}")
+    with pytest.raises(OutputExistsError, match=r"did not write: .*notes\.txt") as caught:
+        run_recipe("tiny", changes=changed, work_dir=work)
+    assert "move it away" in caught.value.hint
+    assert (work / place / "notes.txt").read_text() == "mine"
+
+
+def test_what_is_unfinished_is_cleared_only_where_it_is_ours(tmp_path: Path) -> None:
+    left = tmp_path / "finetune-1.training"
+    (left / "checkpoint-1").mkdir(parents=True)
+    (left / MARK).touch()
+    (left / "checkpoint-1" / "notes.txt").write_text("mine")
+    (tmp_path / "eval-x").mkdir()
+    (tmp_path / "eval-x" / "answers.jsonl").write_text("my own answers\n")
+    with pytest.raises(OutputExistsError, match=r"checkpoint-1/notes\.txt"):
+        begin(tmp_path, "finetune-1", "new", "finetune-1.training")
+    with pytest.raises(OutputExistsError, match=r"answers\.jsonl"):
+        begin(tmp_path, "eval-x", "new", "eval-x/answers.jsonl")
+    assert (left / "checkpoint-1" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "eval-x" / "answers.jsonl").read_text() == "my own answers\n"
+
+
 def test_smoke_replaces_no_run_with_the_whole_model(tmp_path: Path) -> None:
-    begin(tmp_path, "convert", "of the whole model")
+    begin(tmp_path, "convert", "0" * 64)
     with pytest.raises(OutputExistsError, match="holds a run with the whole model"):
         run_recipe("llava-1.5-7b-dci", smoke=True, work_dir=tmp_path)
 
@@ -165,6 +206,7 @@ def test_smoke_replaces_no_run_with_the_whole_model(tmp_path: Path) -> None:
 def test_what_was_left_unfinished_is_only_gone_on_with_by_the_same_inputs(tmp_path: Path) -> None:
     left = tmp_path / "finetune-1.training/checkpoint-1"
     left.mkdir(parents=True)
+    (left.parent / MARK).touch()
     assert not begin(tmp_path, "finetune-1", "old")
     assert begin(tmp_path, "finetune-1", "old", "finetune-1.training")
     assert left.is_dir()
@@ -238,6 +280,10 @@ def test_a_sweep_runs_every_point_once_and_compares_them(tmp_path: Path) -> None
     assert [row["point"] for row in rows] == ["groups-1", "groups-2"]
     assert rows[0]["new_parameters"] < rows[1]["new_parameters"]
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "sweep.md").write_text("mine")
+    with pytest.raises(OutputExistsError, match=r"did not write: sweep\.md"):
+        run_sweep(source, tmp_path / "other", Path(), until=None, dry_run=False, say=print)
     with pytest.raises(RequestError, match="sweep of several runs"):
         run_recipe("table-1-ablation", work_dir=tmp_path / "x")
 

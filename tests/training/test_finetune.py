@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 import dcsurgery
+from dcsurgery.checkpoint.written import strangers
 from dcsurgery.data.batches import TrainingDataset
 from dcsurgery.data.processor import load_processor
 from dcsurgery.data.prompts import Prompter
@@ -27,6 +28,7 @@ from dcsurgery.training.finetune import finetune_connector
 from dcsurgery.training.finetuned import Finetuned
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.training.start import Origin, start
+from dcsurgery.training.workspace import MARK
 from tests.surgery import digests
 from tests.training.data import write_data
 
@@ -255,7 +257,7 @@ def test_what_is_trained_starts_from_the_stored_values_whatever_the_base_is_load
     [
         ({"model": "base"}, "has no dense connector yet"),
         ({"connector": "dci"}, "has a dci connector already"),
-        ({"output": "data"}, "exists and is not empty"),
+        ({"output": "data"}, "is not empty"),
         ({"data": "gone.json"}, "gone.json"),
         ({"resume": True, "overwrite": True}, "--resume goes on"),
         ({"settings": fast(quantize="4bit")}, "needs a GPU"),
@@ -278,3 +280,50 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(
         finetune_connector(model, source, output, **{"settings": fast(), **values})
     assert words in f"{caught.value.message} {caught.value.hint}"
     assert sorted(place.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "checkpoint-2/notes.txt", "mine/a", "checkpoint-9/"])
+def test_notes_in_a_workspace_are_kept(name: str, delta: Path, data: Path, place: Path) -> None:
+    output = place / f"noted-{Path(name).name}-{Path(name).parent.name}"
+    workspace = output.with_name(output.name + ".training")
+    stopped = fast(max_steps=4, save_steps=1)
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune_connector(delta, data, output, settings=stopped, watch=stop)
+    note = workspace / name
+    if name.endswith("/"):
+        note.mkdir()
+    else:
+        note.parent.mkdir(exist_ok=True)
+        note.write_text("mine")
+    if name != "checkpoint-9/":  # an empty folder of our own kind is ours
+        with pytest.raises(OutputExistsError, match=r"did not write: (notes|checkpoint-2/n|mine/)"):
+            finetune_connector(delta, data, output, settings=stopped, overwrite=True)
+    # Going on, and ending, removes what is ours and leaves the note.
+    finetune_connector(delta, data, output, settings=stopped, resume=True)
+    if name == "checkpoint-9/":
+        assert not workspace.exists()
+    else:
+        found = [path for path in workspace.rglob("*") if path.is_file()]
+        assert found == [note] and note.read_text() == "mine"
+    # The log is one of the files that we wrote: all of it may be replaced.
+    assert (output / "dense_connector" / "training.jsonl").is_file()
+    assert strangers(output) == []
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_a_workspace_that_is_a_link_or_a_file_is_in_the_way(
+    link: bool, delta: Path, data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / MARK).touch()
+    workspace = tmp_path / "OUT.training"
+    workspace.symlink_to("other") if link else workspace.write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(OutputExistsError, match="dcsurgery did not make it"):
+            finetune_connector(delta, data, tmp_path / "OUT", settings=fast(), overwrite=overwrite)
+    assert (tmp_path / "other" / MARK).is_file()

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import dcsurgery
+from dcsurgery.checkpoint.checks import WRITTEN
 from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.connectors.attach import attach
 from dcsurgery.connectors.request import Connector
@@ -74,7 +75,7 @@ def test_the_delta_names_every_trained_tensor_as_the_base_does(
         assert record.file == DELTA_FILE and record.sha256 == digest(held[record.name])
         assert record.base_sha256 == base.get(record.name) != record.sha256
         assert record.base_shape == (None if record.name in own else record.shape)
-    assert {path.name for path in out.iterdir()} == {"README.md", "dense_connector"}
+    assert {path.name for path in out.iterdir()} == {"README.md", "dense_connector", WRITTEN}
     told = "Trained (projector): 300 steps on `rows.json`, 6 tensors.\n"
     assert told in (out / "README.md").read_text()
 
@@ -172,8 +173,11 @@ def test_an_output_is_kept_unless_it_may_be_replaced(
     with pytest.raises(OutputExistsError):
         write_trained(tmp_path / "OUT", **given, record=a_record())
     assert (tmp_path / "OUT" / "mine").read_text() == "x"
-    write_trained(tmp_path / "OUT", **given, record=a_record(), overwrite=True)
-    assert not (tmp_path / "OUT" / "mine").exists()
+    with pytest.raises(OutputExistsError, match="did not write: mine"):
+        write_trained(tmp_path / "OUT", **given, record=a_record(), overwrite=True)
+    (tmp_path / "OUT" / "mine").unlink()
+    for _ in range(2):
+        write_trained(tmp_path / "OUT", **given, record=a_record(), overwrite=True)
     with pytest.raises(RequestError, match="contain each other"):
         write_trained(converted / "OUT", **given, record=a_record(), source=converted)
 

@@ -86,11 +86,6 @@ def test_numbers_become_what_they_are_declared_to_be() -> None:
     ]
 
 
-def test_bad_rows_are_given_as_a_share_or_in_percent() -> None:
-    shares = [TrainingSettings(max_bad=given).max_bad for given in ("2%", "0.02", 0.02)]
-    assert shares == [0.02] * 3
-
-
 @pytest.mark.parametrize(("steps", "warmup"), [(100, 0.03), (7, 0.5), (10, 0.0)])
 def test_the_schedule_is_transformers_cosine(steps: int, warmup: float) -> None:
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)

@@ -1,10 +1,13 @@
 """Train in several processes at once, as torchrun starts them, but imports are paid once.
 
-python -m tests.training.two_processes BASE OUT PROCESSES
+python -m tests.training.two_processes BASE OUT PROCESSES [DATA]
+
+With DATA, finetune_connector trains the language model on it, and what it counted is written down.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -17,6 +20,8 @@ import torch
 from safetensors.torch import save_file
 
 from dcsurgery.connectors.request import Connector
+from dcsurgery.training.finetune import finetune_connector
+from dcsurgery.training.settings import TrainingSettings
 from tests.architectures import test_llava
 from tests.architectures.cases import TinyModel, make_case
 from tests.training.tasks import make_rows, run
@@ -42,6 +47,22 @@ def work(base: Path, folder: Path, rank: int = 0, stop_at: int | None = None) ->
     save_file(values, folder / f"rank-{rank}.safetensors")
 
 
+def count_lost(base: Path, folder: Path, data: Path, rank: int) -> None:
+    """Train on a data file and write what every process has counted."""
+    settings = TrainingSettings(
+        train="full", lr=1e-3, batch_size=4, micro_batch=2, max_steps=2, max_length=80, max_bad=40
+    )
+    done = finetune_connector(base, data, folder / "out", settings=settings, connector="dci")
+    record = done.record
+    found = {
+        "cut": [record.cut_rows, record.cut_answers],
+        "bad": sorted(bad.id for bad in done.bad),
+        "dropped": record.dropped,
+        "untouched": record.untouched,
+    }
+    (folder / f"rank-{rank}.json").write_text(json.dumps(found))
+
+
 def stop(row: dict[str, Any], stop_at: int) -> None:
     """Ask for a stop after a step, as Ctrl-C does: the first process alone is told of steps."""
     if row["step"] == stop_at - 1:
@@ -65,7 +86,10 @@ def main() -> int:
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
             "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
-        work(base, folder, rank, stop_at=STOP)
+        if len(sys.argv) > 4:
+            count_lost(base, folder, Path(sys.argv[4]), rank)
+        else:
+            work(base, folder, rank, stop_at=STOP)
         sys.stdout.flush()
         os._exit(0)
     return max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids)
