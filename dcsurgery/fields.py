@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from math import inf, nan
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from dcsurgery.errors import RequestError
+from dcsurgery.errors import FieldError
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def told_fields(request: type) -> dict[str, Field]:
 def check_fields(request: object) -> None:
     """Bring every number of a request to its type, in place.
 
-    Raises RequestError that names a field which cannot be meant, its value and what would do.
+    Raises FieldError that names a field which cannot be meant, its value and what would do.
     """
     for name, field in told_fields(type(request)).items():
         value = getattr(request, name)
@@ -87,7 +87,7 @@ def _fitting(field: Field, value: Any) -> Any:
     if choices:
         if any(value == choice and type(value) is type(choice) for choice in choices):
             return value
-        raise RequestError(
+        raise FieldError(
             f"{field.name} {value!r} does not exist",
             hint=told.hint or f"choose {either(choices)}",
         )
@@ -96,10 +96,10 @@ def _fitting(field: Field, value: Any) -> Any:
         number = (told.read or read)(value)
     except (TypeError, ValueError) as error:
         problem = f": {error}" if told.read else f" is not {words}"
-        raise RequestError(f"{field.name} {value!r}{problem}", hint=_fits(field)) from None
+        raise FieldError(f"{field.name} {value!r}{problem}", hint=_fits(field)) from None
     numeric = field.kind in (int, float)
     if numeric and not (told.least <= number < told.below and told.above < number):
-        raise RequestError(f"{field.name} {value} is out of range", hint=_fits(field))
+        raise FieldError(f"{field.name} {value} is out of range", hint=_fits(field))
     return number
 
 

@@ -76,7 +76,7 @@ def test_a_plan_means_what_the_same_options_plan_today(
     new = json.loads((tmp_path / "out" / PLAN_FILE).read_bytes())
     old = json.loads(found.model_dump_json())
     assert without_values(old) == without_values(json.loads(json.dumps(new)))
-    assert without_values(as_version_1(new)) == without_values(stored(name))
+    assert without_values(as_version_1(new)).items() >= without_values(stored(name)).items()
 
 
 @pytest.mark.parametrize("options", [{}, {"form": "delta", "connector": "sci"}, {"pool": 2}])

@@ -158,8 +158,11 @@ def parse_recipe(values: Any, where: str) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, DcSurgeryError):
+            raise RequestError(f"{where}: {place}: {cause.message}", hint=cause.hint) from None
         raise RequestError(f"{where}: {place}: {_said(first)}", hint=_meant(first)) from None
-    except DcSurgeryError as error:  # what a request refuses by itself
+    except DcSurgeryError as error:  # layers that are none, or a norm that a kind has not
         raise RequestError(f"{where}: {error.message}", hint=error.hint) from None
     if recipe.connector.form == "reference":
         raise RequestError(

@@ -133,7 +133,7 @@ def test_every_option_reaches_the_plan(
     [
         (["--connector", "dense"], "choose dci, sci, sti or mix"),
         (["--init", "zero"], "preserve or paper"),
-        (["--form", "onnx"], "stock, delta or reference"),
+        (["--form", "onnx"], "choose stock, delta"),
         (["--seed", "-1"], "0 or more"),
         (["--pool", "3"], "choose 1"),
         (["--norm"], "--connector sci"),

@@ -73,7 +73,11 @@ def tiny() -> dict[str, object]:
         ("eval.metric=fuzzy", "eval.0.metric: input should be", "recipe show"),
         ("finetune.²=1", "finetune.0.²: there is no such key", "keys:"),
         ("cost.hours=-1", "cost.hours: input should be greater than 0", "recipe show"),
-        ("finetune.max_bad=2%%", "finetune.0.max_bad: a percentage from 0 to 100", "recipe show"),
+        (
+            "finetune.max_bad=2%%",
+            "finetune.0: max_bad '2%%': a percentage from 0 to 100",
+            "give a number",
+        ),
         ("eval.max_bad=101", "eval.0.max_bad: a percentage from 0 to 100", "recipe show"),
     ],
 )

@@ -168,7 +168,7 @@ def test_too_many_bad_rows_are_found_before_the_first_step(
             place / "late-out",
             settings=fast(max_length=60),
             progress=lambda *step: steps.append(step),
-        )
+        )  # fmt: skip
     assert hint in caught.value.hint and "--max-bad 1" in caught.value.hint and not steps
     assert not (place / "late-out").exists() and not (place / "late-out.training").exists()
 

@@ -62,7 +62,7 @@ def test_presets_fill_what_was_left_out(given: dict[str, Any], wanted: dict[str,
         ({"train_tower": "yes"}, "train_tower 'yes' is not true or false"),
         ({"report_to": 3}, "report_to 3 is not text"),
         ({"max_bad": "two"}, "max_bad 'two'"),
-        ({"max_bad": "101%"}, "max_bad 101% is out of range"),
+        ({"max_bad": "101%"}, "max_bad '101%': a percentage from 0 to 100"),
     ],
 )
 def test_a_setting_that_cannot_be_meant_is_named(given: dict[str, Any], words: str) -> None:
