@@ -288,12 +288,12 @@ def test_notes_in_a_workspace_are_kept(name: str, delta: Path, data: Path, place
     workspace = output.with_name(output.name + ".training")
     stopped = fast(max_steps=4, save_steps=1)
 
-    def stop(row: dict[str, Any]) -> None:
-        if row["step"] == 3:
+    def stop(step: int, steps: int, words: str) -> None:
+        if step == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        finetune_connector(delta, data, output, settings=stopped, watch=stop)
+        finetune_connector(delta, data, output, settings=stopped, progress=stop)
     note = workspace / name
     if name.endswith("/"):
         note.mkdir()
