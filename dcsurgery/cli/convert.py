@@ -70,6 +70,7 @@ def convert(
             overwrite=write.overwrite,
             link=write.link,
             towers=read_towers(write.tower),
+            template=write.template,
             **asdict(choice),
         )
     if as_json:
@@ -95,6 +96,7 @@ def _preview(
             link=write.link,
             revision=revision,
             towers=read_towers(write.tower),
+            template=write.template,
         )
     if out.as_json:
         out.data(_planned(preview, write.output))

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from dcsurgery.cli import units
-from dcsurgery.cli.options import AsJson, Device, Dtype, Prompt, Quiet
+from dcsurgery.cli.options import (
+    AsJson,
+    Device,
+    Dtype,
+    Prompt,
+    Quiet,
+    Template,
+    Towers,
+    read_towers,
+)
 from dcsurgery.cli.output import Output
 
 if TYPE_CHECKING:
@@ -76,6 +85,8 @@ class EvalOptions:
         str, typer.Option(metavar="NAME", help="Split of a Hugging Face data set.")
     ] = "train"
     prompt: Prompt = None
+    tower: Towers = None
+    template: Template = None
     dtype: Dtype = "auto"
     device: Device = None
     seed: Annotated[
@@ -137,6 +148,8 @@ def eval(
             settings=settings,
             split=options.split,
             overwrite=options.overwrite,
+            towers=read_towers(options.tower),
+            template=options.template,
             progress=progress,
         )
     if as_json:

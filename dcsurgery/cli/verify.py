@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcsurgery.cli.options import AsJson, Quiet
+from dcsurgery.cli.options import AsJson, Quiet, Towers, read_towers
 from dcsurgery.cli.output import Output
 from dcsurgery.errors import DcSurgeryError
 
@@ -53,6 +53,7 @@ class VerifyOptions:
             "--logits", help="Also run both whole models; needs memory for them (a 7B: 30 GB)."
         ),
     ] = False
+    tower: Towers = None
 
 
 def verify(
@@ -79,6 +80,7 @@ def verify(
             images=options.image or [],
             deep=options.deep,
             logits=options.logits,
+            towers=read_towers(options.tower),
         )
     if as_json:
         out.data(report.to_dict())

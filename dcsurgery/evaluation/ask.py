@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +21,7 @@ from dcsurgery.data.templates import Version
 from dcsurgery.errors import RequestError
 from dcsurgery.evaluation.generation import GREEDY, model_inputs, place_model
 from dcsurgery.evaluation.video import Clip, image_runs, pooled_features, read_clip, shorten
+from dcsurgery.loading.hints import share_hints
 from dcsurgery.loading.load import load_model, quiet_transformers
 
 Listener = Callable[[str], None]
@@ -182,7 +183,8 @@ class Loading:
     """Where a model is and how it is loaded.
 
     `base`: where the base of a delta is now. `dtype` is a torch name or "auto", the checkpoint's
-    own; `device` None takes a GPU if there is one. `version` as in Prompter.
+    own; `device` None takes a GPU if there is one. `version` as in Prompter, `towers` and
+    `template` as in load_model.
     """
 
     path: str | Path
@@ -191,6 +193,8 @@ class Loading:
     dtype: str = "auto"
     device: str | None = None
     version: Version | None = None
+    towers: Mapping[str, str] | None = None
+    template: str | None = None
 
 
 def load_respondent(where: Loading) -> Respondent:
@@ -201,8 +205,10 @@ def load_respondent(where: Loading) -> Respondent:
     dtype = where.dtype if where.dtype == "auto" else getattr(torch, where.dtype, None)
     if dtype != "auto" and not isinstance(dtype, torch.dtype):
         raise RequestError(f"--dtype {where.dtype} is unknown", hint="float32, bfloat16, auto, ...")
-    processor = load_processor(where.path, revision=where.revision, base=where.base)
-    model = load_model(where.path, revision=where.revision, base=where.base, dtype=dtype)
+    place: dict[str, Any] = {"revision": where.revision, "base": where.base}
+    (hints,) = share_hints([(where.path, where.revision)], where.towers, where.template)
+    processor = load_processor(where.path, **place, **hints)
+    model = load_model(where.path, dtype=dtype, **place, **hints)
     model = place_model(model, str(where.path), where.device)
     return Respondent(str(where.path), model, Prompter(processor, version=where.version))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from dcsurgery.evaluation.eval_report import EvalReport
 from dcsurgery.evaluation.generation import answer_losses, generate_answers, place_model
 from dcsurgery.evaluation.metrics import score, with_options
 from dcsurgery.evaluation.summary import Scored, summarise
+from dcsurgery.loading.hints import share_hints
 from dcsurgery.loading.load import load_model
 from dcsurgery.verification.models import free_memory
 
@@ -81,9 +82,10 @@ def evaluate_checkpoints(
     """Evaluate models on rows with reference answers and write report.json, report.png, answers.
 
     `models` are folders or Hub ids of any form; the first is what the others are compared with.
-    `options` are `split` and `revision` of a Hugging Face data set, `overwrite`, and `progress(
-    model, done, rows)`. An evaluation that was interrupted goes on where it stopped. Raises
-    RequestError, CheckpointError or OutputExistsError.
+    `options` are `split` and `revision` of a Hugging Face data set, `overwrite`, `progress(model,
+    done, rows)`, and `towers` and `template` of load_model for the models that take them. An
+    evaluation that was interrupted goes on where it stopped. Raises RequestError, CheckpointError
+    or OutputExistsError.
     """
     chosen = settings or EvalSettings()
     chosen.check()
@@ -108,10 +110,16 @@ class _Run:
     output: Path
     settings: EvalSettings
     options: Mapping[str, Any]
+    hints: list[dict[str, Any]] = field(default_factory=list)
 
     def finish(self, rows: Rows, started: float) -> EvalReport:
         bad = BadRows(len(rows), self.settings.max_bad)
         usable = usable_rows(rows, self.settings, bad)
+        self.hints = share_hints(
+            [(model, None) for model in self.models],
+            self.options.get("towers"),
+            self.options.get("template"),
+        )
         folders = [fetch(parse_reference(model)).folder for model in self.models]
         digest = data_digest(self.data)
         header = {
@@ -137,6 +145,7 @@ class _Run:
             "images": None if images is None else str(Path(images).resolve()),
             "split": self.options.get("split") or "train",
             "revision": self.options.get("revision"),
+            **{key: value for each in self.hints for key, value in each.items() if value},
         }
 
     def _identity(self) -> dict[str, Any]:
@@ -161,9 +170,11 @@ class _Run:
             return
         name = self.models[index]
         prompter = Prompter(
-            load_processor(name), version=self.settings.version, aspect=self.settings.aspect
+            load_processor(name, **self.hints[index]),
+            version=self.settings.version,
+            aspect=self.settings.aspect,
         )
-        model = _loaded(name, self.settings)
+        model = _loaded(name, self.settings, self.hints[index])
         finished = len(usable) - len(left)
         for batch in batches(left, self.settings.batch_size):
             answers.add(self._answer(index, model, prompter, batch, bad))
@@ -272,6 +283,6 @@ def batches(rows: Batch, size: int) -> Iterator[Batch]:
             yield chosen[start : start + size]
 
 
-def _loaded(name: str, settings: EvalSettings) -> Any:
+def _loaded(name: str, settings: EvalSettings, hints: Mapping[str, Any]) -> Any:
     dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    return place_model(load_model(name, dtype=dtype), name, settings.device)
+    return place_model(load_model(name, dtype=dtype, **hints), name, settings.device)

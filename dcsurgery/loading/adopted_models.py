@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
+from dcsurgery.checkpoint.checks import parse_object
 from dcsurgery.checkpoint.contents import CONFIG, Checkpoint
 from dcsurgery.modeling import register
 from dcsurgery.originals.adopted import Adopted
 
+GENERATION = "generation_config.json"
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
@@ -36,7 +38,11 @@ def from_checkpoint(source: Checkpoint | Path | str | None, **kwargs: Any) -> An
 
     transformers is given the tensors of a presented one in memory, mapped from their files.
     """
-    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText
+    from transformers import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForImageTextToText,
+        GenerationConfig,
+    )
 
     register()
     if not isinstance(source, Adopted):
@@ -45,7 +51,12 @@ def from_checkpoint(source: Checkpoint | Path | str | None, **kwargs: Any) -> An
     config = kwargs.pop("config", None) or load_config(source)
     model_class = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     state = {name: _tensor(source, name) for name in source.tensors}
-    return model_class.from_pretrained(None, config=config, state_dict=state, **kwargs)
+    found = model_class.from_pretrained(None, config=config, state_dict=state, **kwargs)
+    model = found[0] if isinstance(found, tuple) else found
+    if GENERATION in source.side_files and model.can_generate():
+        stated = parse_object(source.read_file(GENERATION).decode(), GENERATION)
+        model.generation_config = GenerationConfig.from_dict(stated)
+    return found
 
 
 def _tensor(checkpoint: Adopted, name: str) -> torch.Tensor:

@@ -3,36 +3,51 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.errors import CheckpointNotFoundError, MalformedCheckpointError
-from dcsurgery.originals import TowerPlaces, open_model
-from dcsurgery.originals.adopted import TowerRecord
+from dcsurgery.originals import Hints, open_model
+from dcsurgery.originals.adopted import Template, TowerRecord
 from dcsurgery.surgery.plan import describe_base
 from dcsurgery.surgery.plan_file import SurgeryPlan
 
+Towers = Mapping[str, str] | None
 
-def open_base(plan: SurgeryPlan, base: str | Path | None = None) -> Checkpoint:
+
+def open_base(
+    plan: SurgeryPlan, base: str | Path | None = None, towers: Towers = None
+) -> Checkpoint:
     """Open the base of a plan, on this machine, and check that it is the very same one.
 
-    Raises CheckpointNotFoundError when it is gone, MalformedCheckpointError when it differs.
+    `towers` says where the vision towers of an original are now. Raises CheckpointNotFoundError
+    when it is gone, MalformedCheckpointError when it differs.
     """
-    checkpoint = find_base(plan, base)
+    checkpoint = find_base(plan, base, towers)
     check_base(plan, checkpoint)
     return checkpoint
 
 
-def find_base(plan: SurgeryPlan, base: str | Path | None = None) -> Checkpoint:
+def base_hints(plan: SurgeryPlan, towers: Towers = None) -> Hints:
+    """Return what a plan remembers of its base in an original format, and what the user adds."""
+    known = {n: TowerRecord(item.place, item.commit) for n, item in plan.base.towers.items()}
+    chosen = plan.base.template
+    template = None if chosen is None else Template(chosen.name, chosen.text)
+    return Hints(towers or {}, template, known)
+
+
+def find_base(
+    plan: SurgeryPlan, base: str | Path | None = None, towers: Towers = None
+) -> Checkpoint:
     """Open what should be the base of a plan, on this machine, unchecked.
 
     Raises CheckpointNotFoundError when it is gone.
     """
     where = base or plan.base.folder or plan.base.id
     revision = plan.base.commit if base is None and plan.base.folder is None else None
-    towers = {n: TowerRecord(item.place, item.commit) for n, item in plan.base.towers.items()}
     try:
-        return open_model(where, revision, weights=True, towers=TowerPlaces({}, towers))
+        return open_model(where, revision, weights=True, hints=base_hints(plan, towers))
     except CheckpointNotFoundError as error:
         raise CheckpointNotFoundError(
             f"the base model {str(where)[:200]} is needed and was not found: {error.message}",

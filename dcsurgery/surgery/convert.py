@@ -24,7 +24,7 @@ from dcsurgery.checkpoint.staging import staged_output
 from dcsurgery.connectors.spec import ConnectorSpec, Init, Layers
 from dcsurgery.errors import PlanError, RequestError
 from dcsurgery.features import parse_layers
-from dcsurgery.originals import TowerPlaces, open_model
+from dcsurgery.originals import Hints, open_model, told
 from dcsurgery.originals.adopted import Adopted
 from dcsurgery.surgery.delta_readme import delta_readme
 from dcsurgery.surgery.paper_form import TOWER_KEY, reference_checkpoint, write_reference
@@ -103,12 +103,13 @@ def preview_conversion(  # noqa: PLR0913 - one keyword per CLI option, by design
     overwrite: bool = False,
     link: bool = False,
     towers: Mapping[str, str] | None = None,
+    template: str | None = None,
 ) -> Preview:
     """Return the whole plan without writing anything; a Hub model's weights are not fetched.
 
     Raises whatever convert_checkpoint would refuse.
     """
-    checkpoint = _open(model, revision, spec, towers)
+    checkpoint = _open(model, revision, _hints(spec, towers, template))
     plan = make_plan(checkpoint, spec)
     target = Path(output) if output is not None else None
     needed = _bytes_to_write(checkpoint, plan, target, link, towers)
@@ -133,23 +134,26 @@ def convert_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
     overwrite: bool = False,
     link: bool = False,
     towers: Mapping[str, str] | None = None,
+    template: str | None = None,
 ) -> Conversion:
     """Install a connector in a model and write the result to `output`.
 
     `model` is a folder or a Hub id; `towers` says where the vision tower is that a model in its
-    original format names (its name -> folder or Hub id). Everything is checked before the first
+    original format names (its name -> folder or Hub id), `template` how its prompts are written (a
+    conversation of its reference, or a file). Everything is checked before the first
     byte; `output` appears whole, by one rename. Raises DcSurgeryError of the fitting kind; the
     source is never changed.
     """
     started = time.perf_counter()
     spec = make_spec(connector, groups, layers, init, seed, form, norm, pool)
-    checkpoint = _open(model, revision, spec, towers)
+    hints = _hints(spec, towers, template)
+    checkpoint = _open(model, revision, hints)
     plan = make_plan(checkpoint, spec)
     target = Path(output)
     needed = _bytes_to_write(checkpoint, plan, target, link, towers)
     if plan.form != "delta" and not checkpoint.is_local:
         check_output(target, overwrite=overwrite, needed=needed)  # before a long download
-        checkpoint = _open(model, revision, spec, towers, weights=True)
+        checkpoint = _open(model, revision, hints, weights=True)
         plan = make_plan(checkpoint, spec)
         needed = _bytes_to_write(checkpoint, plan, target, link, towers)
     staging = staged_output(target, overwrite=overwrite, sources=checkpoint.folders, needed=needed)
@@ -164,17 +168,15 @@ def convert_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
     return Conversion(plan, target, transfers, time.perf_counter() - started)
 
 
-def _open(
-    model: str | Path,
-    revision: str | None,
-    spec: ConnectorSpec,
-    towers: Mapping[str, str] | None,
-    *,
-    weights: bool = False,
-) -> Checkpoint:
+def _hints(spec: ConnectorSpec, towers: Mapping[str, str] | None, template: str | None) -> Hints:
     # The reference form needs the tower's name also where the model holds the tower.
-    places = TowerPlaces(towers or {}, optional=spec.form == "reference")
-    checkpoint = open_model(model, revision, weights=weights, towers=places)
+    return told(towers, template, optional=spec.form == "reference")
+
+
+def _open(
+    model: str | Path, revision: str | None, hints: Hints, *, weights: bool = False
+) -> Checkpoint:
+    checkpoint = open_model(model, revision, weights=weights, hints=hints)
     if PLAN_FILE in checkpoint.side_files:
         raise PlanError(
             f"{checkpoint.ref.name} was already converted by dcsurgery",

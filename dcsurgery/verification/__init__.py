@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dcsurgery.verification.report import Check, Report
@@ -17,18 +17,20 @@ def verify_checkpoint(
     images: Sequence[str | Path] = (),
     deep: bool = False,
     logits: bool = False,
+    towers: Mapping[str, str] | None = None,
 ) -> Report:
     """Verify a converted folder against its base and return the report.
 
     Structure is checked always (bytes, config, plan); features (tower, connector and projector,
     without the language model) on `images`, or on a drawn one; `logits` runs the whole models;
-    `deep` also hashes what a hard link already proves equal and compares with the Hub's digests.
+    `deep` also hashes what a hard link already proves equal and compares with the Hub's digests;
+    `towers` says where the vision towers of a base in an original format are now.
     Raises DcSurgeryError when a check cannot be made, never when one fails.
     """
     from dcsurgery.data.open_images import open_images
     from dcsurgery.verification.structure import open_pair, structure_checks
 
-    pair = open_pair(Path(path), against)
+    pair = open_pair(Path(path), against, towers)
     pictures = open_images([Path(image) for image in images])
     checks = structure_checks(pair, deep=deep)
     if all(check.passed for check in checks):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,9 @@ class Pair:
     broken: str | None = None
 
 
-def open_pair(folder: Path, against: str | Path | None) -> Pair:
+def open_pair(
+    folder: Path, against: str | Path | None, towers: Mapping[str, str] | None = None
+) -> Pair:
     """Open both sides of a verification.
 
     Raises CheckpointNotFoundError when the folder, its plan or the base is missing, and
@@ -56,7 +59,7 @@ def open_pair(folder: Path, against: str | Path | None) -> Pair:
             f"there is no folder {folder}", hint="name the folder that `dcsurgery convert` wrote"
         )
     plan = read_plan(folder)
-    base = find_base(plan, against)
+    base = find_base(plan, against, towers)
     if plan.form == "delta":
         return Pair(folder, plan, base, None)
     try:

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 
 import dcsurgery
 from dcsurgery.surgery.plan_file import CONNECTOR_TENSOR, DELTA_FILE, PLAN_FILE
+from tests.architectures.cases import load
 from tests.originals.originals import (
     golden_features,
     golden_original,
     golden_tower,
     spliced_logits,
 )
-from tests.architectures.cases import load
 from tests.surgery import digests
 from tests.test_golden import TOWERS, Tower, check_path, golden, image_features
 

@@ -17,8 +17,8 @@ from dcsurgery.originals.llava import read_grid
 from dcsurgery.originals.tokens import count_pieces
 from dcsurgery.tiny.original_llava import OriginalSizes, write_original_llava, write_tower
 from dcsurgery.tiny.tokenizer import write_tokenizer
-from tests.originals.originals import golden_original, golden_tower
 from tests.architectures.cases import load
+from tests.originals.originals import golden_original, golden_tower
 from tests.test_golden import golden
 
 ANYRES = {
