@@ -28,4 +28,5 @@ ARCHITECTURE = Architecture(
     stock_loader="transformers >= 4.49.0, LlavaForConditionalGeneration",
     processor=_llava.count_appended,
     token_connectors=("sti", "pool"),
+    counting=_llava.counting("LlavaProcessor"),
 )

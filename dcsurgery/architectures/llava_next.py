@@ -32,6 +32,7 @@ ARCHITECTURE = Architecture(
     stock_loader="transformers >= 4.49.0, LlavaNextForConditionalGeneration",
     processor=_llava.count_pooled,
     token_connectors=("pool",),
+    counting=_llava.counting("LlavaNextProcessor"),
     resize=_llava.resize_grid,
     preprocess=_anyres.tile_images,
 )

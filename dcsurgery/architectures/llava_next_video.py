@@ -70,6 +70,7 @@ ARCHITECTURE = Architecture(
     stock_loader="transformers >= 4.49.0, LlavaNextVideoForConditionalGeneration",
     processor=count_pooled,
     token_connectors=("pool",),
+    counting=_llava.counting("LlavaNextVideoProcessor"),
     resize=_llava.resize_grid,
     preprocess=_anyres.tile_images,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dcsurgery.anatomy import Anatomy
-from dcsurgery.architectures import Architecture, Config, Tensors, _anyres, _llava
+from dcsurgery.architectures import Architecture, Config, Counting, Tensors, _anyres, _llava
 from dcsurgery.features import FeatureLayout
 
 # LlavaOnevisionConfig: without a vision_config it means SigLIP-so400m cut to 26 blocks.
@@ -29,6 +29,22 @@ def count_tile(config: Config, anatomy: Anatomy, layout: FeatureLayout) -> Confi
     return {**config, "num_image_tokens": layout.count_tokens(anatomy.image_tokens)}
 
 
+def counting(anatomy: Anatomy) -> Counting:
+    """Return how the processor counts: a tile's tokens are a word of their own."""
+
+    def count(words: Config) -> int:
+        cropped = words["vision_feature_select_strategy"] == "default"
+        tokens: int = words["num_image_tokens"]
+        return tokens - int(cropped)
+
+    cropped = bool(anatomy.dropped_tokens)
+    words = {
+        "num_image_tokens": anatomy.image_tokens + cropped,
+        "vision_feature_select_strategy": "default" if cropped else "full",
+    }
+    return Counting("LlavaOnevisionProcessor", words, dict.fromkeys(words), count)
+
+
 ARCHITECTURE = Architecture(
     name="llava_onevision",
     class_names=("LlavaOnevisionForConditionalGeneration",),
@@ -43,6 +59,7 @@ ARCHITECTURE = Architecture(
     stock_loader="transformers >= 4.49.0, LlavaOnevisionForConditionalGeneration",
     processor=count_tile,
     token_connectors=("pool",),
+    counting=counting,
     resize=_llava.resize_grid,
     preprocess=_anyres.tile_images,
 )

@@ -30,4 +30,5 @@ ARCHITECTURE = Architecture(
     towers="CLIP",
     processor=_llava.count_appended,
     token_connectors=("pool",),
+    counting=_llava.counting("LlavaProcessor"),
 )

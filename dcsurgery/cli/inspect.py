@@ -98,7 +98,16 @@ def _anatomy(found: Inspection) -> list[tuple[str, str]]:
             "language model",
             f"{anatomy.language_model}, {up_to}{anatomy.image_tokens} image tokens for one image",
         ),
+        *_processor(found),
     ]
+
+
+def _processor(found: Inspection) -> list[tuple[str, str]]:
+    fit = found.processor
+    if fit is None:
+        return []
+    fits = (f"writes {fit.written} image tokens for a picture, as many as the model makes",)
+    return [("processor", "\n".join(fit.notes or fits))]
 
 
 def _original(found: Inspection) -> list[tuple[str, str]]:

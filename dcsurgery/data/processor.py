@@ -36,6 +36,8 @@ FOREIGN = (
     ValueError,
 )
 FOREIGN_ERRORS = (*FOREIGN, StrictDataclassError)
+# What LLaVA's processors cannot count without; repositories from before transformers 4.46 lack it.
+COUNTING = ("patch_size", "num_image_tokens")
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
@@ -65,6 +67,13 @@ def load_processor(
             processor = _load_without_video(folder, error)
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise _unusable(folder, f"it is only a {type(processor).__name__}")
+    for word in COUNTING:
+        if getattr(processor, word, "") is None:
+            raise RequestError(
+                f"the processor of {path} has no {word}: it cannot count image tokens",
+                hint="`dcsurgery convert` takes it from config.json; or add it to "
+                f"{PROCESSOR_FILES[0]}",
+            )
     return processor
 
 

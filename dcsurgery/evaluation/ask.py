@@ -15,11 +15,11 @@ from transformers import TextStreamer
 from dcsurgery.data.conversations import ask
 from dcsurgery.data.open_images import open_images
 from dcsurgery.data.pictures import RowError
-from dcsurgery.data.processor import FOREIGN_ERRORS, load_processor
+from dcsurgery.data.processor import load_processor
 from dcsurgery.data.prompts import Prompter
 from dcsurgery.data.templates import Version
 from dcsurgery.errors import RequestError
-from dcsurgery.evaluation.generation import GREEDY, model_inputs, place_model
+from dcsurgery.evaluation.generation import GREEDY, model_inputs, place_model, running
 from dcsurgery.evaluation.video import Clip, image_runs, pooled_features, read_clip, shorten
 from dcsurgery.loading.hints import share_hints
 from dcsurgery.loading.load import load_model, quiet_transformers
@@ -103,18 +103,10 @@ class Respondent:
         with (
             torch.inference_mode(),
             quiet_transformers(),
+            running(self.model, self.name),
             pooled_features(self.model, runs, question.frame_pool),
         ):
-            try:
-                tokens = self.model.generate(**inputs, **settings)[0, width:]
-            except RequestError:
-                raise
-            except FOREIGN_ERRORS as error:
-                why = " ".join(str(error).split())[:160] or type(error).__name__
-                raise RequestError(
-                    f"{self.name} cannot answer: {why}",
-                    hint="`dcsurgery verify` says whether the model itself is well",
-                ) from error
+            tokens = self.model.generate(**inputs, **settings)[0, width:]
         return Answer(
             model=self.name,
             text=self.prompter.answer(tokens),

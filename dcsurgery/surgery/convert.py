@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from dcsurgery.architectures import Form, find_architecture, named
+from dcsurgery.architectures import Form, find_architecture
 from dcsurgery.checkpoint.checks import render_object
 from dcsurgery.checkpoint.contents import CONFIG, Checkpoint
 from dcsurgery.checkpoint.copying import Transfer, make_folder, write_file
@@ -37,13 +37,8 @@ from dcsurgery.surgery.plan_file import (
     TensorRecord,
 )
 from dcsurgery.surgery.planned_tensors import planned_delta, stock_tensors
-from dcsurgery.surgery.processor_changes import (
-    PROCESSOR_FILE,
-    edit_processor,
-    processor_files,
-    read_processor,
-    render_processor,
-)
+from dcsurgery.surgery.processor_changes import planned_processor, processor_files
+from dcsurgery.surgery.processor_fit import PROCESSOR_FILE
 
 METADATA = {"format": "pt"}
 
@@ -260,9 +255,9 @@ def write_folder(
         }
     )
     transfers.append(_write_text(folder, PLAN_FILE, plan.model_dump_json(indent=2) + "\n"))
-    # The files of an adopted base are no files of its folder: who loads the delta needs them.
-    if plan.processor_changes or (plan.form == "delta" and isinstance(checkpoint, Adopted)):
-        transfers += _write_processor(checkpoint, plan, folder)
+    processor = _write_processor(checkpoint, plan, folder)
+    again = {item.file for item in processor}
+    transfers = [*(item for item in transfers if item.file not in again), *processor]
     if plan.form == "delta":
         transfers.append(_write_text(folder, "README.md", delta_readme(plan)))
     checkpoint.require_unchanged()
@@ -270,17 +265,20 @@ def write_folder(
 
 
 def _write_processor(checkpoint: Checkpoint, plan: SurgeryPlan, folder: Path) -> list[Transfer]:
-    """Write the base's processor with the connector's token count, so that AutoProcessor fits."""
+    """Write the processor that the plan changes: AutoProcessor then fits the output.
+
+    A delta gets all of its files, as does one of an adopted base, whose files are in no folder.
+    """
+    names = [] if plan.form == "stock" else processor_files(checkpoint)
+    if not plan.processor_changes:
+        names = names if isinstance(checkpoint, Adopted) else []
+    files = {name: checkpoint.read_file(name) for name in names}
+    if plan.processor_changes:
+        files[PROCESSOR_FILE] = planned_processor(checkpoint, plan)
     transfers = []
-    for name in processor_files(checkpoint):
-        content = checkpoint.read_file(name)
-        if name == PROCESSOR_FILE:
-            architecture = named(plan.architecture)
-            before = read_processor(checkpoint)
-            content = render_processor(
-                edit_processor(before, architecture, plan.anatomy, plan.layout)
-            )
+    for name, content in files.items():
         make_folder((folder / name).parent)
+        (folder / name).unlink(missing_ok=True)
         transfers.append(Transfer(name, "write", write_file(folder / name, [content])))
     return transfers
 

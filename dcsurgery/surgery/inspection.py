@@ -20,6 +20,7 @@ from dcsurgery.originals import open_model, told
 from dcsurgery.originals.adopted import Adopted
 from dcsurgery.surgery.plan import make_plan
 from dcsurgery.surgery.plan_file import PLAN_FILE, SurgeryPlan
+from dcsurgery.surgery.processor_fit import ProcessorFit, fit_processor
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Inspection:
     converted: bool
     offers: tuple[ConnectorOffer, ...]
     original: OriginalSummary | None = None
+    processor: ProcessorFit | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; keys only ever get added."""
@@ -131,6 +133,7 @@ def inspect_checkpoint(
             for kind in ([installed.kind] if installed else KINDS)
         ),
         original=_original(checkpoint),
+        processor=fit_processor(checkpoint, architecture, anatomy),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from dcsurgery.architectures import named
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.checkpoint.model_ref import fetch, parse_reference
 from dcsurgery.data.processor import load_processor
@@ -28,6 +29,7 @@ from dcsurgery.surgery.plan_file import (
     SurgeryPlan,
     read_plan,
 )
+from dcsurgery.surgery.processor_fit import fit_processor
 from dcsurgery.training.freeze import projector_names
 from dcsurgery.training.lora import restore_adapters
 from dcsurgery.training.precision import DTYPES, wanted_precision
@@ -112,6 +114,10 @@ def _load(folder: Path, source: Path | None, origin: Origin, settings: TrainingS
     places: dict[str, Any] = {"base": origin.base, "towers": origin.towers}
     model, plan = load_for_training(folder, **places, **load_options(settings))
     base = find_base(plan, **places)
+    architecture = named(plan.architecture)
+    fit = fit_processor(base, architecture, plan.anatomy)
+    if fit is not None and fit.words and not plan.processor_changes:
+        raise RequestError(fit.notes[0], hint="convert the base again: the new plan repairs it")
     _restore(model, plan, folder, base, settings)
     return Start(model, plan, base, source, load_processor(folder, **places))
 

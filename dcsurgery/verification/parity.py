@@ -16,6 +16,7 @@ from dcsurgery.connectors.passes import block_input
 from dcsurgery.errors import VerificationError
 from dcsurgery.loading.load import install, load_adapter, load_stock, read_delta
 from dcsurgery.surgery.plan_file import CONNECTOR_PREFIX, CONNECTOR_TENSOR, SurgeryPlan
+from dcsurgery.verification.agreement import agreement_check
 from dcsurgery.verification.inputs import foreign_errors, prepare_inputs
 from dcsurgery.verification.models import (
     free_memory,
@@ -55,6 +56,8 @@ def feature_checks(pair: Pair, pictures: Sequence[Any]) -> list[Check]:
         if zero:
             branch = image_features(model, architecture, inputs)
             checks.append(_equal_check("features: branch against base", branch, base))
+        if pair.stock is None:
+            checks.append(agreement_check(pair, model, architecture, pictures[0]))
         model.float()
         branch = image_features(model, architecture, inputs)
         detach(model)
@@ -67,6 +70,7 @@ def feature_checks(pair: Pair, pictures: Sequence[Any]) -> list[Check]:
             fold = image_features(stock, architecture, inputs)
             limit = 1e-5 if zero else FOLD_LIMITS[plan.anatomy.dtype]
             checks.append(_close_check("features: fold against branch", fold, branch, limit))
+            checks.append(agreement_check(pair, stock, architecture, pictures[0]))
     return [prepared.explain(check) for check in checks]
 
 

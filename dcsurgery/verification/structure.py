@@ -23,6 +23,8 @@ from dcsurgery.surgery.plan_file import (
     SurgeryPlan,
     read_plan,
 )
+from dcsurgery.surgery.processor_changes import planned_processor
+from dcsurgery.surgery.processor_fit import PROCESSOR_FILE
 from dcsurgery.verification.consistency import contradictions
 from dcsurgery.verification.folded import fold_check
 from dcsurgery.verification.report import Check, judge
@@ -230,13 +232,19 @@ def _side_files_check(pair: Pair, stock: Checkpoint) -> Check:
     found = {*stock.side_files, *stock.left_out}
     aside = _publishing_files(pair.folder)
     ours = {name for name in found if not name.startswith(f"{DELTA_FOLDER}/")} - aside
-    theirs = set(pair.base.side_files) - aside
+    planned = {}
+    if pair.plan.processor_changes:
+        planned = {PROCESSOR_FILE: planned_processor(pair.base, pair.plan)}
+    theirs = {*pair.base.side_files, *planned} - aside
     problems = [f"{name} is missing" for name in sorted(theirs - ours)]
     problems += [f"{name} was added" for name in sorted(ours - theirs)]
     for name in sorted(ours & theirs):
-        if digest([pair.base.read_file(name)]) != digest(file_bytes(stock.path(name))):
-            problems.append(f"{name} differs from the base")
-    return judge("side files", problems, f"{len(theirs)} files", "byte-identical")
+        wanted = planned.get(name) or pair.base.read_file(name)
+        if digest([wanted]) != digest(file_bytes(stock.path(name))):
+            told = "is not as planned" if name in planned else "differs from the base"
+            problems.append(f"{name} {told}")
+    limit = "byte-identical" + (f", {PROCESSOR_FILE} as planned" if planned else "")
+    return judge("side files", problems, f"{len(theirs)} files", limit)
 
 
 def _publishing_files(folder: Path) -> set[str]:

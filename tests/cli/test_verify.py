@@ -71,6 +71,7 @@ def test_options_of_verify_reach_the_verification(
     assert result.exit_code == 0, result.stderr
     assert asked == {
         "path": converted, "against": "base", "images": pictures, "deep": True, "logits": True,
+        "towers": {},
     }  # fmt: skip
     assert run("verify", converted).exit_code == 0
     assert asked == {
