@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dcsurgery.anatomy import Anatomy
-from dcsurgery.architectures import Architecture, Config
+from dcsurgery.architectures import Architecture, Config, Counting
 from dcsurgery.checkpoint.checks import decode, parse_object
 from dcsurgery.checkpoint.contents import Checkpoint
+from dcsurgery.errors import MalformedCheckpointError
 
 PROCESSOR_FILE, IMAGES_FILE = "processor_config.json", "preprocessor_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -55,11 +56,17 @@ def fit_processor(
 ) -> ProcessorFit | None:
     """Compare a base's processor with its anatomy; None where its files cannot tell.
 
-    Raises MalformedCheckpointError for processor files that cannot be read.
+    A file that cannot be read is one of its problems.
     """
     if architecture.counting is None or not _has_processor(checkpoint):
         return None
-    counting = architecture.counting(anatomy)
+    try:
+        return _fit(checkpoint, architecture.counting(anatomy), anatomy)
+    except MalformedCheckpointError as error:
+        return ProcessorFit(None, anatomy.image_tokens, {}, (error.message,))
+
+
+def _fit(checkpoint: Checkpoint, counting: Counting, anatomy: Anatomy) -> ProcessorFit:
     stated = {k: v for k, v in read_object(checkpoint, PROCESSOR_FILE).items() if v is not None}
 
     def count(words: Mapping[str, Any]) -> int | None:
@@ -86,10 +93,15 @@ def template_notes(checkpoint: Checkpoint) -> list[str]:
     """Return what is to be said about a base's chat template: that it has none for pictures."""
     if not (_has_processor(checkpoint) and TOKENIZER_CONFIG in checkpoint.side_files):
         return []
-    own = any(name in checkpoint.side_files for name in _TEMPLATES)
-    if own or read_object(checkpoint, PROCESSOR_FILE).get("chat_template"):
+    if any(name in checkpoint.side_files for name in _TEMPLATES):
         return []
-    found = read_object(checkpoint, TOKENIZER_CONFIG).get("chat_template")
+    try:
+        names = (PROCESSOR_FILE, TOKENIZER_CONFIG)
+        own, found = (read_object(checkpoint, name).get("chat_template") for name in names)
+    except MalformedCheckpointError as error:
+        return [error.message]
+    if own:
+        return []
     if not found:
         return ["the base has no chat template: ask, eval and finetune write LLaVA's v1 prompts"]
     if "image" in str(found):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcsurgery.checkpoint.contents import CONFIG, INDEX, Checkpoint, WeightFile, open_checkpoint
-from dcsurgery.checkpoint.digests import digest, file_bytes, tensor_bytes
+from dcsurgery.checkpoint.digests import digest, file_bytes, same_bytes, tensor_bytes
 from dcsurgery.checkpoint.headers import Header, read_header
 from dcsurgery.errors import CheckpointNotFoundError, DcSurgeryError
 from dcsurgery.surgery.base_model import check_base, find_base
@@ -188,8 +188,7 @@ def _compare_tensors(
         if (old.dtype, old.shape) != (new.dtype, new.shape) or other.name != file.name:
             problems.append(f"{name} changed its dtype, shape or file")
             continue
-        first = digest(base.tensor_chunks(name))
-        if first != digest(tensor_bytes(stock.path(other.name), other.header, name)):
+        if not same_bytes(base.tensor_chunks(name), stock.tensor_chunks(name)):
             problems.append(f"{name} differs from the base")
     return problems
 
