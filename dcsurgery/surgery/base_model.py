@@ -38,16 +38,20 @@ def base_hints(plan: SurgeryPlan, towers: Towers = None) -> Hints:
 
 
 def find_base(
-    plan: SurgeryPlan, base: str | Path | None = None, towers: Towers = None
+    plan: SurgeryPlan,
+    base: str | Path | None = None,
+    towers: Towers = None,
+    *,
+    weights: bool = True,
 ) -> Checkpoint:
-    """Open what should be the base of a plan, on this machine, unchecked.
+    """Open what should be the base of a plan, unchecked, on this machine (or not: `weights`).
 
     Raises CheckpointNotFoundError when it is gone.
     """
     where = base or plan.base.folder or plan.base.id
     revision = plan.base.commit if base is None and plan.base.folder is None else None
     try:
-        return open_model(where, revision, weights=True, hints=base_hints(plan, towers))
+        return open_model(where, revision, weights=weights, hints=base_hints(plan, towers))
     except CheckpointNotFoundError as error:
         raise CheckpointNotFoundError(
             f"the base model {str(where)[:200]} is needed and was not found: {error.message}",

@@ -16,8 +16,8 @@ from dcsurgery.data.prompts import TOKEN_FIELDS, Prompter
 from dcsurgery.errors import RequestError
 from dcsurgery.loading.adopted_models import small_files
 from dcsurgery.verification.models import image_features
+from dcsurgery.verification.pair import Pair
 from dcsurgery.verification.report import Check
-from dcsurgery.verification.structure import Pair
 
 NAME = "processor and model agree on image tokens"
 LIMIT = "as many as the model makes"

@@ -24,10 +24,10 @@ from dcsurgery.verification.models import (
     load_vision,
     model_logits,
 )
+from dcsurgery.verification.pair import Pair
 from dcsurgery.verification.remembered import remembered_blocks
 from dcsurgery.verification.report import Check
 from dcsurgery.verification.restated import restated_connector
-from dcsurgery.verification.structure import Pair
 
 # Allowed difference between fold and branch, relative to the largest value. A fold rounds W / M
 # once to the file's dtype: bf16 keeps 8 bits, fp16 11; at zero nothing is rounded and only the

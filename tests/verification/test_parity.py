@@ -26,9 +26,10 @@ from dcsurgery.tiny import llava_config, write_tiny_llava
 from dcsurgery.tiny.llava import Tower, write_llava
 from dcsurgery.verification import verify_checkpoint
 from dcsurgery.verification.inputs import PLAIN, prepare_inputs
+from dcsurgery.verification.pair import Pair, open_pair
 from dcsurgery.verification.parity import feature_checks, load_vision, logit_checks
 from dcsurgery.verification.report import Check
-from dcsurgery.verification.structure import Pair, open_pair, structure_checks
+from dcsurgery.verification.structure import structure_checks
 from tests.surgery import random_matrix, write_delta, write_folded
 from tests.verification.damage import copy_of, edit_plan, edit_tensors
 

@@ -19,7 +19,8 @@ from dcsurgery.surgery.plan_file import DELTA_FILE, PLAN_FILE
 from dcsurgery.tiny import write_tiny_llava
 from dcsurgery.tiny.llava import Tower
 from dcsurgery.verification import Report, verify_checkpoint
-from dcsurgery.verification.structure import open_pair, structure_checks
+from dcsurgery.verification.pair import open_pair
+from dcsurgery.verification.structure import structure_checks
 from tests.verification.damage import (
     Damage,
     copy_of,
