@@ -56,6 +56,15 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny LLaVA with the depth and shards of llava-1.5-7b. Do not write into it."""
+    from dcsurgery.tiny import write_tiny_llava
+
+    folder = tmp_path_factory.mktemp("tiny") / "my-llava"
+    return write_tiny_llava(folder, "clip", depth=24, image_size=32, shards=3)
+
+
+@pytest.fixture(scope="session")
 def tiny_siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny LLaVA with a SigLIP tower, three weight files. Do not write into it."""
     from dcsurgery.tiny import write_tiny_llava

@@ -31,6 +31,7 @@ from dcsurgery.tiny import write_tiny_llava
 from dcsurgery.tiny.original_llava import OriginalSizes, write_original_llava, write_tower
 from dcsurgery.verification import verify_checkpoint
 from tests.architectures.cases import load
+from tests.closeness import assert_near
 from tests.surgery import digests
 from tests.tiny.qwen2_vl import write_tiny_qwen2_vl
 from tests.training.trained import logits, stage_one, train_lora
@@ -65,7 +66,7 @@ def test_a_trained_delta_folds_into_what_plain_transformers_loads(
     done = export_checkpoint(mixed, tmp_path / "OUT")
     assert done.plan.form == "stock" and read_plan(tmp_path / "OUT") == done.plan
     branch = logits(dcsurgery.load(mixed))
-    torch.testing.assert_close(logits(load(tmp_path / "OUT")), branch, atol=1e-4, rtol=0)
+    assert_near(logits(load(tmp_path / "OUT")), branch)
     assert (branch - logits(load(tiny_siglip))).abs().max() > 0.05
     before, after = digests(tiny_siglip), digests(tmp_path / "OUT")
     moved = {name for name in before if after[name] != before[name]}
@@ -84,7 +85,7 @@ def test_training_goes_on_from_either_form_to_the_same_tensors(mixed: Path, tmp_
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
     branch = logits(dcsurgery.load(tmp_path / "delta-2"))
     fold = logits(load(tmp_path / "stock-2"))
-    torch.testing.assert_close(fold, branch, atol=1e-4, rtol=0)
+    assert_near(fold, branch)
     # A stock form that was trained is what the trained delta exports to.
     export_checkpoint(tmp_path / "delta-2", tmp_path / "again")
     assert digests(tmp_path / "again") == digests(tmp_path / "stock-2")
@@ -94,7 +95,7 @@ def test_an_adapter_is_loaded_as_it_was_trained(adapted: tuple[Any, Path]) -> No
     model, folder = adapted
     found = dcsurgery.load(folder)
     assert type(found).__name__ == "LlavaForConditionalGeneration"
-    torch.testing.assert_close(logits(found), logits(model), atol=1e-6, rtol=0)
+    assert_near(logits(found), logits(model), 1e-6)
     with model.disable_adapter():
         assert (logits(found) - logits(model)).abs().max() > 0.05
 
@@ -105,7 +106,7 @@ def test_merging_is_what_peft_merges(
     model, folder = adapted
     done = export_checkpoint(folder, tmp_path / "OUT")
     plain = load(tmp_path / "OUT")
-    torch.testing.assert_close(logits(plain), logits(model), atol=1e-4, rtol=0)
+    assert_near(logits(plain), logits(model))
     merged = copy.deepcopy(model).merge_and_unload().state_dict()
     base, found = load(tiny_clip).state_dict(), plain.state_dict()
     changed = {n for n in base if "language_model" in n and not torch.equal(base[n], found[n])}
@@ -115,7 +116,7 @@ def test_merging_is_what_peft_merges(
         "down_proj",
     }
     for name in changed:
-        torch.testing.assert_close(found[name], merged[name], atol=1e-6, rtol=0)
+        assert_near(found[name], merged[name], 1e-6)
     assert done.plan.adapter is not None and done.plan.adapter.merged
     assert verify_checkpoint(tmp_path / "OUT", logits=True).passed
 
@@ -128,10 +129,10 @@ def test_an_adapter_can_be_kept_beside_the_weights(
     assert done.plan.adapter is not None and not done.plan.adapter.merged
     plain = load(tmp_path / "OUT")
     with model.disable_adapter():
-        torch.testing.assert_close(logits(plain), logits(model), atol=1e-4, rtol=0)
+        assert_near(logits(plain), logits(model))
     # As the README beside it says, with transformers and peft alone.
     plain.load_adapter(str(tmp_path / "OUT" / "dense_connector" / "lora"))
-    torch.testing.assert_close(logits(plain), logits(model), atol=1e-4, rtol=0)
+    assert_near(logits(plain), logits(model))
     loaded = dcsurgery.load(tmp_path / "OUT")
     assert torch.equal(logits(loaded), logits(plain))
     assert verify_checkpoint(tmp_path / "OUT", logits=True).passed
@@ -204,7 +205,7 @@ def test_an_adapter_that_is_more_than_a_product_is_kept_or_refused(
     assert plan.form == "stock" and plan.adapter is not None and not plan.adapter.merged
     assert any("lora_B.bias" in note for note in plan.notes)
     refused(PlanError, "cannot be merged: it has .*lora_B.bias", out, tmp_path / "OUT")
-    torch.testing.assert_close(logits(dcsurgery.load(out)), logits(model), atol=1e-4, rtol=0)
+    assert_near(logits(dcsurgery.load(out)), logits(model))
     assert verify_checkpoint(out).passed
 
 
@@ -267,6 +268,6 @@ def test_the_reference_form_holds_what_was_trained(tmp_path: Path) -> None:
     wanted = model.merge_and_unload().state_dict()
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0, msg=name)
+        assert_near(found[name], value, 1e-6)
     export_checkpoint(tmp_path / "trained", tmp_path / "stock")
     assert verify_checkpoint(tmp_path / "stock").passed

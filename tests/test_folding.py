@@ -24,6 +24,7 @@ from dcsurgery.connectors.folding import (
     uniform_rows,
 )
 from dcsurgery.features import FeatureBlock, FeatureLayout, joined_columns, stock_layers
+from tests.closeness import SAME, assert_near
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -121,7 +122,7 @@ def test_folding_is_the_mean_then_the_matrix(name: str, dtype: str) -> None:
     matrix = torch.from_numpy(whole(folded)).double()
     assert matrix.shape == (OUT, WIDTH * len(layers))
     found = torch.cat([states[i] for i in layers], -1) @ matrix.T
-    assert torch.allclose(found, wanted, rtol=0, atol=1e-12 if dtype == "F64" else 2e-5)
+    assert_near(found, wanted, 1e-13 if dtype == "F64" else SAME)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

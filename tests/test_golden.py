@@ -21,6 +21,7 @@ from dcsurgery.features import FeatureLayout
 from dcsurgery.tiny import llava_config
 from dcsurgery.tiny.llava import Tower, write_llava
 from tests.architectures.cases import load
+from tests.closeness import PAPER, assert_near
 from tests.surgery import write_delta, write_folded
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -72,7 +73,7 @@ def test_connector_layouts(kind: str, case: str) -> None:
         blocks = [avg_pool1d(block.mT, layout.stride).mT for block in blocks]
     dim = 1 if layout.axis == "token" else -1
     joined = torch.cat([tensors[f"{case}.image_features"], *blocks], dim=dim)
-    torch.testing.assert_close(joined, tensors[f"{case}.output"], atol=1e-6, rtol=0)
+    assert_near(joined, tensors[f"{case}.output"], 1e-6)
 
 
 def golden_config(tower: Tower) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def check_path(model: Any, tower: Tower, kind: str) -> None:
     tensors, _ = golden(f"llava_dc_{tower}")
     expected = tensors[f"{kind}.image_features"]
     found = image_features(model, tensors["pixel_values"]).reshape(expected.shape)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert_near(found, expected, PAPER)
 
 
 def golden_matrix(tower: Tower, kind: str) -> Tensor:

@@ -32,6 +32,7 @@ from dcsurgery.surgery.convert import convert_checkpoint, make_spec
 from dcsurgery.surgery.plan import make_plan
 from dcsurgery.tiny import write_tiny_llava
 from tests.architectures.cases import load
+from tests.closeness import assert_near
 from tests.gguf_files import write_gguf
 from tests.surgery import random_matrix, write_delta, write_folded
 from tests.test_serving import OPTIONS
@@ -194,4 +195,4 @@ def assert_same(
     found: tuple[list[int], Tensor], other: tuple[list[int], Tensor], tolerance: float
 ) -> None:
     assert found[0] == other[0]
-    torch.testing.assert_close(found[1], other[1], atol=tolerance, rtol=0)
+    assert_near(found[1], other[1], tolerance)

@@ -29,6 +29,7 @@ from dcsurgery.surgery.plan_file import DELTA_FILE, PLAN_FILE
 from dcsurgery.tiny import write_tiny_llava
 from tests.architectures.cases import load
 from tests.architectures.test_llava import llava_inputs
+from tests.closeness import PAPER, assert_near
 from tests.surgery import random_matrix, write_delta
 
 MATRIX = "dense_connector.weight"
@@ -222,7 +223,7 @@ def test_tensors_the_model_has_no_place_for_are_ignored(tiny_clip: Path, tmp_pat
     for form in ("stock", "delta"):
         convert_checkpoint(base, tmp_path / form, form=form)
         model = dcsurgery.load(tmp_path / form)
-        assert (run(model) - run(load(tiny_clip))).abs().max() <= 1e-5
+        assert_near(run(model), run(load(tiny_clip)))
 
 
 @pytest.mark.parametrize("name", [MATRIX, "multi_modal_projector.linear_3.weight"])
@@ -358,7 +359,7 @@ def test_gradient_checkpointing_changes_no_gradient(
     assert MATRIX in found and found[MATRIX].abs().max() > 0
     assert found.keys() == expected.keys()
     for name in expected:
-        assert torch.allclose(found[name], expected[name], rtol=1e-4, atol=1e-6), name
+        assert_near(found[name], expected[name], PAPER, name)
 
 
 def test_two_threads_do_not_mix(shared: Any) -> None:

@@ -17,7 +17,7 @@ import dcsurgery
 PACKAGE = Path(dcsurgery.__file__).parent
 # From the bottom up: a module may import its own layer and those before it.
 LAYERS = (
-    ("errors", "markdown"),
+    ("errors", "markdown", "pixels"),
     ("anatomy", "features", "tiny", "modeling"),
     ("checkpoint",),
     ("architectures",),

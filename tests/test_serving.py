@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dcsurgery.checkpoint.headers import read_header
 from dcsurgery.tiny import write_tiny_llava
 from tests.architectures.cases import load
+from tests.closeness import assert_near
 from tests.surgery import random_matrix, write_folded
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -126,7 +127,7 @@ def test_engine_computes_what_transformers_does(
         served = model.model.multi_modal_projector(engine(view, model, pixels))
         found = model.get_image_features(pixel_values=pixels).pooler_output
     expected = torch.stack(list(found)) if isinstance(found, (tuple, list)) else found
-    torch.testing.assert_close(served, expected, atol=1e-5, rtol=0)
+    assert_near(served, expected)
 
 
 def write_folded_random(base: Path, out: Path, options: dict[str, Any]) -> Any:

@@ -15,7 +15,8 @@ EXAMPLES = (
     "dcsurgery architectures --json",
 )
 Markdown = Annotated[
-    bool, typer.Option("--markdown", help="Print the table in Markdown, as the README has it.")
+    bool,
+    typer.Option("--markdown", help="Print the table of docs/families.md in Markdown."),
 ]
 
 

@@ -16,6 +16,7 @@ from dcsurgery.cli.options import (
     Device,
     Dtype,
     Model,
+    Orientation,
     Prompt,
     Quiet,
     Revision,
@@ -72,6 +73,7 @@ class AskOptions:
     prompt: Prompt = None
     tower: Towers = None
     template: Template = None
+    orientation: Orientation = "exif"
     dtype: Dtype = "auto"
     device: Device = None
     as_json: AsJson = False
@@ -108,6 +110,7 @@ def ask(
             video=options.video,
             frames=options.frames,
             frame_pool=options.frame_pool,
+            orientation=options.orientation,
         )
     if asked.clip is not None:
         out.tell(f"{len(asked.clip.frames)} of {asked.clip.total} frames")
@@ -200,6 +203,7 @@ def _values(
     values: dict[str, Any] = {"schema_version": 1, "question": asked.text}
     if asked.clip is None:
         values["images"] = [str(path) for path in images]
+        values["orientation"] = options.orientation
     else:
         values["video"] = str(options.video)
         values["frames"] = list(asked.clip.numbers)

@@ -11,8 +11,10 @@ import typer
 from dcsurgery.cli import units
 from dcsurgery.cli.options import (
     AsJson,
+    Columns,
     Device,
     Dtype,
+    Orientation,
     Prompt,
     Quiet,
     Template,
@@ -39,8 +41,8 @@ class EvalOptions:
         str,
         typer.Option(
             metavar="FILE",
-            help="Questions with reference answers: LLaVA JSON, JSONL, parquet, a saved Hugging "
-            "Face data set, or a Hub data set's id.",
+            help="Questions with reference answers: JSON, JSONL, CSV, TSV, parquet or arrow, a "
+            "file, FILE,FILE or a folder; a saved data set, or a Hub data set's id.",
         ),
     ]
     output: Annotated[
@@ -59,6 +61,7 @@ class EvalOptions:
             metavar="DIR", help="Folder that image paths start from. Default: the data file's."
         ),
     ] = None
+    columns: Columns = None
     metric: Annotated[
         str,
         typer.Option(
@@ -87,6 +90,7 @@ class EvalOptions:
     prompt: Prompt = None
     tower: Towers = None
     template: Template = None
+    orientation: Orientation = "exif"
     dtype: Dtype = "auto"
     device: Device = None
     seed: Annotated[
@@ -123,6 +127,7 @@ def eval(
     remote = any(not Path(model).is_dir() for model in models)
     # What is fetched from the Hub shows its own bars.
     with out.working(text, fetches=True) if remote else out.stepping(text) as show:
+        from dcsurgery.data.columns import parse_columns
         from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
 
         def progress(model: str, done: int, rows: int) -> None:
@@ -137,6 +142,7 @@ def eval(
             max_bad=options.max_bad / 100,
             seed=options.seed,
             version=cast(Literal["plain", "v1"] | None, options.prompt),
+            orientation=cast(Literal["exif", "raw"], options.orientation),
             dtype=options.dtype,
             device=options.device,
         )
@@ -147,6 +153,8 @@ def eval(
             images=options.images,
             settings=settings,
             split=options.split,
+            columns=parse_columns(options.columns),
+            tell=out.warn,
             overwrite=options.overwrite,
             towers=read_towers(options.tower),
             template=options.template,
@@ -161,6 +169,10 @@ def eval(
 
 def show_report(report: EvalReport, out: Output) -> None:
     """Print the scores of every model, and what differs from the first."""
+    from collections import Counter
+
+    from dcsurgery.data.census import Census
+
     out.show(f"{report.metric} on {report.rows} rows of {report.data}", "bold")
     kinds: list[str | None] = [None, *report.models[0].by_type]
     rows = [_row(result, kind) for kind in kinds for result in report.models]
@@ -169,8 +181,13 @@ def show_report(report: EvalReport, out: Output) -> None:
     if report.skipped_rows:
         named = "; ".join(f"{name}: {why}" for name, why in list(report.skipped.items())[:3])
         out.show(f"{report.skipped_rows} rows could not be used: {named}")
-    if len(report.models) > 1:
-        out.facts([("p", report.test)])
+    census = Census(
+        report.rows_with_pictures,
+        report.rows_without_pictures,
+        unread=Counter(report.unread_pictures),
+    )
+    facts = [("images", census.pictures())]
+    out.facts([*facts, ("p", report.test)] if len(report.models) > 1 else facts)
 
 
 def _row(result: ModelResult, kind: str | None) -> tuple[str, ...]:

@@ -77,8 +77,8 @@ class JobOptions(DataOptions):
         bool,
         typer.Option(
             "--dry-run",
-            help="Show what would train, three rows as the model reads them, steps, memory and "
-            "time measured on one micro-batch; write nothing.",
+            help="Show what would train, rows of each layout as they are read and as the model "
+            "sees them, steps, memory and time measured on one micro-batch; write nothing.",
         ),
     ] = False
 
@@ -102,15 +102,14 @@ def finetune(
         raise typer.BadParameter("say where to write: -o OUT", param_hint="--output")
     connector = fresh.keywords(settings.seed or 0)
     with out.working(f"preparing to train {model}", fetches=not Path(model).is_dir()):
+        from dcsurgery.data.columns import parse_columns
         from dcsurgery.training.finetune import preview_finetune
         from dcsurgery.training.settings import make_settings
 
         given = {key: value for key, value in asdict(settings).items() if value is not None}
-        towers = {"towers": read_towers(job.tower)}
-        arguments = (
-            asdict(job) | towers | {"settings": make_settings(**given), "connector": connector}
-        )
-        del arguments["tower"]
+        arguments = asdict(job) | {"settings": make_settings(**given), "connector": connector}
+        arguments["columns"] = parse_columns(job.columns)
+        arguments["towers"] = read_towers(arguments.pop("tower"))
         if arguments.pop("dry_run"):
             preview = preview_finetune(model, **arguments)
     if job.dry_run:
@@ -188,6 +187,7 @@ def _show_done(done: Finetuned, out: Output) -> None:
     rows = [
         *_groups(result.trained),
         ("data", f"{record.data}: {units.plural(record.rows, 'row')}{_skipped(done.bad)}"),
+        ("images", done.census.pictures()),
         ("epochs", f"{record.epochs:g}, batches of {record.batch_size}{resumed}"),
         ("loss", f"{record.first_loss:.4f} -> {record.last_loss:.4f}"),
         ("time", units.seconds(record.seconds)),
@@ -240,6 +240,7 @@ def _show_preview(preview: TrainingPreview, model: str, out: Output) -> None:
             *_groups(preview.trained),
             ("rates", "\n".join(lines)),
             ("rows", f"{preview.rows:,}{_skipped(preview.bad)}"),
+            ("images", preview.census.pictures()),
             ("batch", f"{settings.batch_size} rows: {batch}"),
             ("memory", memory),
             ("time", f"about {total}, {units.seconds(needs.seconds_per_step)} for one step"),
@@ -248,6 +249,14 @@ def _show_preview(preview: TrainingPreview, model: str, out: Output) -> None:
     for sample in preview.samples:
         cut = ", cut" if sample.truncated else ""
         out.heading(f"{sample.id}: {sample.tokens} tokens, {sample.supervised} supervised{cut}")
+        out.facts(
+            [
+                ("layout", f"{sample.layout}, from {', '.join(sample.keys)}"),
+                ("images", str(sample.images)),
+                ("question", sample.question),
+                ("answer", sample.answer),
+            ]
+        )
         out.passage(sample.pieces)
     out.tell("\ndry run: nothing was trained or written; [[...]] is what carries the loss")
 
@@ -261,6 +270,7 @@ def _planned(preview: TrainingPreview) -> dict[str, Any]:
         "steps": preview.steps,
         "rows": preview.rows,
         "bad_rows": [asdict(bad) for bad in preview.bad],
+        **preview.census.facts(),
         "samples": [asdict(sample) for sample in preview.samples],
         "estimate": {**asdict(preview.estimate), "memory": preview.estimate.memory},
     }

@@ -33,6 +33,14 @@ Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="No progress, no advice: only the result, and errors."),
 ]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WORD=COLUMN,...",
+        help="What the data calls our words: question=prompt,answer=label, image=left+right for "
+        "several, image={image_id:012}.jpg for names made of others. docs/data.md has the words.",
+    ),
+]
 Overwrite = Annotated[
     bool,
     typer.Option("--overwrite", help="Replace OUT, which stays until the new one is whole."),
@@ -51,6 +59,14 @@ Prompt = Annotated[
         metavar="VERSION",
         help="plain or v1: LLaVA's own prompts. Default: the model's chat template, v1 where "
         "it has none.",
+    ),
+]
+Orientation = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND",
+        help="exif: turn pictures as their EXIF tag says, as viewers do. raw: leave them as they "
+        "are stored, as LLaVA's own code does.",
     ),
 ]
 Dtype = Annotated[

@@ -199,6 +199,10 @@ class Output:
         if not self.quiet and not self.as_json:
             self._print(text, stderr=True)
 
+    def warn(self, text: str) -> None:
+        """Say on stderr, also with --quiet and --json, that a result may not be what is meant."""
+        self._print(f"warning: {text}", "bold yellow", stderr=True)
+
     def fail(self, error: DcSurgeryError) -> None:
         """Print message and hint on stderr; with --json an error object on stdout as well."""
         self._print(f"error: {error.message}", "bold red", stderr=True)

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from dcsurgery.cli.options import Columns
+
 
 @dataclass(frozen=True)
 class DataOptions:
@@ -20,8 +22,8 @@ class DataOptions:
         str,
         typer.Option(
             metavar="DATA",
-            help="LLaVA JSON or JSONL, a parquet or arrow file, a saved data set, or a Hub data "
-            "set's id.",
+            help="JSON, JSONL, CSV, TSV, parquet or arrow: a file, FILE,FILE or a folder; a saved "
+            "data set, or a Hub data set's id. docs/data.md shows the rows that are read.",
         ),
     ]
     images: Annotated[
@@ -30,6 +32,7 @@ class DataOptions:
             metavar="DIR", help="Folder that image paths start from. Default: that of DATA."
         ),
     ] = None
+    columns: Columns = None
     split: Annotated[
         str, typer.Option(metavar="NAME", help="Split of a Hugging Face data set.")
     ] = "train"
@@ -209,6 +212,14 @@ class ScheduleOptions:
             metavar="KIND",
             help="processor: pictures as the model's processor shapes them. pad: padded to squares "
             "first, as LLaVA's second stage does.",
+        ),
+    ] = None
+    orientation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="exif: pictures are turned as their EXIF tag says, as viewers do. raw: they stay "
+            "as they are stored, as in LLaVA's own code. Default: exif.",
         ),
     ] = None
     seed: Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dcsurgery.cli import units
-from dcsurgery.cli.options import AsJson, Quiet, Revision, Towers, read_towers
+from dcsurgery.cli.options import AsJson, Orientation, Quiet, Revision, Towers, read_towers
 from dcsurgery.cli.output import Output
 from dcsurgery.errors import DcSurgeryError
 
@@ -44,6 +44,7 @@ class VerifyOptions:
             "Default: a photograph that comes with matplotlib.",
         ),
     ] = None
+    orientation: Orientation = "exif"
     deep: Annotated[
         bool,
         typer.Option(
@@ -88,6 +89,7 @@ def verify(
             towers=read_towers(options.tower),
             revision=revision,
             announce=lambda cost: out.tell(_told(cost)),
+            orientation=options.orientation,
         )
     if as_json:
         out.data(report.to_dict())

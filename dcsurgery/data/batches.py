@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from dcsurgery.data.census import Census
 from dcsurgery.data.conversations import BadRow, BadRows, Row, for_training
 from dcsurgery.data.pictures import RowError
 from dcsurgery.data.prompts import IGNORED, TOKEN_FIELDS, Encoded, Prompter
@@ -24,7 +23,6 @@ Values = dict[str, Tensor]
 # Rows of a stream that are read before the share of bad ones means anything.
 ENOUGH = 100
 LETTERS_PER_TOKEN = 4
-REPEATED = 4
 
 
 class TrainingDataset(Dataset[Values]):
@@ -32,8 +30,9 @@ class TrainingDataset(Dataset[Values]):
 
     All rows are looked at first, pictures without decoding them; bad ones are skipped. A row that
     only fails when it is encoded is counted then, and the next usable one takes its place, so that
-    batches keep their size and a seed its order. `bad` holds both kinds. Raises RequestError when
-    more than `max_bad` (a share) of the rows are bad.
+    batches keep their size and a seed its order. `bad` holds both kinds. `census` counts the
+    usable rows, `first` has the first one of each layout. Raises RequestError when more than
+    `max_bad` (a share) of the rows are bad, or none has a picture.
     """
 
     def __init__(
@@ -51,6 +50,8 @@ class TrainingDataset(Dataset[Values]):
         self.truncated: set[int] = set()
         self._late: dict[int, BadRow] = {}
         self._bad_file: Path | None = None
+        self.census = Census()
+        self.first: dict[str, int] = {}
         self.usable: list[int] = []
         self.lengths: list[int] = []
         for index, row in enumerate(rows):
@@ -61,6 +62,7 @@ class TrainingDataset(Dataset[Values]):
         self.bad.check()
         if not self.usable:
             raise RequestError(f"{rows.name} has no row to train on", hint="see --max-bad")
+        self.census.need_pictures(rows.name)
 
     def __len__(self) -> int:
         return len(self.usable)
@@ -106,6 +108,8 @@ class TrainingDataset(Dataset[Values]):
         except RowError as error:
             self.bad.add(index, BadRow(row.id, error.message))
             return None
+        self.census.add(row)
+        self.first.setdefault(row.layout, index)
         return estimated_length(row)
 
     def _note(self, index: int, bad: BadRow) -> None:
@@ -124,7 +128,8 @@ class TrainingDataset(Dataset[Values]):
 class StreamedDataset(IterableDataset[Values]):
     """Rows of a stream, encoded as they come; bad ones are counted and skipped.
 
-    Raises RequestError, while iterating, when more than `max_bad` of the rows so far are bad.
+    `census` counts the usable ones. Raises RequestError, while iterating, when more than `max_bad`
+    of the rows so far are bad, or none of them has a picture.
     """
 
     def __init__(
@@ -139,20 +144,26 @@ class StreamedDataset(IterableDataset[Values]):
         self.prompter = prompter
         self.max_length = max_length
         self.bad = BadRows(0, max_bad)
+        self.census = Census()
         self.truncated: set[int] = set()
 
     def __iter__(self) -> Iterator[Values]:
         worker: Any = get_worker_info()
         own, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for index, row in enumerate(self.rows):
+            new = index >= self.bad.total
             self.bad.total = max(self.bad.total, index + 1)
             if index % workers == own:
                 encoded = self._encode(index, row)
                 if encoded is not None:
+                    if new and isinstance(row, Row):
+                        self.census.add(row)
                     yield encoded.values
             if self.bad.total >= ENOUGH:
                 self.bad.check()
+                self.census.need_pictures(self.rows.name)
         self.bad.check()
+        self.census.need_pictures(self.rows.name)
 
     def _encode(self, index: int, row: Row | BadRow) -> Encoded | None:
         if isinstance(row, BadRow):
@@ -248,53 +259,3 @@ def _put(batch: Tensor, value: Tensor, start: int) -> None:
     """Copy a value into the corner of batch[start:], as large as it is."""
     corner = tuple(slice(0, size) for size in value.shape[1:])
     batch[(slice(start, start + len(value)), *corner)] = value
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One encoded row for people: `pieces` are (text, whether it carries loss)."""
-
-    id: str
-    pieces: tuple[tuple[str, bool], ...]
-    tokens: int
-    supervised: int
-    truncated: bool
-
-
-def dry_run_samples(dataset: TrainingDataset, count: int = 3) -> list[Sample]:
-    """Return the first usable rows as the model will read them, answers marked."""
-    samples: list[Sample] = []
-    for index in dataset.usable:
-        if len(samples) == count:
-            break
-        try:
-            encoded = dataset.encode(index)
-        except RowError as error:
-            dataset.bad.add(index, BadRow(dataset.rows.name_of(index), error.message))
-            continue
-        samples.append(_sample(dataset.rows.name_of(index), encoded, dataset.prompter))
-    dataset.bad.check()
-    return samples
-
-
-def _sample(name: str, encoded: Encoded, prompter: Prompter) -> Sample:
-    ids = encoded.values["input_ids"].tolist()
-    marked = [label != IGNORED for label in encoded.values["labels"].tolist()]
-    pieces = []
-    for supervised, group in groupby(zip(marked, ids, strict=True), key=lambda pair: pair[0]):
-        tokens = [token for _, token in group]
-        pieces.append((_readable(tokens, prompter), supervised))
-    return Sample(name, tuple(pieces), len(ids), sum(marked), encoded.truncated)
-
-
-def _readable(tokens: list[int], prompter: Prompter) -> str:
-    """Return decoded tokens with long runs of one token written as token(xN)."""
-    text, plain = "", []
-    for token, group in groupby(tokens):
-        count = len(list(group))
-        if count < REPEATED:
-            plain += [token] * count
-            continue
-        text += f"{prompter.tokenizer.decode(plain)}{prompter.tokenizer.decode([token])}(x{count})"
-        plain = []
-    return text + str(prompter.tokenizer.decode(plain))

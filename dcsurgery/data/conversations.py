@@ -1,33 +1,29 @@
-"""Rows of training and evaluation data: LLaVA JSON, messages, or plain questions, all read alike.
+"""A row of training or evaluation data: turns of a conversation, its pictures, its references.
 
-    {"id", "image", "conversations": [{"from": "human", "value": "<image>\\nWhat?"}, ...]}
-    {"messages": [{"role": "user", "content": ...}, ...], "images": [...]}
-    {"question", "image", "answer" or "answers", "options"}
-
-Torch-free. Where the rows come from (files, Hugging Face data sets) is rows.py.
+How rows are written is layouts.py, where they come from rows.py. Torch-free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
-from dcsurgery.data.pictures import ImageSource, RowError, image_source
+from dcsurgery.data.pictures import ImageSource, RowError
 from dcsurgery.errors import RequestError
 
 Role = Literal["system", "user", "assistant"]
 PLACEHOLDER = "<image>"
+# In the order in which they speak.
 ROLES: dict[str, Role] = {
+    "system": "system",
     "human": "user",
     "user": "user",
     "gpt": "assistant",
     "assistant": "assistant",
     "model": "assistant",
-    "system": "system",
+    "bot": "assistant",
 }
-KINDS = ("type", "question_type", "category")
 NAMED_IN_ERROR = 3
 
 
@@ -42,6 +38,11 @@ class Turn:
     def text(self) -> str:
         """The words alone."""
         return "".join(part for part in self.parts if part is not None)
+
+    @property
+    def written(self) -> str:
+        """The words, with <image> for each picture."""
+        return "".join(PLACEHOLDER if part is None else part for part in self.parts)
 
     @property
     def pictures(self) -> int:
@@ -59,7 +60,9 @@ class Row:
     """One conversation with its pictures.
 
     `answers` are reference answers for evaluation: those the row lists, else its last turn by the
-    assistant. `options` are the choices of a multiple-choice question, `kind` the question type.
+    assistant; `raw_answers` are the same as the data has them, numbers as numbers. `options` are
+    the choices of a multiple-choice question, `kind` the question type. `layout` and `keys` say how
+    it was read and from what; `unread` are keys that were not, although they look like pictures.
     """
 
     id: str
@@ -67,7 +70,11 @@ class Row:
     images: tuple[ImageSource, ...] = ()
     kind: str | None = None
     answers: tuple[str, ...] = ()
+    raw_answers: tuple[Any, ...] = ()
     options: tuple[str, ...] = ()
+    layout: str = ""
+    keys: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,45 +83,6 @@ class BadRow:
 
     id: str
     reason: str
-
-
-def read_row(raw: Any, number: int, root: Path | None = None, *, trusted: bool = False) -> Row:
-    """Return the row that a parsed JSON object (or a data set's record) describes.
-
-    `root` is the folder of the pictures; `number` names a row without an id. Raises RowError.
-    """
-    if not isinstance(raw, Mapping):
-        raise RowError(f"it is {_kind_of(raw)}, not an object")
-    inline: list[Any] = []
-    if raw.get("conversations") is not None:
-        turns = _turns(raw["conversations"], "from", "value", inline)
-    elif raw.get("messages") is not None:
-        turns = _turns(raw["messages"], "role", "content", inline)
-    else:
-        turns = _question(raw)
-    named = _images(raw) or inline
-    sources = [image_source(item, root, trusted=trusted) for item in named]
-    if raw.get("conversations") is None:
-        turns = _show_first(turns, len(sources))
-    shown = sum(turn.pictures for turn in turns)
-    if shown != len(sources):
-        raise RowError(f"its text shows {shown} images, but it has {len(sources)}")
-    return Row(
-        row_id(raw, number),
-        tuple(turns),
-        tuple(sources),
-        next((str(raw[key]) for key in KINDS if raw.get(key) is not None), None),
-        _answers(raw, turns),
-        tuple(str(item) for item in _list(raw.get("options") or raw.get("choices"))),
-    )
-
-
-def row_id(raw: Any, number: int) -> str:
-    """Return a row's own id, else its number."""
-    found = None
-    if isinstance(raw, Mapping):
-        found = next((raw[key] for key in ("id", "question_id") if raw.get(key) is not None), None)
-    return f"row {number}" if found is None else str(found)[:100]
 
 
 def for_training(row: Row) -> Row:
@@ -152,50 +120,6 @@ def check_roles(turns: Sequence[Turn]) -> None:
             raise RowError(f"the {turn.role} shows an image; only the user can")
 
 
-def _images(raw: Mapping[str, Any]) -> list[Any]:
-    for key in ("image", "images"):
-        if raw.get(key) is not None:
-            found = _list(raw[key])
-            return [item for item in found if item is not None]
-    return []
-
-
-def _list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _turns(raw: Any, role_key: str, text_key: str, inline: list[Any]) -> list[Turn]:
-    """Return turns; pictures inside content items are appended to `inline`."""
-    if not isinstance(raw, list | tuple) or not raw:
-        raise RowError(f"its conversation is {_kind_of(raw)}, not a list of turns")
-    return [_turn(item, role_key, text_key, inline) for item in raw]
-
-
-def _show_first(turns: list[Turn], pictures: int) -> list[Turn]:
-    """Put pictures that no text shows in front of the first question."""
-    first = next((index for index, turn in enumerate(turns) if turn.role == "user"), None)
-    if first is not None and not any(turn.pictures for turn in turns):
-        turns[first] = Turn("user", (*[None] * pictures, *turns[first].parts))
-    return turns
-
-
-def _turn(raw: Any, role_key: str, text_key: str, inline: list[Any]) -> Turn:
-    if not isinstance(raw, Mapping):
-        raise RowError(f"a turn is {_kind_of(raw)}, not an object")
-    role = raw.get(role_key)
-    if not isinstance(role, str) or role not in ROLES:
-        known = ", ".join(ROLES)
-        raise RowError(f"a turn's {role_key!r} is {str(role)[:40]!r}; known are {known}")
-    content = raw.get(text_key)
-    if isinstance(content, str):
-        return Turn(ROLES[role], split_text(content))
-    if isinstance(content, list | tuple):
-        return Turn(ROLES[role], tuple(_part(item, inline) for item in content))
-    raise RowError(f"a turn's {text_key!r} is {_kind_of(content)}, not text")
-
-
 def split_text(text: str) -> tuple[str | None, ...]:
     """Return the parts of a text with `<image>` placeholders, without line breaks around them."""
     if "<video>" in text:
@@ -210,46 +134,6 @@ def split_text(text: str) -> tuple[str | None, ...]:
         parts += [piece] if piece.strip() else []
         parts += [None] if index < len(pieces) - 1 else []
     return tuple(parts)
-
-
-def _part(item: Any, inline: list[Any]) -> str | None:
-    if isinstance(item, str):
-        return item
-    kind = item.get("type") if isinstance(item, Mapping) else None
-    if kind == "text" and isinstance(item.get("text"), str):
-        return str(item["text"])
-    if kind == "image":
-        found = next((item[k] for k in ("image", "path", "url") if item.get(k) is not None), None)
-        if found is not None:
-            inline.append(found)
-        return None
-    raise RowError(f"a turn holds {str(kind or _kind_of(item))[:40]!r}; known are text and image")
-
-
-def _question(raw: Mapping[str, Any]) -> list[Turn]:
-    text = next((raw[k] for k in ("question", "text", "prompt") if raw.get(k) is not None), None)
-    if not isinstance(text, str):
-        raise RowError("it has none of conversations, messages, question")
-    turns = [Turn("user", split_text(text))]
-    answers = _listed_answers(raw)
-    return [*turns, Turn("assistant", (answers[0],))] if answers else turns
-
-
-def _listed_answers(raw: Mapping[str, Any]) -> tuple[str, ...]:
-    found = next((raw[k] for k in ("answers", "answer") if raw.get(k) is not None), None)
-    texts = [item.get("answer") if isinstance(item, Mapping) else item for item in _list(found)]
-    return tuple(str(text) for text in texts if text is not None)
-
-
-def _answers(raw: Mapping[str, Any], turns: Sequence[Turn]) -> tuple[str, ...]:
-    listed = _listed_answers(raw)
-    said = [turn.text for turn in turns if turn.role == "assistant"]
-    return listed or tuple(said[-1:])
-
-
-def _kind_of(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", type(None): "missing"}
-    return names.get(type(value), f"a {type(value).__name__}")
 
 
 class BadRows:

@@ -1,22 +1,47 @@
-"""A row's pictures: where they are, and opening them without a traceback."""
+"""Pictures that rows and commands name: where they are, and opening them without a traceback."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal, cast, get_args
 
-from dcsurgery.data.open_images import BROKEN
 from dcsurgery.errors import RequestError
 
-# A whole JPEG or PNG ends with these; some cameras write a little after it.
-ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+# exif turns pictures as their EXIF tag says, as viewers do; raw leaves them as they are stored, as
+# LLaVA's own code does.
+Orientation = Literal["exif", "raw"]
+# A whole file ends with these; some cameras write a little after it.
+ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND", "GIF": b"\x00;"}
 TAIL = 64
+HEAD = 1024
+# What people take for pictures and Pillow does not open, by how it begins.
+STRANGERS = (
+    (rb"$", "empty"),
+    (rb"\0+$", "nothing but zeros: a copy that failed"),
+    (rb".{4}ftyp(hei|hev|mif1|msf1)", "HEIC: convert it to JPEG"),
+    (rb".{4}ftypavi", "AVIF, which needs Pillow 11.3 or newer: convert it to PNG"),
+    (rb".{4}ftyp", "a video: ask about it with --video, or save frames of it as JPEG"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL ", "JPEG XL: convert it to PNG"),
+    (rb"[\s\xef\xbb\xbf]*<(svg|(\?xml|!--|!doctype svg).*<svg)", "SVG: export it as PNG"),
+    (rb"[\s\xef\xbb\xbf]*<(!doctype html|html|head|\?xml)", "a web page: the download failed"),
+    (rb"%PDF", "a PDF: save its page as PNG"),
+    (rb".{128}DICM", "DICOM: export the window you mean as PNG"),
+    (rb"\x93NUMPY", "a NumPy array: save it as PNG"),
+    (rb"v/1\x01|#\?RADIANCE", "a picture of light, not of levels: tone-map it and save it as PNG"),
+    (rb"version https://git-lfs", "a Git LFS pointer: run git lfs pull"),
+    (rb"PK\x03\x04|\x1f\x8b", "an archive: unpack it"),
+    (rb"gimp xcf|\x1aE\xdf\xa3|P7\n", "of a kind that Pillow does not read: convert it to PNG"),
+    (rb"II\*\0|MM\0\*", "a TIFF that is broken, or of a kind that Pillow does not read"),
+)  # fmt: skip
 
 
 class RowError(RequestError):
@@ -46,69 +71,88 @@ class ImageSource:
         raw = self.data if self.data is not None else self.picture.tobytes()
         return hashlib.sha256(raw).hexdigest()
 
-    def open(self) -> Any:
-        """Return an RGB PIL image. Raises RowError for a picture that is missing or broken."""
-        from PIL import Image
+    def open(self, orientation: Orientation = "exif") -> Any:
+        """Return what a person sees as a new RGB PIL image: see dcsurgery.pixels.as_seen.
 
-        with _reading(self.name):
-            if self.picture is not None:
-                return self.picture.convert("RGB")
-            with Image.open(self._source()) as image:
-                return image.convert("RGB")
+        Raises RowError for a picture that is missing, broken, or has no evident look.
+        """
+        from dcsurgery.pixels import as_seen
+
+        with self._opened() as image:
+            return as_seen(image, upright=orientation == "exif")
 
     def check(self) -> None:
-        """Look at the head and the tail of the file; decode it only where the tail is odd.
+        """Look at the head and the tail of the file; decode it only where they do not tell enough.
 
-        Raises RowError for a picture that is missing, empty, no picture, or visibly cut off.
+        Raises RowError for a picture that is missing, visibly cut off, or that `open` would refuse.
         """
-        from PIL import Image
+        from dcsurgery.pixels import needs_decoding
 
-        if self.picture is not None:
-            return
-        with _reading(self.name):
-            with Image.open(self._source()) as image:
-                kind = image.format or ""
-            whole = kind not in ENDS or ENDS[kind] in self._tail()
-        if not whole:
+        with self._opened() as image:
+            doubtful = needs_decoding(image)
+            kind = image.format or ""
+        if not doubtful and self.picture is None and kind in ENDS:
+            doubtful = ENDS[kind] not in self._ends(tail=True)
+        if doubtful:
             self.open()
 
-    def _source(self) -> Any:
-        if self.data is not None:
-            return io.BytesIO(self.data)
-        assert self.path is not None
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        """Yield a PIL image, and turn whatever Pillow raises over it into a RowError."""
+        from PIL import Image, UnidentifiedImageError
+
+        from dcsurgery.pixels import BROKEN
+
+        try:
+            if self.picture is not None:
+                yield self.picture
+                return
+            with self._file() as file, Image.open(file) as image:
+                yield image
+        except UnidentifiedImageError:
+            raise RowError(f"image {self.name} is {_named(self._ends())}") from None
+        except (OSError, Image.DecompressionBombError, *BROKEN) as error:
+            why = " ".join(str(error).split())[:160] or type(error).__name__
+            raise RowError(f"image {self.name} cannot be read: {why}") from None
+
+    def _file(self) -> IO[bytes]:
+        if self.path is None:
+            return io.BytesIO(self.data or b"")
         if not self.path.is_file():
             raise RowError(f"image {self.name} does not exist")
-        return self.path
+        return self.path.open("rb")
 
-    def _tail(self) -> bytes:
-        if self.data is not None:
-            return self.data[-TAIL:]
-        assert self.path is not None
-        with self.path.open("rb") as file:
-            file.seek(max(0, self.path.stat().st_size - TAIL))
-            return file.read()
+    def _ends(self, *, tail: bool = False) -> bytes:
+        """Return the first or the last bytes of a file."""
+        with self._file() as file:
+            if tail:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            return file.read(TAIL if tail else HEAD)
 
 
-@contextmanager
-def _reading(name: str) -> Iterator[None]:
-    """Turn whatever Pillow raises over a file into a RowError."""
-    from PIL import Image
+def _named(head: bytes) -> str:
+    """Return what a file is that Pillow does not know."""
+    for pattern, words in STRANGERS:
+        if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
+            return words
+    return "not a picture that can be read"
 
-    try:
-        yield
-    except (OSError, Image.DecompressionBombError, *BROKEN) as error:
-        why = " ".join(str(error).split())[:100] or type(error).__name__
-        raise RowError(f"image {name} cannot be read: {why}") from None
+
+def read_orientation(value: str) -> Orientation:
+    """Return the value of --orientation. Raises RequestError for an unknown one."""
+    if value not in get_args(Orientation):
+        raise RequestError(f"--orientation {value} is unknown", hint="choose exif or raw")
+    return cast(Orientation, value)
 
 
 def image_source(value: Any, root: Path | None, *, trusted: bool = False) -> ImageSource:
     """Return the picture a row names: a path below `root`, {"bytes", "path"}, bytes or PIL image.
 
-    `trusted` paths may be absolute (a data set's own files). Raises RowError for a path that leaves
-    `root`, a URL, or a value that names no picture.
+    A string may also be a data: URL. `trusted` paths may be absolute (a data set's own files).
+    Raises RowError for a path that leaves `root`, another URL, or a value that names no picture.
     """
     if isinstance(value, str):
-        return _from_path(value, root, trusted)
+        return _from_text(value, root, trusted)
     if isinstance(value, bytes):
         return ImageSource("in the row", data=value)
     if isinstance(value, Mapping):
@@ -116,15 +160,24 @@ def image_source(value: Any, root: Path | None, *, trusted: bool = False) -> Ima
         if isinstance(data, bytes):
             return ImageSource(str(path or "in the row"), data=data)
         if isinstance(path, str):
-            return _from_path(path, root, trusted)
+            return _from_text(path, root, trusted)
     elif hasattr(value, "convert") and hasattr(value, "tobytes"):
         return ImageSource("in the row", picture=value)
     raise RowError(f"an image is neither a path nor a picture but {type(value).__name__}")
 
 
-def _from_path(name: str, root: Path | None, trusted: bool) -> ImageSource:
+def _from_text(name: str, root: Path | None, trusted: bool) -> ImageSource:
     shown = name if len(name) <= 120 else f"{name[:117]}..."
-    if name.startswith(("http://", "https://", "hf://", "data:")):
+    if name.startswith("data:"):
+        kind, _, text = name.partition(",")
+        try:
+            data = base64.b64decode(text, validate=True) if kind.endswith(";base64") else b""
+        except binascii.Error:
+            data = b""
+        if not data:
+            raise RowError(f"image {shown[:40]} is no base64")
+        return ImageSource("in the row", data=data)
+    if name.startswith(("http://", "https://", "hf://")):
         raise RowError(f"image {shown} is a URL: download it first")
     if not name.strip() or "\0" in name:
         raise RowError(f"image path {name!r} is empty or no path")
@@ -136,3 +189,23 @@ def _from_path(name: str, root: Path | None, trusted: bool) -> ImageSource:
     if os.path.commonpath([base, full]) != base:
         raise RowError(f"image path {shown} leaves the images folder")
     return ImageSource(shown, path=Path(full))
+
+
+def sample_photo() -> Path:
+    """Return the path of a real photograph that matplotlib installs (public domain, 512 x 600)."""
+    import matplotlib
+
+    return Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+
+
+def open_images(paths: Sequence[Path], orientation: str = "exif") -> list[Any]:
+    """Return what a person sees in picture files, RGB; the sample photograph without a path.
+
+    Raises RequestError where `ImageSource.open` raises RowError, or for an unknown orientation.
+    """
+    turned = read_orientation(orientation)
+    sources = [ImageSource(str(path), path=path) for path in paths or [sample_photo()]]
+    try:
+        return [source.open(turned) for source in sources]
+    except RowError as error:
+        raise RequestError(error.message, hint="name PNG or JPEG files") from None

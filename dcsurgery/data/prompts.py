@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dcsurgery.data.conversations import Row, Turn, check_roles, for_training
-from dcsurgery.data.pictures import RowError
+from dcsurgery.data.pictures import ImageSource, Orientation, RowError
 from dcsurgery.data.processor import FOREIGN_ERRORS, RENAMED
 from dcsurgery.data.templates import Script, Version, find_writer, image_token
 from dcsurgery.errors import RequestError
@@ -47,16 +47,23 @@ class Prompter:
 
     `version` asks for LLaVA's plain or v1 prompts; None means the model's chat template, v1 where
     it has none. `aspect` "pad" pads pictures to squares of the processor's mean colour first, as
-    LLaVA's second stage does (image_aspect_ratio pad). `suffixed` says that the model sees a prompt
-    both ways and must be told its labels to see an answer one way (PaliGemma).
+    LLaVA's second stage does (image_aspect_ratio pad). `orientation` says how rows' pictures are
+    turned. `suffixed` says that the model sees a prompt both ways and must be told its labels to
+    see an answer one way (PaliGemma).
     """
 
     def __init__(
-        self, processor: Any, *, version: Version | None = None, aspect: Aspect = "processor"
+        self,
+        processor: Any,
+        *,
+        version: Version | None = None,
+        aspect: Aspect = "processor",
+        orientation: Orientation = "exif",
     ) -> None:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.aspect = aspect
+        self.orientation = orientation
         self._write = find_writer(processor, version)
         self.suffixed = _takes_suffix(processor)
 
@@ -67,7 +74,7 @@ class Prompter:
         the end, never a picture. Raises RowError for a row that cannot be trained on.
         """
         row = for_training(row)
-        pictures = self._open(row)
+        pictures = [self._shaped(picture) for picture in self.open(row.images)]
         if self.suffixed:
             return _cut(self._encode_suffix(row, pictures), row, max_length)
         script = self._write(row.turns, False)
@@ -98,8 +105,9 @@ class Prompter:
         """Return generated token ids [T] as text, without special tokens."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
-    def _open(self, row: Row) -> list[Any]:
-        return [self._shaped(source.open()) for source in row.images]
+    def open(self, images: Sequence[ImageSource]) -> list[Any]:
+        """Return pictures as `prompt` takes them: RGB PIL images. Raises RowError."""
+        return [source.open(self.orientation) for source in images]
 
     def _shaped(self, image: Any) -> Any:
         return pad_square(image, self.processor) if self.aspect == "pad" else image

@@ -1,22 +1,32 @@
-"""Where rows come from: JSON, JSONL, parquet, arrow, a saved data set, a Hub data set."""
+"""Where rows come from: files, folders of them, saved data sets, data sets of the Hub."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dcsurgery.data.conversations import BadRow, Row, read_row, row_id
+from dcsurgery.data.columns import Columns
+from dcsurgery.data.conversations import BadRow, Row
+from dcsurgery.data.layouts import UNDERSTOOD, read_row, row_id
 from dcsurgery.data.pictures import RowError
+from dcsurgery.data.records import from_columns, from_hub, from_saved
+from dcsurgery.data.text_files import HINT, READERS, read_text_files
 from dcsurgery.errors import RequestError
 
-__all__ = ["Rows", "data_digest", "read_rows"]
+__all__ = ["Rows", "data_digest", "data_files", "read_rows"]
 
 CHUNK = 1 << 20
-HINT = "pass a .json, .jsonl, .parquet or .arrow file, a saved data set, or a Hub data set's id"
+COLUMNAR = (".parquet", ".arrow")
+METADATA = (".csv", ".jsonl", ".parquet")
+NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
+# Rows that nearly always have all columns.
+LOOKED_AT = 1000
 
 
 class Rows:
@@ -25,11 +35,20 @@ class Rows:
     `name` is what the user called it. A streamed source has no length and is only iterated.
     """
 
-    def __init__(self, name: str, items: Any, *, root: Path | None, trusted: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        items: Any,
+        *,
+        root: Path | None,
+        trusted: bool = False,
+        columns: Columns | None = None,
+    ) -> None:
         self.name = name
         self._items = items
         self._root = root
         self._trusted = trusted
+        self._columns = columns
 
     @property
     def streamed(self) -> bool:
@@ -46,20 +65,37 @@ class Rows:
     def name_of(self, index: int) -> str:
         """Return a row's id, also of one that cannot be read."""
         try:
-            return row_id(self._items[index], index + 1)
+            return self._id(self._items[index], index + 1)
         except RowError:
             return f"row {index + 1}"
 
     def __iter__(self) -> Iterator[Row | BadRow]:
         """Yield every row in order, a BadRow in place of one that cannot be read."""
-        items = iter(self._items) if self.streamed else self._each()
-        for index, item in enumerate(items):
+        for index, item in enumerate(self.records()):
             try:
                 yield self._read(item, index)
             except RowError as error:
-                yield BadRow(row_id(item, index + 1), error.message)
+                yield BadRow(self._id(item, index + 1), error.message)
 
-    def _each(self) -> Iterator[Any]:
+    def column_names(self, limit: int | None = None) -> list[str]:
+        """Return the keys of the rows, of `limit` rows at most, in order."""
+        named = getattr(self._items, "column_names", None)
+        if named is not None:
+            return list(named)
+        first = (item for item in islice(self.records(), limit) if isinstance(item, Mapping))
+        return [str(key) for key in dict.fromkeys(key for item in first for key in item)]
+
+    def _id(self, item: Any, number: int) -> str:
+        try:
+            return row_id(item, number, self._columns)
+        except RowError:
+            return f"row {number}"
+
+    def records(self) -> Iterator[Any]:
+        """Yield the data's own records, a RowError in place of one that cannot be parsed."""
+        if self.streamed:
+            yield from self._items
+            return
         for index in range(len(self._items)):
             try:
                 yield self._items[index]
@@ -69,7 +105,7 @@ class Rows:
     def _read(self, item: Any, index: int) -> Row:
         if isinstance(item, RowError):
             raise item
-        return read_row(item, index + 1, self._root, trusted=self._trusted)
+        return read_row(item, index + 1, self._root, trusted=self._trusted, columns=self._columns)
 
 
 def read_rows(
@@ -79,200 +115,126 @@ def read_rows(
     split: str = "train",
     revision: str | None = None,
     streaming: bool = False,
+    columns: Mapping[str, str] | None = None,
 ) -> Rows:
     """Open training or evaluation data; nothing is downloaded or decoded for a local file.
 
     `images` is the folder that image paths start from (default: the data file's own); `split`,
-    `revision` and `streaming` are for Hugging Face data sets. Raises RequestError for data that is
-    missing, empty, or cannot be read, with line and column for JSON.
+    `revision` and `streaming` are for Hugging Face data sets; `columns` is {our word: the data's
+    own}. Raises RequestError for data that is missing, empty, or cannot be read, with line and
+    column for JSON, and for columns that it does not have.
     """
-    name = str(data)
-    path = Path(os.path.expanduser(name))
     if images is not None and not images.is_dir():
         raise RequestError(f"--images {images} is not a folder", hint="name the pictures' folder")
-    if os.path.isfile(path):
-        root = images or path.parent
-        if path.suffix in (".parquet", ".arrow"):
-            return Rows(name, _from_columns([path]), root=root, trusted=True)
-        items = _from_lines(path) if path.suffix in (".jsonl", ".ndjson") else _from_json(path)
-        return _filled(Rows(name, items, root=root))
-    if os.path.isdir(path):
-        return _filled(Rows(name, _from_folder(path, split), root=images or path, trusted=True))
-    if path.suffix or name.count("/") > 1 or not name.strip():
-        raise RequestError(f"there is no data file {name[:200]}", hint=HINT)
-    found = _from_hub(name, split, revision, streaming)
-    return Rows(name, found, root=images, trusted=True)
-
-
-def _filled(rows: Rows) -> Rows:
+    renamed = Columns(columns, UNDERSTOOD) if columns else None
+    items, folder, trusted = _opened(str(data), split, revision, streaming)
+    rows = Rows(str(data), items, root=images or folder, trusted=trusted, columns=renamed)
     if not rows.streamed and not len(rows):
         raise RequestError(f"{rows.name} has no rows", hint=HINT)
+    if renamed is not None and renamed.absent(rows.column_names(LOOKED_AT)):
+        renamed.check(rows.column_names())
     return rows
 
 
-def _from_json(path: Path) -> Sequence[Any]:
-    text = _decoded(path.read_bytes(), path)
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and text.lstrip()[:1] == "{":
-            return _from_lines(path)
-        raise RequestError(
-            f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}",
-            hint="a list of rows is expected: [{...}, ...]; one row per line is .jsonl",
-        ) from None
-    except RecursionError:
-        raise RequestError(f"{path} is nested too deeply to be data", hint=HINT) from None
-    if isinstance(found, dict) and isinstance(found.get("data"), list):
-        found = found["data"]
-    if not isinstance(found, list):
-        raise RequestError(
-            f"{path} holds one {type(found).__name__}, not a list of rows",
-            hint="write [{...}, ...], or one row per line into a .jsonl file",
-        )
+def _opened(
+    name: str, split: str, revision: str | None, streaming: bool
+) -> tuple[Any, Path | None, bool]:
+    """Return the rows, the folder their pictures start from, and whether their paths are trusted.
+
+    Trusted paths may be absolute: a data set's own files.
+    """
+    paths = data_files(name)
+    if paths:
+        columnar = {path.suffix.lower() in COLUMNAR for path in paths}
+        if columnar == {True}:
+            return from_columns(paths), paths[0].parent, True
+        if True in columnar:
+            raise RequestError(
+                f"{name} mixes tables of columns with text files", hint="name files of one kind"
+            )
+        return read_text_files(paths, split), paths[0].parent, False
+    folder = Path(os.path.expanduser(name))
+    if folder.is_dir():
+        return _from_folder(folder, split)
+    if folder.suffix or name.count("/") > 1 or not name.strip():
+        raise RequestError(f"there is no data file {name[:200]}", hint=HINT)
+    return from_hub(name, split, revision, streaming), None, True
+
+
+def data_files(data: str | Path) -> list[Path]:
+    """Return the files that --data names: one, or several with commas between them.
+
+    Later ones without a folder lie beside the first. Empty for anything else: a folder, the id of a
+    data set. Raises RequestError when one of several is not there.
+    """
+    whole = Path(os.path.expanduser(str(data)))
+    if whole.is_file():
+        return [whole]
+    names = [name.strip() for name in str(data).split(",")]
+    if len(names) == 1 or whole.exists():
+        return []
+    first = Path(os.path.expanduser(names[0]))
+    found = [first]
+    for name in names[1:]:
+        path = Path(os.path.expanduser(name))
+        found.append(first.parent / path if path.name == name else path)
+    for path in found:
+        if not path.is_file():
+            raise RequestError(f"there is no data file {path}", hint="FILE,FILE names several")
     return found
 
 
-def _decoded(raw: bytes, path: Path) -> str:
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise RequestError(
-            f"{path} is not UTF-8 text: byte {error.start} in line {line}", hint=HINT
-        ) from None
-
-
-class _Lines(Sequence[Any]):
-    """The lines of a JSONL file, parsed when asked for: only their places are kept."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._spans: list[tuple[int, int, int]] = []
-        with path.open("rb") as file:
-            start = 0
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    self._spans.append((start, len(line), number))
-                start += len(line)
-
-    def __len__(self) -> int:
-        return len(self._spans)
-
-    def __getitem__(self, index: Any) -> Any:
-        start, length, number = self._spans[index]
-        with self._path.open("rb") as file:
-            file.seek(start)
-            raw = file.read(length)
-        try:
-            return json.loads(raw.decode("utf-8-sig"))
-        except json.JSONDecodeError as error:
-            raise RowError(
-                f"line {number} is not valid JSON: {error.msg} at column {error.colno}"
-            ) from None
-        except (UnicodeDecodeError, RecursionError) as error:
-            raise RowError(f"line {number} is not JSON text: {type(error).__name__}") from None
-
-
-def _from_lines(path: Path) -> Sequence[Any]:
-    return _Lines(path)
-
-
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise RequestError(
-            "Hugging Face data sets need the package datasets, which is not installed",
-            hint="pip install 'dcsurgery[data]', or pass LLaVA JSON or JSONL",
-        ) from None
-    return datasets
-
-
-def _from_columns(paths: list[Path]) -> Any:
-    datasets = _datasets()
-    kind = paths[0].suffix
-    try:
-        if kind == ".arrow":
-            parts = [datasets.Dataset.from_file(str(path)) for path in paths]
-            return _Records(datasets.concatenate_datasets(parts))
-        return _Records(datasets.Dataset.from_parquet([str(path) for path in paths]))
-    # Arrow's own errors are no common class of ours.
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise _unreadable(paths[0], error) from None
-
-
-def _from_folder(folder: Path, split: str) -> Any:
+def _from_folder(folder: Path, split: str) -> tuple[Any, Path | None, bool]:
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-        datasets = _datasets()
-        try:
-            found = datasets.load_from_disk(str(folder))
-        except (OSError, ValueError, KeyError) as error:
-            raise _unreadable(folder, error) from None
-        return _Records(_split(found, split, str(folder)))
-    for kind in ("parquet", "arrow"):
-        paths = sorted(folder.rglob(f"*.{kind}"))
-        named = [path for path in paths if split in path.name]
-        if paths:
-            return _from_columns(named or paths)
-    raise RequestError(f"{folder} holds no data set", hint=HINT)
+        return from_saved(folder, split), folder, True
+    for place in (folder, folder / split):
+        for kind in METADATA:
+            if (table := place / f"metadata{kind}").is_file():  # pictures beside their table
+                rows, _, trusted = _opened(str(table), split, None, False)
+                return rows, place, trusted
+    kinds = (*COLUMNAR, *READERS)
+    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in kinds]
+    for kind in COLUMNAR:
+        if paths := [path for path in found if path.suffix.lower() == kind]:
+            return from_columns(_of_split(paths, folder, split)), folder, True
+    paths = [path for path in found if path.name not in NO_DATA]
+    if not paths:
+        raise RequestError(f"{folder} holds no data set", hint=HINT)
+    return read_text_files(_of_split(paths, folder, split), split), folder, False
 
 
-def _split(found: Any, split: str, name: str) -> Any:
-    if not hasattr(found, "keys"):
-        return found
-    if split not in found:
+def _of_split(paths: list[Path], folder: Path, split: str) -> list[Path]:
+    """Return the files of a split by the words in their names; all where none names a split."""
+    words = {
+        path: set(re.split(r"[^a-z]+", path.relative_to(folder).as_posix().lower()))
+        for path in paths
+    }
+    chosen = [path for path in paths if split.lower() in words[path]]
+    others = sorted(path.name for path in paths if words[path] & SPLITS)
+    if not chosen and others:
         raise RequestError(
-            f"{name} has no split {split!r}", hint=f"it has {', '.join(map(str, found))}"
+            f"{folder} has no file of the split {split!r}",
+            hint=f"--split names another; it has {', '.join(others[:5])}",
         )
-    return found[split]
-
-
-def _from_hub(name: str, split: str, revision: str | None, streaming: bool) -> Any:
-    datasets = _datasets()
-    try:
-        found = datasets.load_dataset(name, split=split, revision=revision, streaming=streaming)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise RequestError(
-            f"there is no file {name}, and as a Hub data set it cannot be read: "
-            + " ".join(str(error).split())[:160],
-            hint=HINT,
-        ) from None
-    # A streamed picture may have no file of its own: the library decodes it.
-    return found if streaming else _Records(found)
-
-
-class _Records(Sequence[Any]):
-    """A data set's rows as plain values: pictures stay bytes or paths until a row is used."""
-
-    def __init__(self, found: Any) -> None:
-        self._found = found.with_format("arrow")
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._found[[index]].to_pylist()[0]
-
-
-def _unreadable(path: Path, error: Exception) -> RequestError:
-    why = " ".join(str(error).split())[:160]
-    return RequestError(f"{path} cannot be read as a data set: {why}", hint=HINT)
+    return chosen or paths
 
 
 def data_digest(data: str | Path) -> str:
     """Return a SHA-256 that names the data: of a file its bytes.
 
-    Of a folder: names, sizes and both ends of its files, so that terabytes stay quick. Of a Hub
-    data set: its id alone.
+    Of several files: their bytes one after the other. Of a folder: names, sizes and both ends of
+    its files, so that terabytes stay quick. Of a Hub data set: its id alone.
     """
     path = Path(os.path.expanduser(str(data)))
     digest = hashlib.sha256()
-    if path.is_file():
-        with path.open("rb") as file:
+    files = data_files(data)
+    for name in files:
+        with name.open("rb") as file:
             while block := file.read(CHUNK):
                 digest.update(block)
-    elif path.is_dir():
+    if files:
+        return digest.hexdigest()
+    if path.is_dir():
         for item in sorted(path.rglob("*")):
             if item.is_file():
                 digest.update(

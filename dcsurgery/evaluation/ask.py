@@ -13,8 +13,7 @@ from torch import Tensor
 from transformers import TextStreamer
 
 from dcsurgery.data.conversations import ask
-from dcsurgery.data.open_images import open_images
-from dcsurgery.data.pictures import RowError
+from dcsurgery.data.pictures import RowError, open_images
 from dcsurgery.data.processor import load_processor
 from dcsurgery.data.prompts import Prompter
 from dcsurgery.data.templates import Version
@@ -55,8 +54,11 @@ def make_question(
     video: str | Path | None = None,
     frames: int = 8,
     frame_pool: int = 1,
+    orientation: str = "exif",
 ) -> Question:
     """Open the pictures, or decode the frames, of a question.
+
+    `orientation` is exif or raw: whether pictures are turned as their tag says.
 
     Raises RequestError for files that cannot be read, for both at once, or no words.
     """
@@ -70,12 +72,14 @@ def make_question(
     if video is None:
         if frame_pool != 1:
             raise RequestError("--frame-pool is for frames of --video", hint="leave it out")
-        pictures = open_images([Path(item) for item in images]) if images else []
+        pictures = open_images([Path(item) for item in images], orientation) if images else []
         return Question(text.strip(), tuple(pictures))
     if images:
         raise RequestError(
             "pictures and --video cannot be asked about together", hint="leave one of them out"
         )
+    if orientation != "exif":
+        raise RequestError("--orientation is for pictures", hint="leave it out with --video")
     clip = read_clip(Path(video), frames)
     return Question(text.strip(), clip.frames, clip, frame_pool)
 
@@ -212,11 +216,12 @@ def ask_model(
     *,
     video: str | Path | None = None,
     max_new_tokens: int = 256,
+    orientation: str = "exif",
     **loading: Any,
 ) -> Answer:
     """Ask a model (folder or Hub id) about pictures, or 8 frames of a video, and return its answer.
 
-    Keywords are those of Loading. Raises DcSurgeryError.
+    `orientation` as in make_question; further keywords are those of Loading. Raises DcSurgeryError.
     """
-    asked = make_question(question, images, video=video)
+    asked = make_question(question, images, video=video, orientation=orientation)
     return load_respondent(Loading(path, **loading)).answer(asked, max_new_tokens=max_new_tokens)

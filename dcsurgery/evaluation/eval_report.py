@@ -48,6 +48,8 @@ class EvalReport(_Record):
     """One evaluation of several models on the same rows.
 
     `rows` were answered by every model; `skipped` names the first of the others with a reason.
+    Of the usable rows, `layouts` counts how they are written, and `unread_pictures` keys that look
+    like pictures and were not read. `warnings` say why the result may not be what is meant.
     """
 
     schema_version: Literal[1] = 1
@@ -56,6 +58,11 @@ class EvalReport(_Record):
     rows: int
     skipped_rows: int
     skipped: dict[str, str] = {}
+    rows_with_pictures: int = 0
+    rows_without_pictures: int = 0
+    layouts: dict[str, int] = {}
+    unread_pictures: dict[str, int] = {}
+    warnings: list[str] = []
     metric: Metric
     test: str
     models: list[ModelResult]

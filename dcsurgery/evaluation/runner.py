@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from dcsurgery.checkpoint.model_ref import fetch, parse_reference
+from dcsurgery.data.census import Census
 from dcsurgery.data.conversations import BadRow, BadRows, Row, Turn, for_training
-from dcsurgery.data.pictures import RowError
+from dcsurgery.data.pictures import Orientation, RowError, read_orientation
 from dcsurgery.data.processor import load_processor
 from dcsurgery.data.prompts import Aspect, Prompter
 from dcsurgery.data.rows import Rows, data_digest, read_rows
@@ -37,9 +38,9 @@ Batch = list[tuple[int, Row]]
 class EvalSettings:
     """How to evaluate. All of it but batch_size and device belongs to the identity of a result.
 
-    `limit` takes the first rows only; `max_bad` is a share; `version` and `aspect` as in Prompter;
-    `dtype` is a torch name or "auto", the checkpoint's own; `device` None takes a GPU if there is
-    one.
+    `limit` takes the first rows only; `max_bad` is a share; `version`, `aspect` and `orientation`
+    as in Prompter; `dtype` is a torch name or "auto", the checkpoint's own; `device` None takes a
+    GPU if there is one.
     """
 
     metric: str = "exact"
@@ -50,6 +51,7 @@ class EvalSettings:
     seed: int = 0
     version: Version | None = None
     aspect: Aspect = "processor"
+    orientation: Orientation = "exif"
     dtype: str = "auto"
     device: str | None = None
 
@@ -64,6 +66,7 @@ class EvalSettings:
         for name, value in counts.items():
             if value < 1:
                 raise RequestError(f"--{name} {value} is too small", hint="use 1 or more")
+        read_orientation(self.orientation)
         if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             raise RequestError(
                 f"--dtype {self.dtype} is unknown", hint="use auto, float32, bfloat16 or float16"
@@ -82,8 +85,9 @@ def evaluate_checkpoints(
     """Evaluate models on rows with reference answers and write report.json, report.png, answers.
 
     `models` are folders or Hub ids of any form; the first is what the others are compared with.
-    `options` are `split` and `revision` of a Hugging Face data set, `overwrite`, `progress(model,
-    done, rows)`, and `towers` and `template` of load_model for the models that take them. An
+    `options` are `split` and `revision` of a Hugging Face data set, `columns` as in read_rows,
+    `overwrite`, `progress(model, done, rows)`, `tell(text)` for warnings before the work, and
+    `towers` and `template` as in load_model, for the models that take them. An
     evaluation that was interrupted goes on where it stopped. Raises RequestError, CheckpointError
     or OutputExistsError.
     """
@@ -99,6 +103,7 @@ def evaluate_checkpoints(
         images=None if images is None else Path(images),
         split=options.get("split") or "train",
         revision=options.get("revision"),
+        columns=options.get("columns"),
     )
     return run.finish(rows, started)
 
@@ -115,6 +120,9 @@ class _Run:
     def finish(self, rows: Rows, started: float) -> EvalReport:
         bad = BadRows(len(rows), self.settings.max_bad)
         usable = usable_rows(rows, self.settings, bad)
+        tell: Callable[[str], None] = self.options.get("tell") or (lambda text: None)
+        for warning in Census.of(row for _, row in usable).warnings():
+            tell(warning)
         self.hints = share_hints(
             [(model, None) for model in self.models],
             self.options.get("towers"),
@@ -146,6 +154,7 @@ class _Run:
             "split": self.options.get("split") or "train",
             "revision": self.options.get("revision"),
             **{key: value for each in self.hints for key, value in each.items() if value},
+            "columns": dict(self.options.get("columns") or {}),
         }
 
     def _identity(self) -> dict[str, Any]:
@@ -173,6 +182,7 @@ class _Run:
             load_processor(name, **self.hints[index]),
             version=self.settings.version,
             aspect=self.settings.aspect,
+            orientation=self.settings.orientation,
         )
         model = _loaded(name, self.settings, self.hints[index])
         finished = len(usable) - len(left)
@@ -215,7 +225,7 @@ class _Run:
             return prompter.encode(row).values
         turns = question_turns(row)
         shown = sum(turn.pictures for turn in turns)
-        return prompter.prompt(turns, [source.open() for source in row.images[:shown]])
+        return prompter.prompt(turns, prompter.open(row.images[:shown]))
 
 
 def usable_rows(rows: Rows, settings: EvalSettings, bad: BadRows) -> Batch:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dcsurgery import __version__
+from dcsurgery.data.census import Census
 from dcsurgery.data.conversations import BadRows, Row
 from dcsurgery.errors import RequestError
 from dcsurgery.evaluation.answers import Answer
@@ -41,6 +42,7 @@ def summarise(
     if not rows:
         raise RequestError("no row was answered by every model", hint="see --max-bad")
     settings = described["settings"]
+    census = Census.of(row for _, row in rows)
     parts = _parts(rows)
     results = [
         _result(name, found, scored.answers[0] if index else None, parts, settings["seed"])
@@ -52,6 +54,8 @@ def summarise(
         rows=len(rows),
         skipped_rows=len(scored.bad),
         skipped={bad.id: bad.reason for bad in list(scored.bad)[:NAMED]},
+        **census.facts(),
+        warnings=census.warnings(),
         metric=settings["metric"],
         test=TEST,
         models=results,

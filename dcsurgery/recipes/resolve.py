@@ -68,7 +68,7 @@ def pin_data(steps: tuple[Step, ...], data: Path) -> dict[str, str]:
 
 def missing(recipe: Recipe, steps: tuple[Step, ...], data: Path) -> list[str]:
     """Say what is not there yet: data files and image folders, with where they come from."""
-    places = [name for step in steps for name in step.reads.values()]
+    places = [part for step in steps for name in step.reads.values() for part in _parts(name, data)]
     places += [stage.images for stage in recipe.finetune if stage.images]
     places += [item.images for item in recipe.eval if item.images]
     return [
@@ -76,6 +76,11 @@ def missing(recipe: Recipe, steps: tuple[Step, ...], data: Path) -> list[str]:
         for name in dict.fromkeys(places)
         if not (data / name).exists()
     ]
+
+
+def _parts(name: str, data: Path) -> list[str]:
+    """Return the files of a step's data, which may be several with commas between them."""
+    return [name] if (data / name).exists() else [part.strip() for part in name.split(",")]
 
 
 def require_data(recipe: Recipe, steps: tuple[Step, ...], data: Path) -> None:

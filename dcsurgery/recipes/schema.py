@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from dcsurgery.data.pictures import Orientation
 from dcsurgery.errors import RequestError
 from dcsurgery.evaluation.eval_report import Metric
 from dcsurgery.training.settings import TrainingSettings
@@ -48,6 +49,7 @@ class Verify(_Section):
     """The options of `dcsurgery verify`, which runs after every step that writes a model."""
 
     images: list[str] = []
+    orientation: Orientation = "exif"
     logits: bool = False
     deep: bool = False
 
@@ -58,10 +60,11 @@ class Finetune(TrainingSettings):
     data: str
     images: str | None = None
     split: str = "train"
+    columns: dict[str, str] = Field(default={})
 
     def settings(self) -> TrainingSettings:
         """Return the stage without its data, for finetune_connector."""
-        return TrainingSettings(**self.model_dump(exclude={"data", "images", "split"}))
+        return TrainingSettings(**self.model_dump(exclude={"data", "images", "split", "columns"}))
 
 
 class Eval(_Section):
@@ -71,12 +74,14 @@ class Eval(_Section):
     data: str
     images: str | None = None
     split: str = "test"
+    columns: dict[str, str] = {}
     metric: Metric = "exact"
     limit: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=8, ge=1)
     max_new_tokens: int = Field(default=32, ge=1)
     max_bad: float = Field(default=0.01, ge=0, le=1)
     prompt: Literal["plain", "v1"] | None = None
+    orientation: Orientation = "exif"
     dtype: str = "auto"
     seed: int = Field(default=0, ge=0)
 

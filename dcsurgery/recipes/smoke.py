@@ -38,10 +38,17 @@ def shrink(recipe: Recipe) -> Recipe:
     if recipe.verify is not None:
         values["verify"] = {**values.get("verify", {}), "images": []}
     values["finetune"] = [
-        {**stage, **SMALL, "data": TRAIN, "images": IMAGES, "split": "train"}
+        {**stage, **SMALL, "data": TRAIN, "images": IMAGES, "split": "train", "columns": {}}
         for stage in values.get("finetune", [])
     ]
-    small = {"data": TEST, "images": IMAGES, "split": "test", "limit": 4, "max_new_tokens": 4}
+    small = {
+        "data": TEST,
+        "images": IMAGES,
+        "split": "test",
+        "columns": {},
+        "limit": 4,
+        "max_new_tokens": 4,
+    }
     values["eval"] = [{**item, **small} for item in values.get("eval", [])]
     if recipe.publish is not None:
         values["publish"] = {

@@ -137,6 +137,7 @@ def _verify(recipe: Recipe, steps: list[Step]) -> None:
             images=[place.data / image for image in options.images],
             deep=options.deep,
             logits=options.logits,
+            orientation=options.orientation,
         )
         (place.work / report).write_text(json.dumps(found.to_dict(), indent=2) + "\n")
         if not found.passed:
@@ -168,13 +169,15 @@ def _finetune(stage: Finetune, number: int, model: Step) -> Step:
             images=None if stage.images is None else place.data / stage.images,
             settings=settings,
             split=stage.split,
+            columns=stage.columns,
             resume=resume,
             overwrite=not resume,
             watch=lambda row: tell(f"step {row['step']} of {row['steps']}, loss {row['loss']:.4f}"),
         )
         return {"training": done.record.model_dump(mode="json")}
 
-    inputs = {"settings": settings.model_dump(), "split": stage.split, "images": stage.images}
+    where = stage.model_dump(include={"split", "images", "columns"})
+    inputs = {"settings": settings.model_dump(), **where}
     reads, unfinished = {"data": stage.data}, f"{name}.training"
     return Step(name, inputs, (model.name,), name, run, reads, unfinished)
 
@@ -182,7 +185,10 @@ def _finetune(stage: Finetune, number: int, model: Step) -> Step:
 def _eval(item: Eval, first: Step, last: Step) -> Step:
     name = f"eval-{item.name}"
     models = [first] if first is last else [first, last]
-    chosen = {"metric", "limit", "batch_size", "max_new_tokens", "max_bad", "dtype", "seed"}
+    chosen = {
+        "metric", "limit", "batch_size", "max_new_tokens", "max_bad", "orientation", "dtype",
+        "seed",
+    }  # fmt: skip
     settings = {**item.model_dump(include=chosen), "version": item.prompt}
 
     def run(place: Place) -> dict[str, Any]:
@@ -197,6 +203,7 @@ def _eval(item: Eval, first: Step, last: Step) -> Step:
             images=None if item.images is None else place.data / item.images,
             settings=EvalSettings(**settings),
             split=item.split,
+            columns=item.columns,
             progress=lambda model, done, rows: tell(f"{Path(model).name}: row {done} of {rows}"),
         )
         try:

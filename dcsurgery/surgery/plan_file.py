@@ -106,6 +106,8 @@ class TrainingRecord(_Record):
 
     `trained` are the names of the tensors that may differ from before it, as the delta holds them;
     `adapter` the LoRA settings (None without one). Losses are means over supervised tokens.
+    `layouts` counts rows by how they are written, `columns` is what the user named, and
+    `unread_pictures` counts rows by keys that look like pictures and were not read.
     """
 
     train: Literal["connector", "projector", "lora", "full"]
@@ -116,6 +118,11 @@ class TrainingRecord(_Record):
     data_sha256: str
     rows: int
     skipped_rows: int
+    rows_with_pictures: int | None = None
+    rows_without_pictures: int | None = None
+    layouts: dict[str, int] = {}
+    unread_pictures: dict[str, int] = {}
+    columns: dict[str, str] = {}
     seed: int
     steps: int
     epochs: float

@@ -46,7 +46,7 @@ def _family(found: Architecture) -> Family:
 
 
 def markdown_table() -> str:
-    """Return the table in Markdown, as the README has it."""
+    """Return the table in Markdown, as docs/families.md has it."""
     head = ("family", "example checkpoints", "tower", "connectors", "forms", "stock form loads in")
     rows = []
     for family in supported_families():

@@ -14,17 +14,13 @@ import torch
 
 from dcsurgery import __version__
 from dcsurgery.checkpoint.destination import check_output
-from dcsurgery.data.batches import (
-    Collator,
-    Sample,
-    StreamedDataset,
-    TrainingDataset,
-    dry_run_samples,
-)
+from dcsurgery.data.batches import Collator, StreamedDataset, TrainingDataset
+from dcsurgery.data.census import Census
 from dcsurgery.data.conversations import BadRow
 from dcsurgery.data.prompts import Prompter
 from dcsurgery.data.rows import data_digest, read_rows
-from dcsurgery.errors import TrainingError
+from dcsurgery.data.samples import Sample, dry_run_samples
+from dcsurgery.errors import RequestError, TrainingError
 from dcsurgery.surgery.convert import Conversion
 from dcsurgery.surgery.plan_file import DELTA_FOLDER, TrainingRecord
 from dcsurgery.training.checkpoints import latest_checkpoint, load_trained
@@ -51,6 +47,7 @@ class Data:
     images: Path | None = None
     split: str = "train"
     streaming: bool = False
+    columns: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,7 @@ class Finetuned:
     result: TrainingResult
     record: TrainingRecord
     bad: tuple[BadRow, ...]
+    census: Census
     conversion: Conversion | None
 
 
@@ -73,6 +71,7 @@ class TrainingPreview:
     steps: int
     rows: int
     bad: tuple[BadRow, ...]
+    census: Census
     samples: tuple[Sample, ...]
     estimate: Estimate
     batch: tuple[int, int, int]
@@ -88,6 +87,7 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
     connector: Mapping[str, Any] | None = None,
     split: str = "train",
     streaming: bool = False,
+    columns: Mapping[str, str] | None = None,
     revision: str | None = None,
     base: str | Path | None = None,
     towers: Mapping[str, str] | None = None,
@@ -100,16 +100,16 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
 
     `model` is a folder or Hub id that convert or finetune wrote, or an unconverted one with
     `connector`, the keywords of convert ({"connector": "dci"}); `towers` and `template` are as
-    convert takes them. `data` and `images` are as
-    read_rows takes them. Checkpoints and log are kept in OUTPUT.training/ until `output` is whole;
-    `resume` goes on from there to the same weights, to the bit on a CPU. `watch` is called with
-    every step. Raises DcSurgeryError of the fitting kind; the source is never changed. SIGINT and
-    SIGTERM save a checkpoint before they raise KeyboardInterrupt or SystemExit.
+    convert takes them. `data`, `images` and `columns` are as read_rows takes them. Checkpoints and
+    log are kept in OUTPUT.training/ until `output` is whole; `resume` goes on from there to the
+    same weights, to the bit on a CPU. `watch` is called with every step. Raises DcSurgeryError of
+    the fitting kind; the source is never changed. SIGINT and SIGTERM save a checkpoint before they
+    raise KeyboardInterrupt or SystemExit.
     """
     target = Path(output)
     settings = (settings or TrainingSettings()).resolved()
     origin = Origin(model, revision, base, connector, towers, template)
-    source = Data(data, None if images is None else Path(images), split, streaming)
+    source = Data(data, None if images is None else Path(images), split, streaming, columns)
     check_output(target, overwrite=overwrite, sources=[check_origin(origin)])
     workspace = check_workspace(target, resume=resume, overwrite=overwrite)
     job, begun = _job(origin, source, settings)
@@ -127,7 +127,7 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
         conversion = _write(target, job, begun, workspace, record, overwrite)
         _leave_logs(target, job, result, workspace)
         workspace.clear()
-    return Finetuned(target, result, record, _bad(job), conversion)
+    return Finetuned(target, result, record, _bad(job), job.feed.dataset.census, conversion)
 
 
 def preview_finetune(  # noqa: PLR0913 - one keyword per CLI option, by design
@@ -140,6 +140,7 @@ def preview_finetune(  # noqa: PLR0913 - one keyword per CLI option, by design
     connector: Mapping[str, Any] | None = None,
     split: str = "train",
     streaming: bool = False,
+    columns: Mapping[str, str] | None = None,
     revision: str | None = None,
     base: str | Path | None = None,
     towers: Mapping[str, str] | None = None,
@@ -153,7 +154,7 @@ def preview_finetune(  # noqa: PLR0913 - one keyword per CLI option, by design
     """
     settings = (settings or TrainingSettings()).resolved()
     origin = Origin(model, revision, base, connector, towers, template)
-    source = Data(data, None if images is None else Path(images), split, streaming)
+    source = Data(data, None if images is None else Path(images), split, streaming, columns)
     folder = check_origin(origin)
     if output is not None:
         check_output(Path(output), overwrite=overwrite, sources=[folder])
@@ -162,7 +163,7 @@ def preview_finetune(  # noqa: PLR0913 - one keyword per CLI option, by design
     if torch.cuda.is_available() and settings.quantize is None:
         begun.model.to("cuda")
     dataset = job.feed.dataset
-    samples = () if job.feed.streamed else tuple(dry_run_samples(dataset))
+    samples = tuple(dry_run_samples(dataset))
     size, count = micro_batches(settings)
     return TrainingPreview(
         trained=job.trained,
@@ -170,6 +171,7 @@ def preview_finetune(  # noqa: PLR0913 - one keyword per CLI option, by design
         steps=job.steps,
         rows=0 if job.feed.streamed else len(dataset),
         bad=_bad(job),
+        census=dataset.census,
         samples=samples,
         estimate=estimate(begun.model, job),
         batch=(size, count, processes()),
@@ -179,11 +181,25 @@ def preview_finetune(  # noqa: PLR0913 - one keyword per CLI option, by design
 def _job(origin: Origin, source: Data, settings: TrainingSettings) -> tuple[Job, Start]:
     """Open the data, load the model and make exactly what is announced trainable."""
     rows = read_rows(
-        source.data, images=source.images, split=source.split, streaming=source.streaming
+        source.data,
+        images=source.images,
+        split=source.split,
+        streaming=source.streaming,
+        columns=source.columns,
     )
+    if rows.streamed and settings.orientation == "raw":
+        raise RequestError(
+            "the pictures of a stream arrive turned as their EXIF tag says",
+            hint="leave out --streaming, or --orientation raw",
+        )
     begun = start(origin, settings)
     version = None if settings.prompt == "auto" else settings.prompt
-    prompter = Prompter(begun.processor, version=version, aspect=settings.aspect)
+    prompter = Prompter(
+        begun.processor,
+        version=version,
+        aspect=settings.aspect,
+        orientation=settings.orientation,
+    )
     limits: dict[str, Any] = {"max_length": settings.max_length, "max_bad": settings.max_bad}
     dataset: TrainingDataset | StreamedDataset
     if rows.streamed:
@@ -203,6 +219,7 @@ def _identity(begun: Start, source: Data) -> dict[str, Any]:
     return {
         "data": data_digest(source.data),
         "split": source.split,
+        "columns": [f"{word}={name}" for word, name in sorted((source.columns or {}).items())],
         "base": plan.base.config_sha256,
         "connector": [plan.kind, plan.blocks, plan.pool],
         "values": [record.sha256 for record in plan.delta],
@@ -223,6 +240,8 @@ def _record(
         data_sha256=str(identity["data"]),
         rows=job.feed.dataset.bad.total if job.feed.streamed else len(job.feed.dataset),
         skipped_rows=len(job.feed.dataset.bad),
+        columns=dict(source.columns or {}),
+        **job.feed.dataset.census.facts(),
         seed=settings.seed,
         steps=result.steps,
         epochs=result.epochs,

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from dcsurgery.data.pictures import Orientation
 from dcsurgery.errors import RequestError
 
 Train = Literal["connector", "projector", "lora", "full"]
@@ -19,7 +20,7 @@ STAGES: dict[int, dict[str, Any]] = {
 }
 # The paper's LoRA: the language model's adapters fast, what was trained before slowly.
 LORA: dict[str, Any] = {"lr": 2e-4, "connector_lr": 2e-5, "projector_lr": 2e-5}
-# A connector for a model that works already, when no stage is asked for (README.md beside this:
+# A connector for a model that works already, when no stage is asked for (docs/rates.md:
 # warm-up and average were measured on small models, the rates are theirs scaled to CLIP-L's width).
 RETROFIT: dict[str, Any] = {
     "train": "projector",
@@ -45,7 +46,8 @@ class TrainingSettings(BaseModel):
     that a training leaves behind, in parts of all steps; 0 leaves the last weights. `save_steps`
     counts steps between checkpoints: None takes a tenth of the training, 0 writes none. `prompt`
     "auto" is the model's chat template; "plain" and "v1" are LLaVA's of its first and second stage.
-    `aspect` "pad" pads pictures to squares, as LLaVA's second stage does.
+    `aspect` "pad" pads pictures to squares, as LLaVA's second stage does. `orientation` "raw"
+    leaves pictures as they are stored, whatever their EXIF tag says, as LLaVA's own code does.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -77,6 +79,7 @@ class TrainingSettings(BaseModel):
     max_bad: float = Field(default=0.01, ge=0, le=1)
     prompt: Literal["auto", "plain", "v1"] = "auto"
     aspect: Literal["processor", "pad"] = "processor"
+    orientation: Orientation = "exif"
     seed: int = Field(default=0, ge=0)
     precision: Precision = "auto"
     quantize: Literal["4bit"] | None = None

@@ -24,18 +24,20 @@ def verify_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
     towers: Mapping[str, str] | None = None,
     revision: str | None = None,
     announce: Callable[[Cost], None] | None = None,
+    orientation: str = "exif",
 ) -> Report:
     """Verify a converted folder, or a Hub id at a revision, against its base; return the report.
 
     Structure is checked always (bytes, config, plan); features (tower, connector and projector,
-    without the language model) on `images`, or on a drawn one; `logits` runs the whole models;
-    `deep` also hashes what a hard link already proves equal and compares with the Hub's digests;
-    `towers` says where the vision towers of a base in an original format are now.
-    Of models on the Hub only headers and the tensors that a check needs are read, by range requests
-    (`logits` fetches them whole). `announce` is told what it will take before it starts. Raises
-    DcSurgeryError when a check cannot be made, never when one fails.
+    without the language model) on `images`, or on a photograph; `orientation` is exif or raw:
+    whether they are turned as their tag says; `logits` runs the whole models; `deep` also hashes
+    what a hard link already proves equal and compares with the Hub's digests; `towers` says where
+    the vision towers of a base in an original format are now. Of models on the Hub only headers and
+    the tensors that a check needs are read, by range requests (`logits` fetches them whole).
+    `announce` is told what it will take before it starts. Raises DcSurgeryError when a check cannot
+    be made, never when one fails.
     """
-    from dcsurgery.data.open_images import open_images
+    from dcsurgery.data.pictures import open_images
     from dcsurgery.verification.pair import open_pair
     from dcsurgery.verification.structure import structure_checks
 
@@ -44,7 +46,7 @@ def verify_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
         from dcsurgery.verification.cost import estimate_cost
 
         announce(estimate_cost(pair, logits=logits))
-    pictures = open_images([Path(image) for image in images])
+    pictures = open_images([Path(image) for image in images], orientation)
     checks = structure_checks(pair, deep=deep)
     if all(check.passed for check in checks):
         from dcsurgery.verification.parity import feature_checks, logit_checks

@@ -30,11 +30,11 @@ from dcsurgery.connectors.passes import TowerPass
 from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.surgery.plan_file import SurgeryPlan
 from tests.architectures.cases import Case, TinyModel, load, logits, make_case
+from tests.closeness import assert_near
 from tests.surgery import digests, write_delta, write_folded
 
 Rows = Tensor | list[Tensor] | tuple[Tensor, ...]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-TOLERANCE = 1e-5
 
 
 def _of_site(rows: Rows, site: int) -> Tensor:
@@ -253,7 +253,7 @@ class Wiring:
         with self.restated(case, base, case.weight):
             expected = logits(case, base)
         assert (found - logits(case, base)).abs().max() > 0.05
-        assert (found - expected).abs().max() <= TOLERANCE
+        assert_near(found, expected)
 
     def test_images_do_not_mix(self, case: Case, base: Any) -> None:
         """Two prompts at once give what each gives alone; text without images is untouched."""
@@ -263,7 +263,7 @@ class Wiring:
             both = case.tiny.forward(model, inputs)
             for index in range(2):
                 single = case.tiny.forward(model, self.one(inputs, index))
-                assert (single - both[index : index + 1]).abs().max() <= TOLERANCE
+                assert_near(single, both[index : index + 1])
         assert torch.equal(logits(case, model, 2, 0), logits(case, base, 2, 0))
         assert logits(case, model, 1, 2).isfinite().all()
 
@@ -353,16 +353,16 @@ class StockContract(Contract):
     def test_stock_form_is_the_base(self, case: Case, base: Any, tmp_path: Path) -> None:
         out = tmp_path / "stock"
         plan = dcsurgery.convert(case.tiny.folder, out, **case.options).plan
-        assert (logits(case, load(out)) - logits(case, base)).abs().max() <= TOLERANCE
-        assert (logits(case, dcsurgery.load(out)) - logits(case, base)).abs().max() <= TOLERANCE
+        assert_near(logits(case, load(out)), logits(case, base))
+        assert_near(logits(case, dcsurgery.load(out)), logits(case, base))
         self._check_untouched(case, out, plan)
 
     def test_folded_matrix_is_the_attached_one(self, case: Case, tmp_path: Path) -> None:
         plan = write_folded(case.tiny.folder, tmp_path / "stock", case.weight, **case.options)
         stock = load(tmp_path / "stock")
         for batch, images in ((1, 1), (2, 1), (1, 2)):
-            difference = logits(case, stock, batch, images) - logits(case, case.loud, batch, images)
-            assert difference.abs().max() <= TOLERANCE
+            found = logits(case, stock, batch, images)
+            assert_near(found, logits(case, case.loud, batch, images))
         self._check_untouched(case, tmp_path / "stock", plan)
 
     def test_paper_init_agrees_in_both_forms(self, case: Case, tmp_path: Path) -> None:
@@ -371,16 +371,14 @@ class StockContract(Contract):
                 case.tiny.folder, tmp_path / form, form=form, init="paper", seed=5, **case.options
             )
         model = dcsurgery.load(tmp_path / "delta", dtype=torch.float32)
-        expected = logits(case, model)
-        difference = logits(case, load(tmp_path / "stock")) - expected
-        assert difference.abs().max() <= TOLERANCE * max(1, expected.abs().max())
+        assert_near(logits(case, load(tmp_path / "stock")), logits(case, model))
 
     @pytest.mark.one_connector
     def test_sharded_fold_is_the_attached_one(self, case: Case, tmp_path: Path) -> None:
         sharded = make_case(self.tiny(tmp_path / "base", 3), case.spec)
         plan = write_folded(sharded.tiny.folder, tmp_path / "stock", case.weight, **case.options)
         found = logits(sharded, load(tmp_path / "stock"))
-        assert (found - logits(case, case.loud)).abs().max() <= TOLERANCE
+        assert_near(found, logits(case, case.loud))
         self._check_untouched(sharded, tmp_path / "stock", plan)
 
     def _check_untouched(self, case: Case, folder: Path, plan: SurgeryPlan) -> None:

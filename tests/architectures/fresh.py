@@ -13,8 +13,9 @@ from dcsurgery.architectures import find_architecture
 from dcsurgery.connectors.spec import ConnectorSpec
 from dcsurgery.tiny.weights import seeded_tensors
 from tests.architectures.cases import TinyModel, load, logits, make_case
-from tests.architectures.contract import TOLERANCE, Contract
+from tests.architectures.contract import Contract
 from tests.architectures.inputs import Inputs
+from tests.closeness import SAME, assert_near
 
 
 def save_fresh(folder: Path, config: Mapping[str, Any], **saving: Any) -> Path:
@@ -52,8 +53,8 @@ def check_whole_way(contract: Contract, folder: Path, inputs: Inputs, out: Path)
         report = dcsurgery.verify(out / form, logits=True)
         assert report.passed, report.checks
         model = dcsurgery.load(out / form, dtype=torch.float32)
-        difference = logits(case, model, 2, 1) - logits(case, base, 2, 1)
-        assert difference.abs().max() <= (0 if form == "delta" else TOLERANCE)
+        exact = 0 if form == "delta" else SAME
+        assert_near(logits(case, model, 2, 1), logits(case, base, 2, 1), exact)
 
 
 def check_fresh_model(config: dict[str, Any], work: Path, tiny: TinyModel) -> None:
@@ -74,4 +75,4 @@ def check_fresh_model(config: dict[str, Any], work: Path, tiny: TinyModel) -> No
         assert report.passed, report.checks
         with torch.no_grad():
             found = tiny.forward(dcsurgery.load(work / form, dtype=torch.float32), inputs)
-        assert (found - expected).abs().max() <= (TOLERANCE if form == "stock" else 0)
+        assert_near(found, expected, SAME if form == "stock" else 0)

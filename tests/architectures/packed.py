@@ -15,11 +15,12 @@ import dcsurgery
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures._packed import NOMINAL_GRID
 from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.data.open_images import open_images
+from dcsurgery.data.pictures import open_images
 from dcsurgery.verification.models import image_features
 from tests.architectures.cases import Case, TinyModel, load, logits, make_case
-from tests.architectures.contract import TOLERANCE, Contract
+from tests.architectures.contract import Contract
 from tests.architectures.fresh import save_fresh
+from tests.closeness import assert_near
 from tests.surgery import random_matrix
 
 # (time, height, width) in patches: square, wide, tall.
@@ -268,7 +269,7 @@ class VideoContract(PackedContract):
         seen = self.features_of(model, lambda: packed_forward(model, video))
         wanted = self.features_of(model, lambda: packed_forward(model, images))
         assert len(seen) == len(wanted) == 1
-        assert (seen[0] - wanted[0]).abs().max() <= TOLERANCE
+        assert_near(seen[0], wanted[0])
         with torch.no_grad():
             answer = packed_forward(model, video)
             base = packed_forward(load(tiny_model.folder), video)

@@ -13,8 +13,9 @@ import dcsurgery
 from dcsurgery.architectures import named
 from dcsurgery.verification.models import image_features
 from tests.architectures.cases import TinyModel, load, make_case
-from tests.architectures.contract import TOLERANCE, Contract
+from tests.architectures.contract import Contract
 from tests.architectures.fresh import check_whole_way, save_fresh
+from tests.closeness import assert_near
 from tests.surgery import random_matrix
 from tests.tiny.idefics2 import idefics2_config, write_tiny_idefics2
 
@@ -86,7 +87,7 @@ class TestIdefics2(Idefics2Contract):
             for index, count in enumerate((2, 1)):
                 own = (slice(index, index + 1), slice(count))
                 alone = self.features(model, pixels[own], mask[own])
-                assert (found[index] - alone).abs().max() <= TOLERANCE
+                assert_near(found[index], alone)
 
     def features(self, model: Any, pixels: Tensor, mask: Tensor) -> Tensor:
         inputs = {"pixel_values": pixels, "pixel_attention_mask": mask}

@@ -17,6 +17,7 @@ from tests.architectures.cases import TinyModel, make_case
 from tests.architectures.contract import Contract
 from tests.architectures.fresh import check_whole_way, save_fresh
 from tests.architectures.inputs import image_inputs
+from tests.closeness import assert_near
 from tests.surgery import random_matrix
 from tests.tiny.internvl import internvl_config, write_internvl, write_tiny_internvl
 
@@ -93,7 +94,7 @@ def test_tiles_of_one_picture_are_told_apart(tmp_path: Path) -> None:
         together = model.get_image_features(tiles).pooler_output
         alone = [model.get_image_features(tile[None]).pooler_output for tile in tiles]
     assert together.shape == (3, 4, 24)
-    assert (together - torch.cat(alone)).abs().max() <= 1e-5
+    assert_near(together, torch.cat(alone))
 
 
 @pytest.mark.parametrize(

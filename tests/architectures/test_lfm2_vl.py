@@ -17,13 +17,14 @@ from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import named
 from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.connectors.attach import find_module
-from dcsurgery.data.open_images import open_images
+from dcsurgery.data.pictures import open_images
 from dcsurgery.errors import AnatomyError, RequestError
 from dcsurgery.verification.inputs import NO_TORCHVISION, prepare_inputs
 from dcsurgery.verification.models import image_features
 from tests.architectures.cases import TinyModel, load, make_case
-from tests.architectures.contract import TOLERANCE, Contract
+from tests.architectures.contract import Contract
 from tests.architectures.fresh import check_whole_way, save_fresh
+from tests.closeness import assert_near
 from tests.surgery import random_matrix, write_delta
 from tests.tiny.lfm2_vl import lfm2_vl_config, write_tiny_lfm2_vl
 
@@ -104,7 +105,7 @@ class TestLfm2Vl(Lfm2VlContract):
                 one = {key: value[index : index + 1] for key, value in inputs.items()}
                 with self.restated_on(case, base, one):
                     wanted = base.get_image_features(**one).pooler_output[0]
-                assert (features - wanted).abs().max() <= TOLERANCE
+                assert_near(features, wanted)
                 plain = base.get_image_features(**one).pooler_output[0]
                 assert (features - plain).abs().max() > 0.05
 

@@ -18,7 +18,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 import dcsurgery
 from dcsurgery.architectures import find_architecture
 from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.data.open_images import sample_photo
+from dcsurgery.data.pictures import sample_photo
 from dcsurgery.errors import PlanError
 from dcsurgery.tiny.llava import write_llava
 from dcsurgery.tiny.llava_next import llava_next_config, write_tiny_llava_next
@@ -27,6 +27,7 @@ from tests.architectures.contract import StockContract
 from tests.architectures.fresh import check_fresh_model
 from tests.architectures.published import dissect, llava_shapes
 from tests.architectures.tiles import Tiles, pixels, tile_inputs, wide_images, wide_tokens
+from tests.closeness import PAPER, assert_near
 from tests.surgery import random_matrix, write_delta, write_folded
 
 
@@ -104,7 +105,7 @@ def test_pictures_without_a_processor_are_cut_as_it_would(tmp_path: Path) -> Non
     expected = processor(images=[picture, picture], return_tensors="pt")
     assert found.keys() == expected.keys() == {"pixel_values", "image_sizes"}
     for name, value in found.items():
-        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=0)
+        assert_near(value, expected[name])
     with torch.no_grad():
         lengths = [len(part) for part in load(base).get_image_features(**found).pooler_output]
     assert lengths == [16 + 12 * (8 + 1)] * 2
@@ -127,8 +128,8 @@ def test_images_of_different_sizes(tmp_path: Path) -> None:
         for index, part in enumerate(found):
             single = {key: value[index : index + 1] for key, value in inputs.items()}
             alone = model.get_image_features(**single).pooler_output[0]
-            torch.testing.assert_close(part, alone, atol=1e-5, rtol=0)
-            torch.testing.assert_close(part, folded[index], atol=1e-5, rtol=0)
+            assert_near(part, alone)
+            assert_near(part, folded[index])
             assert part.shape == before[index].shape and not torch.equal(part, before[index])
 
 
@@ -158,7 +159,7 @@ def test_pooled_tiles_are_put_together_as_before(pool_base: Path, tmp_path: Path
     line = plain.model.image_newline.detach().expand(side // 2, 1, -1)
     rows = torch.cat([left, right, line], dim=1)
     expected = torch.cat([whole.flatten(0, 1), rows.flatten(0, 1)])
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert_near(found, expected)
     assert len(found) == wide_tokens(side // 2) and plan.image_tokens == (side // 2) ** 2
 
 
@@ -177,7 +178,7 @@ def test_pool_end_to_end(pool_base: Path, tmp_path: Path) -> None:
     alone = processor(images=pictures[:1], text=texts[1:], return_tensors="pt")
     with torch.no_grad():
         batch, single = model(**inputs).logits[1, -1], model(**alone).logits[0, -1]
-    torch.testing.assert_close(batch, single, atol=1e-4, rtol=0)
+    assert_near(batch, single, PAPER)
     before = AutoProcessor.from_pretrained(pool_base)(
         images=pictures[:1], text=texts[1:], return_tensors="pt"
     )

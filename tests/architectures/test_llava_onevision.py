@@ -16,6 +16,7 @@ from tests.architectures.contract import StockContract
 from tests.architectures.fresh import check_fresh_model
 from tests.architectures.published import dissect, llava_shapes
 from tests.architectures.tiles import Tiles, Videos, check_counts, pixels, tile_inputs
+from tests.closeness import assert_near
 from tests.surgery import random_matrix, write_folded
 from tests.tiny.llava_onevision import llava_onevision_config, write_tiny_llava_onevision
 
@@ -73,7 +74,7 @@ def test_shrunk_tiles_and_several_images(tmp_path: Path) -> None:
         with torch.no_grad():
             found, folded = (m.get_image_features(**inputs).pooler_output for m in (model, stock))
         assert [len(part) for part in found] == lengths
-        torch.testing.assert_close(torch.cat(found), torch.cat(folded), atol=1e-5, rtol=0)
+        assert_near(torch.cat(found), torch.cat(folded))
 
 
 @pytest.mark.parametrize(("image", "patch"), [(16, 4), (15, 3), (28, 4)])

@@ -24,8 +24,9 @@ from dcsurgery.tiny.weights import write_weights
 from dcsurgery.verification.inputs import prepare_inputs
 from dcsurgery.verification.models import image_features
 from tests.architectures.cases import Case, TinyModel, load, make_case
-from tests.architectures.contract import TOLERANCE, Contract
+from tests.architectures.contract import Contract
 from tests.architectures.fresh import check_whole_way, save_fresh
+from tests.closeness import assert_near
 from tests.surgery import random_matrix
 from tests.tiny.mistral3 import mistral3_config, write_tiny_mistral3
 
@@ -132,7 +133,7 @@ class TestMistral3(LayoutContract):
                     "image_sizes": inputs["image_sizes"][index : index + 1],
                 }
                 wanted = model.get_image_features(**alone).pooler_output[0]
-                assert (found[index] - wanted).abs().max() <= TOLERANCE
+                assert_near(found[index], wanted)
             base = load(tiny_model.folder).get_image_features(**inputs).pooler_output
             assert min((a - b).abs().max() for a, b in zip(found, base, strict=True)) > 0.05
             zero = case.attached().get_image_features(**inputs).pooler_output

@@ -16,13 +16,14 @@ from torch import Tensor
 import dcsurgery
 from dcsurgery.architectures import named
 from dcsurgery.checkpoint.contents import open_checkpoint
-from dcsurgery.data.open_images import open_images
+from dcsurgery.data.pictures import open_images
 from dcsurgery.errors import AnatomyError
 from dcsurgery.verification.inputs import NO_TORCHVISION, prepare_inputs
 from dcsurgery.verification.models import image_features
 from tests.architectures.cases import TinyModel, load, logits, make_case
-from tests.architectures.contract import TOLERANCE, StockContract
+from tests.architectures.contract import StockContract
 from tests.architectures.fresh import check_whole_way, save_fresh
+from tests.closeness import assert_near
 from tests.surgery import random_matrix
 from tests.tiny.molmo2 import molmo2_config, write_tiny_molmo2
 
@@ -208,7 +209,7 @@ class TestMolmo2(Molmo2Contract):
             padding = torch.full((2, 4), -1)
             images["image_token_pooling"] = torch.cat([images["image_token_pooling"], padding])
             found = model.get_image_features(**images).pooler_output[0]
-        assert (found - wanted).abs().max() <= TOLERANCE
+        assert_near(found, wanted)
 
     def test_verify_without_torchvision(self, tiny_model: TinyModel) -> None:
         """The published image processor needs it; the repository's own code is never run."""

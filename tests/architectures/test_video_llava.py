@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor
 
 import dcsurgery
 from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.data.open_images import sample_photo
+from dcsurgery.data.pictures import sample_photo
 from dcsurgery.errors import AnatomyError, PlanError
 from tests.architectures.cases import TinyModel, load, make_case
 from tests.architectures.contract import StockContract

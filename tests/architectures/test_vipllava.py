@@ -12,7 +12,7 @@ from transformers import AutoProcessor
 
 import dcsurgery
 from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.data.open_images import sample_photo
+from dcsurgery.data.pictures import sample_photo
 from dcsurgery.errors import PlanError
 from tests.architectures.cases import TinyModel
 from tests.architectures.contract import Contract

@@ -14,10 +14,11 @@ from torch import Tensor
 from transformers import AutoImageProcessor
 
 import dcsurgery
-from dcsurgery.data.open_images import sample_photo
+from dcsurgery.data.pictures import sample_photo
 from dcsurgery.verification.restated import restated_connector
 from tests.architectures.cases import Case, TinyModel, load, logits
-from tests.architectures.contract import TOLERANCE, Wiring
+from tests.architectures.contract import Wiring
+from tests.closeness import assert_near
 from tests.surgery import random_matrix, write_folded
 
 FRAMES = 4
@@ -128,7 +129,7 @@ class Videos(Wiring):
         stock, model = load(tmp_path / "stock"), case.attached(weight)
         for batch, videos in ((1, 1), (2, 1), (1, 2)):
             found = logits(case, stock, batch, videos)
-            assert (found - logits(case, model, batch, videos)).abs().max() <= TOLERANCE
+            assert_near(found, logits(case, model, batch, videos))
 
     def test_restated_connector_is_the_attached_one(self, case: Case, base: Any) -> None:
         """What verification compares with stacks every state of whichever tower ran."""
@@ -136,7 +137,7 @@ class Videos(Wiring):
         arrange, tensors = case.architecture.arrange, {"weight": weight}
         with restated_connector(base, case.anatomy, case.layout, arrange, tensors):
             expected = logits(case, base)
-        assert (logits(case, case.attached(weight)) - expected).abs().max() <= TOLERANCE
+        assert_near(logits(case, case.attached(weight)), expected)
 
     def test_images_and_videos_in_one_prompt(self, case: Case, tmp_path: Path) -> None:
         weight = random_matrix(case.plan)
@@ -146,7 +147,7 @@ class Videos(Wiring):
         with torch.no_grad():
             found = [case.tiny.forward(item, inputs) for item in (model, stock, base)]
             zero = case.tiny.forward(case.attached(), inputs)
-        assert (found[0] - found[1]).abs().max() <= TOLERANCE
+        assert_near(found[0], found[1])
         assert (found[0] - found[2]).abs().max() > 0.05
         assert torch.equal(zero, found[2])
 

@@ -16,12 +16,9 @@ Run = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tiny_deep: Path) -> Path:
     """A tiny LLaVA with the depth and shards of llava-1.5-7b. Do not write into it."""
-    from dcsurgery.tiny import write_tiny_llava
-
-    folder = tmp_path_factory.mktemp("cli") / "my-llava"
-    return write_tiny_llava(folder, "clip", depth=24, image_size=32, shards=3)
+    return tiny_deep
 
 
 @pytest.fixture

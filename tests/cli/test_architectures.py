@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from dcsurgery.architectures import available
 from dcsurgery.connectors import KINDS
+from tests.docs.pages import PAGES
 
 from .conftest import Run
 
@@ -36,8 +36,7 @@ def test_every_family_says_which_towers_it_has() -> None:
     assert all(found.towers for found in available())
 
 
-def test_the_readme_has_the_same_table(run: Run) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+def test_the_page_of_families_has_the_same_table(run: Run) -> None:
     table = run("architectures", "--markdown").stdout
     assert table.count("\n") == len(available()) + 2
-    assert table in readme
+    assert table in PAGES["docs/families.md"].text

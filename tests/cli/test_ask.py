@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dcsurgery.cli.output import Output
 from dcsurgery.evaluation.ask import ask_model
@@ -76,6 +76,26 @@ def test_json_holds_question_and_answers(run: Run) -> None:
     assert [item["text"] for item in values["answers"]] == answers("one", "two")
 
 
+def test_a_turned_picture_is_asked_about_upright_unless_asked_raw(run: Run, place: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.linear_gradient("L").convert("RGB").save(place / "turned.jpg", exif=exif)
+    with Image.open(place / "turned.jpg") as photo:
+        photo.convert("RGB").save(place / "raw.png")
+        ImageOps.exif_transpose(photo).convert("RGB").save(place / "exif.png")
+    for kind in ("exif", "raw"):
+        arguments = ("Who?", "--orientation", kind, "--json", *SHORT)
+        found = json.loads(run("ask", "one", "turned.jpg", *arguments).stdout)
+        assert found["orientation"] == kind
+        assert (
+            found["answers"][0]["text"]
+            == ask_model("one", "Who?", [f"{kind}.png"], max_new_tokens=4).text
+        )
+    for picture, kind in ((["turned.jpg"], "up"), (["--video", "clip.mp4"], "raw")):
+        result = run("ask", "one", *picture, "Who?", "--orientation", kind, *SHORT)
+        assert result.exit_code == 1 and "--orientation" in result.stderr
+
+
 def test_a_video_is_asked_about(run: Run) -> None:
     options = ("--video", "clip.mp4", "--frames", "3", "--frame-pool", "2", "--json")
     result = run("ask", "one", "Who?", *options, *SHORT)
@@ -89,7 +109,7 @@ def test_a_video_is_asked_about(run: Run) -> None:
     ("arguments", "message"),
     [
         (["one", "photo.jpg"], "the question is missing: photo.jpg is a file"),
-        (["one", "none.jpg", "Who?"], "none.jpg is not a picture"),
+        (["one", "none.jpg", "Who?"], "none.jpg does not exist"),
         (["one", "Who?", "--video", "photo.txt"], "video photo.txt does not exist"),
         (["one", "photo.jpg", "Who?", "--prompt", "v9"], "--prompt v9 is unknown"),
         (["nothing-here", "photo.jpg", "Who?"], "nothing-here"),

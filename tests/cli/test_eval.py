@@ -35,7 +35,7 @@ def test_a_table_says_scores_intervals_and_the_test(run: Run, place: Path, tmp_p
     assert result.exit_code == 0, result.stderr
     for words in ("exact on 3 rows", "all", "easy", "0.000", "sign-flip", "1 rows could not be"):
         assert words in result.stdout
-    assert "odd: it has none of conversations, messages, question" in result.stdout
+    assert "odd: no layout fits its keys id; understood are conversations" in result.stdout
     assert "report.json" in result.stderr
     assert (tmp_path / "out" / "report.png").stat().st_size > 1000
 

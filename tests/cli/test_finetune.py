@@ -30,7 +30,7 @@ def test_every_setting_has_an_option() -> None:
     assert {field.name for field in fields(SettingOptions)} == set(TrainingSettings.model_fields)
 
 
-def test_dry_run_shows_three_rows_with_what_is_learnt(
+def test_dry_run_shows_rows_as_they_are_read_with_what_is_learnt(
     run: Run, model: Path, data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -43,7 +43,11 @@ def test_dry_run_shows_three_rows_with_what_is_learnt(
         "rates   connector: 0.0002",
         "128 rows: 4 at a time x 32 before an update x 1 process",
         "memory",
+        "images  7 rows with, 1 without",
         "row-0: ",
+        "layout    conversations, from conversations, image",
+        "question  <image>Which colour?",
+        "answer    red",
         "USER: <image>(x64) Which colour? ASSISTANT:[[ red</s>]]",
     ):
         assert fact in result.stdout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 import shlex
 import shutil
@@ -11,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
-from tests.evaluation.clips import write_clip
+from tests.docs.workplace import write_workplace
 from tests.training.data import write_data
 
 from .conftest import Run
@@ -44,15 +42,8 @@ def examples(text: str) -> list[str]:
 @pytest.fixture(scope="module")
 def workplace(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the models and the picture of the examples are tiny real ones."""
-    place = tmp_path_factory.mktemp("examples")
-    for name in ("my-llava", "llava-hf/llava-1.5-7b-hf"):
-        shutil.copytree(model, place / name)
-    Image.new("RGB", (40, 30), (200, 90, 20)).save(place / "photo.jpg")
-    write_clip(place / "clip.mp4")
-    shutil.copytree(place, place / "pictures", ignore=lambda _, names: set(names) - {"photo.jpg"})
-    row = json.dumps({"image": "photo.jpg", "question": "Which colour?", "answer": "orange"})
-    (place / "test.json").write_text(f"[{row}]")
-    (place / "test.jsonl").write_text(row)
+    place = write_workplace(tmp_path_factory.mktemp("examples"), model)
+    shutil.copytree(model, place / "my-llava")
     write_data(place / "data")
     return place
 

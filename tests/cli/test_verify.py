@@ -69,16 +69,17 @@ def test_options_of_verify_reach_the_verification(
     monkeypatch.setattr("dcsurgery.verification.verify_checkpoint", verify)
     pictures = [tmp_path / "a.png", tmp_path / "b.png"]
     images = [item for picture in pictures for item in ("--image", picture)]
-    result = run("verify", converted, "--against", "base", *images, "--deep", "--logits")
+    more = ["--deep", "--logits", "--orientation", "raw"]
+    result = run("verify", converted, "--against", "base", *images, *more)
     assert result.exit_code == 0, result.stderr
     assert asked == {
         "path": str(converted), "against": "base", "images": pictures, "deep": True,
-        "logits": True, "towers": {}, "revision": None,
+        "logits": True, "towers": {}, "revision": None, "orientation": "raw",
     }  # fmt: skip
     assert run("verify", converted).exit_code == 0
     assert asked == {
         "path": str(converted), "against": None, "images": [], "deep": False, "logits": False,
-        "towers": {}, "revision": None,
+        "towers": {}, "revision": None, "orientation": "exif",
     }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from tests.architectures.cases import Case, TinyModel, load, make_case
 from tests.architectures.packed import PackedContract, packed_forward
 from tests.architectures.test_idefics2 import idefics2_inputs
 from tests.architectures.test_llava import llava_inputs
+from tests.closeness import PAPER, assert_near
 from tests.surgery import random_matrix, write_delta
 from tests.tiny.idefics2 import write_tiny_idefics2
 from tests.tiny.qwen2_5_vl import write_tiny_qwen2_5_vl
@@ -146,7 +147,7 @@ def check_gradients(case: Case, model: Any, expected: dict[str, Tensor], *, refu
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         assert gradient.abs().max() > 0, name
-        assert torch.allclose(found[name], gradient, rtol=1e-4, atol=1e-6), name
+        assert_near(found[name], gradient, PAPER, name)
 
 
 def checkpoint_calls(case: Case, model: Any, *, reentrant: bool) -> None:

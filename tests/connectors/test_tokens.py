@@ -13,11 +13,12 @@ from torch import Tensor
 from transformers import AutoProcessor
 
 import dcsurgery
-from dcsurgery.data.open_images import sample_photo
+from dcsurgery.data.pictures import sample_photo
 from dcsurgery.errors import PlanError, RequestError
 from dcsurgery.tiny import llava_config, write_tiny_llava
 from dcsurgery.tiny.llava import write_llava
 from tests.architectures.cases import load
+from tests.closeness import PAPER, assert_near
 from tests.surgery import random_matrix, write_delta
 
 # (image size, patch size) -> grids of 4, 5 and 9 patches a side.
@@ -63,7 +64,7 @@ def test_sti_appends_pooled_states_and_keeps_the_rest(base: Path, tmp_path: Path
     tokens = [states(plain, pixels)[i][:, :whole].unflatten(1, (-1, 8)).mean(2) for i in (1, 2)]
     with torch.no_grad():
         expected = plain.model.multi_modal_projector(torch.cat(tokens, dim=1))
-    torch.testing.assert_close(after[:, count:], expected, atol=1e-5, rtol=0)
+    assert_near(after[:, count:], expected)
     assert plan.image_tokens == after.shape[1] == count + 2 * (count // 8)
     assert plan.new_parameters == 0 and plan.delta == []
 
@@ -77,7 +78,7 @@ def test_pool_is_the_mean_of_every_window(base: Path, tmp_path: Path) -> None:
     half = side // 2
     grid = before.unflatten(1, (side, side))[:, : 2 * half, : 2 * half]
     expected = grid.unflatten(2, (half, 2)).unflatten(1, (half, 2)).mean(dim=(2, 4)).flatten(1, 2)
-    torch.testing.assert_close(after, expected, atol=1e-5, rtol=0)
+    assert_near(after, expected)
     assert plan.image_tokens == half**2 == after.shape[1]
     assert any("odd" in note for note in plan.notes) == bool(side % 2)
 
@@ -107,7 +108,7 @@ def test_processor_and_model_agree_end_to_end(
     with torch.no_grad():
         batch = model(**inputs).logits[1, -1]
         single = model(**alone).logits[0, -1]
-    torch.testing.assert_close(batch, single, atol=1e-4, rtol=0)
+    assert_near(batch, single, PAPER)
     report = dcsurgery.verify(tmp_path / "out", logits=True)
     assert report.passed, report.checks
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,17 @@ from dcsurgery.data.batches import (
     Collator,
     StreamedDataset,
     TrainingDataset,
-    dry_run_samples,
 )
 from dcsurgery.data.conversations import Row
 from dcsurgery.data.processor import load_processor
 from dcsurgery.data.prompts import IGNORED, Prompter
 from dcsurgery.data.rows import Rows, read_rows
+from dcsurgery.data.samples import dry_run_samples
 from dcsurgery.errors import RequestError
 from dcsurgery.loading.load import load_model
 from dcsurgery.tiny import write_tiny_llava
 from dcsurgery.tiny.llava_next import write_tiny_llava_next
+from tests.closeness import assert_near
 from tests.tiny.idefics3 import write_tiny_idefics3
 from tests.tiny.internvl import write_tiny_internvl
 from tests.tiny.mistral3 import write_tiny_mistral3
@@ -92,7 +93,7 @@ def test_a_row_computes_the_same_alone_and_in_a_mixed_batch(family: Path) -> Non
     together = _answers(model, collator(encoded))
     for row, found in zip(encoded, together, strict=True):
         alone = _answers(model, collator([row]))[0]
-        assert torch.allclose(found, alone, atol=2e-5)
+        assert_near(found, alone)
 
 
 def _answers(model: Any, batch: dict[str, Any]) -> list[torch.Tensor]:
@@ -200,3 +201,32 @@ def test_a_dry_run_shows_which_text_carries_loss(prompts: Prompter, tmp_path: Pa
     values = dataset[1]
     assert samples[1].tokens == len(values["input_ids"])
     assert samples[1].supervised == int((values["labels"] != IGNORED).sum())
+
+
+def test_a_stream_is_shown_and_must_have_pictures(prompts: Prompter, tmp_path: Path) -> None:
+    save_picture(tmp_path / "x.png")
+    raw: list[Any] = [{"question": f"{n}?", "answer": "a", "img": "x.png"} for n in range(5)]
+    raw[1] = {"id": "odd", "question": "?"}
+    raw.append({"caption": "a ball", "image": "x.png"})
+    dataset = StreamedDataset(Rows("stream", _Again(raw), root=tmp_path), prompts, max_bad=0.5)
+    samples = dry_run_samples(dataset)
+    assert [(each.layout, each.question, each.answer, each.images) for each in samples][2:] == [
+        ("question and answer", "<image>3?", "a", 1),
+        ("caption", "<image>Describe the image briefly.", "a ball", 1),
+    ]
+    assert len(list(dataset)) == 5
+    assert len(list(dataset)) == 5  # a second epoch counts nothing twice
+    assert (dataset.census.with_pictures, dataset.census.without_pictures) == (5, 0)
+    text = [{"question": f"{n}?", "answer": "a"} for n in range(3)]
+    with pytest.raises(RequestError, match="none of the 3 rows of stream has a picture"):
+        list(StreamedDataset(Rows("stream", _Again(text), root=tmp_path), prompts))
+
+
+class _Again:
+    """Rows that can be iterated again, without a length."""
+
+    def __init__(self, rows: list[Any]) -> None:
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._rows)

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
-from dcsurgery.data.conversations import BadRow, BadRows, Row, Turn, for_training, read_row
+from dcsurgery.data.conversations import BadRow, BadRows, Row, Turn, for_training
+from dcsurgery.data.layouts import read_row
 from dcsurgery.data.pictures import RowError
 from dcsurgery.data.rows import data_digest, read_rows
 from dcsurgery.errors import RequestError
@@ -142,38 +141,13 @@ def test_rows_of_a_stream_arrive_with_open_pictures(records: Any) -> None:
     assert [row.images[0].open().size for row in found] == [(64, 32), (8, 8)]
 
 
-def saved(image: Image.Image, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return buffer.getvalue()
-
-
-BROKEN_PICTURES = {
-    "nothing.png": (b"", "cannot identify"),
-    "text.jpg": (b"this is no picture" * 20, "cannot identify"),
-    "cut.jpg": (saved(picture(256, 256), "JPEG")[:-2000], "truncated"),
-    "cut.png": (saved(picture(256, 256), "PNG")[:-2000], "cannot be read"),
-}
-
-
-@pytest.mark.parametrize("name", BROKEN_PICTURES)
-def test_broken_pictures_are_seen_before_training(name: str, tmp_path: Path) -> None:
-    content, reason = BROKEN_PICTURES[name]
-    (tmp_path / name).write_bytes(content)
-    row = read_row(llava(image=name), 1, tmp_path)
-    with pytest.raises(RowError, match=f"{name} .*{reason}"):
-        row.images[0].check()
-
-
-def test_a_whole_picture_with_a_strange_tail_is_no_bad_one(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(saved(picture(), "JPEG") + b"\0" * 100)
-    read_row(llava(image="a.jpg"), 1, tmp_path).images[0].check()
-
-
 HUMAN, GPT = {"from": "human", "value": "hm"}, {"from": "gpt", "value": "oh"}
 BAD_ROWS: dict[str, tuple[Any, str]] = {
     "no object": ([1], "not an object"),
-    "no conversation": ({"id": 1}, "none of conversations"),
+    "no conversation": (
+        {"id": 1},
+        "no layout fits its keys id; understood are conversations, mess",
+    ),
     "conversation is text": (llava(conversations="hello"), "text, not a list"),
     "unknown role": (llava(conversations=[{"from": "robot", "value": ""}]), "'robot'; known"),
     "value is a number": (llava(conversations=[{"from": "gpt", "value": 3}]), "a int, not text"),
@@ -220,7 +194,7 @@ def test_training_starts_with_a_question_and_ends_with_an_answer() -> None:
 
 BAD_FILES = {
     "d.json": ('[{"id": 1},\n {"id": }]', r"line 2, column 9"),
-    "e.json": ('{"id": 1}', "one dict, not a list"),
+    "e.json": ('{"id": 1}', "an object with the keys id, not a list"),
     "f.json": ("[]", "has no rows"),
     "g.json": ("[" * 100_000, "nested too deeply|line 1"),
     "h.jsonl": ("\n\n", "has no rows"),

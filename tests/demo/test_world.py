@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from transformers import AutoProcessor
 
 from dcsurgery.demo.checkpoints import embedded
@@ -26,6 +25,7 @@ from dcsurgery.demo.scenes import (
 )
 from dcsurgery.demo.tower import to_pixels, token_corners, token_names
 from dcsurgery.demo.words import VOCABULARY, encode
+from tests.closeness import assert_near
 
 BASE = embedded()[0]
 
@@ -126,7 +126,7 @@ def test_ids_are_those_of_the_checkpoints_chat_template(processor: Any) -> None:
         assert rows.tokens.ids[index, : len(ids)].tolist() == ids.tolist()
         assert (rows.tokens.ids[index, len(ids) :] == 0).all()
         assert prompt.input_ids.shape[1] == rows.tokens.ask[index] + 1
-        assert torch.allclose(prompt.pixel_values[0], to_pixels(image[None])[0], atol=1e-5)
+        assert_near(prompt.pixel_values[0], to_pixels(image[None])[0])
     labels = rows.tokens.labels
     assert ((labels >= 0).sum(axis=1) == 2).all()
     answers = [VOCABULARY[question.answer] for question in rows.questions]

@@ -14,7 +14,7 @@ from transformers import AutoProcessor
 
 import dcsurgery.tiny
 import tests.tiny
-from dcsurgery.data.open_images import sample_photo
+from dcsurgery.data.pictures import sample_photo
 from dcsurgery.errors import RequestError
 from dcsurgery.evaluation.ask import (
     Loading,
@@ -189,7 +189,7 @@ def test_questions_that_cannot_be_meant(tmp_path: Path) -> None:
     refused: list[tuple[str, tuple[str, list[Path]], dict[str, Any]]] = [
         ("question is empty", (" ", [photo]), {}),
         ("broken.jpg is not a picture", ("Who?", [tmp_path / "broken.jpg"]), {}),
-        ("none.png is not a picture", ("Who?", [tmp_path / "none.png"]), {}),
+        ("none.png does not exist", ("Who?", [tmp_path / "none.png"]), {}),
         ("cannot be asked about together", ("Who?", [photo]), {"video": video}),
         ("--frame-pool is for frames", ("Who?", [photo]), {"frame_pool": 2}),
         ("--frame-pool 0", ("Who?", []), {"video": video, "frame_pool": 0}),

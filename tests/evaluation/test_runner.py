@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from PIL import Image
+from transformers.image_utils import load_image
 
 import dcsurgery
 from dcsurgery.data.batches import Collator
@@ -25,7 +27,7 @@ from dcsurgery.tiny import write_tiny_llava
 from tests.tiny.idefics3 import write_tiny_idefics3
 from tests.tiny.paligemma import write_tiny_paligemma
 from tests.tiny.qwen2_vl import write_tiny_qwen2_vl
-from tests.training.pictures import ONE, TEXT, TWO, save_picture
+from tests.training.pictures import ONE, TEXT, TWO, picture, save_picture
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "llava": write_tiny_llava,
@@ -194,6 +196,34 @@ def test_another_evaluation_in_the_folder_is_not_touched(world: Path, tmp_path: 
     assert evaluate(world, tmp_path, "base", settings=longer, overwrite=True).rows == 7
 
 
+def test_turned_pictures_are_evaluated_upright_unless_asked_raw(
+    world: Path, tmp_path: Path
+) -> None:
+    """Oracle: the same pixels in a file without a tag."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(64, 32).save(tmp_path / "turned.jpg", exif=exif)
+    load_image(str(tmp_path / "turned.jpg")).save(tmp_path / "exif.png")
+    Image.open(tmp_path / "turned.jpg").convert("RGB").save(tmp_path / "raw.png")
+
+    def loss(name: str, orientation: Any) -> float:
+        data, out = tmp_path / f"{name}.json", tmp_path / f"{name}-{orientation}"
+        data.write_text(json.dumps([{"image": name, "question": "What?", "answer": "a ball"}]))
+        settings = EvalSettings(metric="loss", orientation=orientation)
+        report = evaluate_checkpoints([world / "base"], data, out, settings=settings)
+        assert report.settings["orientation"] == orientation
+        assert json.loads((out / "report.json").read_text())["settings"] == report.settings
+        return report.models[0].score.mean
+
+    losses = {kind: loss("turned.jpg", kind) for kind in ("exif", "raw")}
+    assert losses["exif"] != losses["raw"]
+    for kind, found in losses.items():
+        assert found == loss(f"{kind}.png", "exif")
+    shutil.copytree(tmp_path / "exif.png-exif", tmp_path / "exif.png-raw")
+    with pytest.raises(OutputExistsError, match="other settings"):
+        loss("exif.png", "raw")
+
+
 def test_bad_rows_are_counted_named_and_left_out_for_every_model(
     world: Path, tmp_path: Path
 ) -> None:
@@ -231,6 +261,7 @@ def test_the_loss_is_smaller_for_what_the_model_says(world: Path, tmp_path: Path
         (EvalSettings(batch_size=0), "--batch-size 0"),
         (EvalSettings(limit=0), "--limit 0"),
         (EvalSettings(dtype="wide"), "--dtype wide is unknown"),
+        (EvalSettings(orientation=cast(Any, "up")), "--orientation up is unknown"),
         (EvalSettings(device="toaster"), "cannot be put on toaster"),
     ],
 )

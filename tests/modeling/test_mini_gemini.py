@@ -23,6 +23,7 @@ from dcsurgery.modeling.mini_gemini import (
 )
 from dcsurgery.tiny.mini_gemini import mini_gemini_config, write_tiny_mini_gemini
 from tests.architectures.test_mini_gemini import mini_gemini_inputs
+from tests.closeness import assert_near
 
 MESSAGES: list[Any] = [
     {
@@ -97,8 +98,8 @@ def test_pictures_are_prepared_as_the_reference_prepares_them(size: tuple[int, i
     tiles = [middle[..., :16, :16], middle[..., :16, 16:], middle[..., 16:, :16]]
     wanted = torch.cat([*tiles, middle[..., 16:, 16:], small])
     found = MiniGeminiImageProcessor(size=16, size_aux=64, image_grid=2, image_global=True)(image)
-    assert (found["pixel_values_aux"] - large).abs().max() < 1e-5
-    assert (found["pixel_values"][0] - wanted).abs().max() < 1e-5
+    assert_near(found["pixel_values_aux"], large)
+    assert_near(found["pixel_values"][0], wanted)
 
 
 def test_arrays_are_pictures_too_and_the_middle_can_be_cut_out() -> None:
@@ -110,7 +111,31 @@ def test_arrays_are_pictures_too_and_the_middle_can_be_cut_out() -> None:
     square = {"height": 32, "width": 32}
     oracle = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=square, resample=3)
     middle = torch.as_tensor(np.stack(oracle(image)["pixel_values"]))
-    assert (prepare(image, do_pad=False)["pixel_values_aux"] - middle).abs().max() < 1e-5
+    assert_near(prepare(image, do_pad=False)["pixel_values_aux"], middle)
+
+
+def test_pictures_of_any_kind_are_seen_as_a_person_sees_them() -> None:
+    prepare = MiniGeminiImageProcessor(size=16, size_aux=32)
+
+    def same(found: Any, wanted: Image.Image) -> None:
+        assert torch.equal(prepare(found)["pixel_values"], prepare(wanted)["pixel_values"])
+
+    clear = picture(50, 30)
+    clear.putalpha(Image.linear_gradient("L").resize((50, 30)))
+    white = Image.new("RGBA", clear.size, "white")
+    wanted = Image.alpha_composite(white, clear).convert("RGB")
+    for other in (clear, np.asarray(clear), np.asarray(clear).transpose(2, 0, 1)):
+        same([other], wanted)
+    flat = np.linspace(0, 255, 50 * 30).round().astype(np.uint8).reshape(30, 50)
+    ramp = flat[None]
+    deep = ramp.astype(np.uint16) * 257
+    for other in (ramp, flat[..., None], ramp.astype(float), deep, ramp / 255):
+        same([other], Image.fromarray(flat).convert("RGB"))
+    same(Image.fromarray(deep[0]), Image.fromarray(flat).convert("RGB"))
+    same([ramp > 127], Image.fromarray(np.where(flat > 127, 255, 0).astype(np.uint8)))
+    for unclear in (ramp / 100, ramp.astype(int) - 1, ramp.astype(int) * 100):
+        with pytest.raises(ValueError, match="no evident black and white"):
+            prepare([unclear])
 
 
 def test_prompts_are_those_of_the_reference(processor: Any) -> None:
@@ -205,7 +230,7 @@ def test_gradient_checkpointing_reaches_the_mining(model: Any, reentrant: bool) 
     assert len(gradients[0]) == 12
     for name, wanted in gradients[0].items():
         assert wanted is not None and wanted.abs().max() > 0, name
-        assert torch.allclose(gradients[1][name], wanted, atol=1e-6), name
+        assert_near(gradients[1][name], wanted, what=name)
 
 
 def test_parts_on_other_places_compute_the_same(model: Any, folder: Path, tmp_path: Path) -> None:
@@ -267,7 +292,7 @@ def test_logits_are_the_language_models_own(language: Any, tmp_path: Path) -> No
         later = hasattr(built.model.language_model.embed_tokens, "embed_scale")
         scale = 24**0.5 if language == "gemma" and later else 1.0
         wanted = alone(inputs_embeds=torch.cat(words)[None] * scale).logits
-        assert (built(**inputs).logits - wanted).abs().max() < 1e-5
+        assert_near(built(**inputs).logits, wanted)
 
 
 def test_outputs_are_a_tuple_on_request(model: Any) -> None:

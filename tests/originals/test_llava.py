@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import dcsurgery
 from dcsurgery.surgery.plan_file import CONNECTOR_TENSOR, DELTA_FILE, PLAN_FILE
 from tests.architectures.cases import load
+from tests.closeness import PAPER, assert_near
 from tests.originals.originals import (
     golden_features,
     golden_original,
@@ -59,7 +60,7 @@ def test_an_original_becomes_stock_with_the_references_features(
     model = load(stock[1])
     found = image_features(model, golden(f"llava_dc_{tower}")[0]["pixel_values"])
     wanted = golden_features(tower, "dci")
-    torch.testing.assert_close(found.reshape(wanted.shape), wanted, atol=1e-4, rtol=0)
+    assert_near(found.reshape(wanted.shape), wanted, PAPER)
 
 
 def test_its_logits_are_those_of_its_language_model_with_the_features_spliced_in(
@@ -78,10 +79,10 @@ def test_its_logits_are_those_of_its_language_model_with_the_features_spliced_in
         found = model(input_ids=ids, pixel_values=pixels).logits
     rows = config["vocab_size"]
     assert token == rows and model.config.text_config.vocab_size == (rows + 2 + 63) // 64 * 64
-    torch.testing.assert_close(found[..., :rows], wanted, atol=1e-4, rtol=0)
+    assert_near(found[..., :rows], wanted, PAPER)
     # A padded row gives the mean of all logits: it never wins.
     mean = found[..., :rows].mean(-1, keepdim=True).expand_as(found[..., rows:])
-    torch.testing.assert_close(found[..., rows:], mean, atol=1e-4, rtol=0)
+    assert_near(found[..., rows:], mean, PAPER)
 
 
 def test_every_tensor_keeps_its_bytes_wherever_it_came_from(

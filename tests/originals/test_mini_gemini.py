@@ -50,6 +50,7 @@ from dcsurgery.tiny.original_mini_gemini import (
 )
 from dcsurgery.tiny.weights import model_shapes, rename
 from tests.architectures.test_mini_gemini import mini_gemini_inputs
+from tests.closeness import assert_near
 from tests.surgery import digests, random_matrix, write_delta
 
 LAYOUT = Path(__file__).parents[1] / "golden" / "mgm_llama_checkpoint_layout.json"
@@ -139,13 +140,13 @@ def test_an_original_is_the_same_model_and_zero_keeps_it(tmp_path: Path, made: O
     before = dcsurgery.load(base, dtype=torch.float32)
     assert torch.equal(logits(dcsurgery.load(tmp_path / "out")), logits(before))
     oracle = AutoModelForImageTextToText.from_pretrained(hub, dtype=torch.float32).eval()
-    assert (logits(before) - logits(oracle)).abs().max() < 1e-5
+    assert_near(logits(before), logits(oracle))
     weight = random_matrix(plan)
     write_delta(base, tmp_path / "random", weight)
     write_delta(hub, tmp_path / "random-hub", weight)
     found, wanted = (dcsurgery.load(tmp_path / name) for name in ("random", "random-hub"))
     assert (logits(found) - logits(before)).abs().max() > 0.05
-    assert (logits(found) - logits(wanted)).abs().max() < 1e-5
+    assert_near(logits(found), logits(wanted))
 
 
 def test_a_converted_original_answers_and_is_verified(towers: Path, tmp_path: Path) -> None:
@@ -184,7 +185,7 @@ def test_dead_tower_paths_are_asked_for_and_given(tmp_path: Path) -> None:
     found = dcsurgery.load(tmp_path / "out")
     hub = write_tiny_mini_gemini(tmp_path / "hub", processor=False)
     oracle = AutoModelForImageTextToText.from_pretrained(hub, dtype=torch.float32).eval()
-    assert (logits(found) - logits(oracle)).abs().max() < 1e-5
+    assert_near(logits(found), logits(oracle))
 
 
 def test_public_towers_are_known_by_the_names_of_their_folders() -> None:
@@ -234,7 +235,7 @@ def test_a_published_dense_connector_is_the_wide_projector(towers: Path, tmp_pat
     hidden = torch.nn.functional.gelu(joined @ wide.T + projector.linear_1.bias)
     wanted = projector.linear_2(hidden)
     (found,) = model.get_image_features(pixels, large).pooler_output
-    assert (found - wanted[0]).abs().max() < 1e-5
+    assert_near(found, wanted[0])
     assert torch.equal(logits(dcsurgery.load(base)), logits(model))
 
 

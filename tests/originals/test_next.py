@@ -18,6 +18,7 @@ from dcsurgery.originals.tokens import count_pieces
 from dcsurgery.tiny.original_llava import OriginalSizes, write_original_llava, write_tower
 from dcsurgery.tiny.tokenizer import write_tokenizer
 from tests.architectures.cases import load
+from tests.closeness import PAPER, assert_near
 from tests.originals.originals import golden_original, golden_tower
 from tests.test_golden import golden
 
@@ -57,13 +58,13 @@ def test_its_tiles_are_the_references_features_and_lines_end_in_the_newline(
     with torch.no_grad():
         found = model.get_image_features(pixel_values=tiles, image_sizes=torch.tensor([[56, 56]]))
     features = getattr(found, "pooler_output", found)[0]
-    torch.testing.assert_close(features[:16], wanted[0], atol=1e-4, rtol=0)
+    assert_near(features[:16], wanted[0], PAPER)
     lines = features[16:].reshape(8, 9, -1)
     newline = load_file(next_stock / "model.safetensors")["image_newline"]
     assert all(torch.equal(line, newline) for line in lines[:, 8])
     upper = torch.cat([wanted[1].reshape(4, 4, -1), wanted[0].reshape(4, 4, -1)], dim=1)
     lower = torch.cat([wanted[0].reshape(4, 4, -1), wanted[1].reshape(4, 4, -1)], dim=1)
-    torch.testing.assert_close(lines[:, :8], torch.cat([upper, lower]), atol=1e-4, rtol=0)
+    assert_near(lines[:, :8], torch.cat([upper, lower]), PAPER)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_a_branch_is_made_at_main_and_committed_to(hub: Hub, push: Push) -> None
     head = repository.commits[repository.refs["next"]]
     assert (head.parent, head.title, repository.commit) == (main, "Mine", main)
     text = head.entries["README.md"].data.decode()
-    assert 'load_model("me/model", revision="next")' in text
+    assert 'dcsurgery.load("me/model", revision="next")' in text
     refused(push("delta", "--revision", main), "is not a branch")
     refused(push("delta", "--revision", "next", "--create-pr"), "not on next")
 

@@ -15,15 +15,16 @@ from dcsurgery.surgery.plan_file import DELTA_FILE, PLAN_FILE, read_plan
 from dcsurgery.verification.pair import open_pair
 from dcsurgery.verification.structure import structure_checks
 from tests.checkpoint.folders import write
+from tests.docs.pages import PAGES
 from tests.hub import Hub, User, running_hub
 from tests.publishing.numbers import unheld
 from tests.publishing.pusher import Pusher, environment, running_pusher
 from tests.surgery import random_matrix, write_delta
 
-# The README's own names, behind which a tiny model is served.
+# The documentation's own names, behind which a tiny model is served.
 BASE = "llava-hf/llava-1.5-7b-hf"
 STOCK = "my-name/llava-1.5-7b-dci"
-README = Path(__file__).parents[2] / "README.md"
+PAGE = PAGES["docs/publishing.md"]
 BASE_CARD = "---\nlicense: llama2\nlanguage:\n- en\n- fr\n---\n# The base\n"
 
 LOAD = """
@@ -84,21 +85,15 @@ def pusher(hub: Hub, place: Path) -> Iterator[Pusher]:
 
 @pytest.fixture(scope="module")
 def stock(pusher: Pusher, place: Path) -> tuple[Path, dict[str, Any]]:
-    """A stock checkpoint, converted and pushed by the README's commands, and what that said."""
+    """A stock checkpoint, converted and pushed by the page's commands, and what that said."""
     found = {}
-    for line in readme("A real model", "convert") + readme("Publish it", "push"):
-        done = pusher.run(*line.split()[1:], *(["--json"] if " push " in line else []))
+    lines = PAGE.blocks[0].commands
+    assert [words[0] for words in lines] == ["hf"] + ["dcsurgery"] * 5
+    for line in lines[1:]:
+        done = pusher.run(*line[1:], *(["--json"] if line[1] == "push" else []))
         assert done.code == 0, (line, done.err)
-        found[line] = done
+        found[" ".join(line)] = done
     return place / "llava-1.5-7b-dci", found[f"dcsurgery push llava-1.5-7b-dci {STOCK}"].json
-
-
-def readme(section: str, command: str) -> list[str]:
-    """The README's command lines of a section."""
-    text = README.read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-    lines = [line for line in text.split("\n") if line.startswith(f"dcsurgery {command} ")]
-    assert lines
-    return lines
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +121,7 @@ def actions(result: dict[str, Any]) -> dict[str, str]:
 def test_a_pushed_model_loads_by_its_id_in_a_fresh_process(
     hub: Hub, place: Path, tiny_siglip: Path, stock: Any, delta: Any
 ) -> None:
-    code = (
-        README.read_text().partition("\n## Publish it\n")[2].split("```python\n")[1].split("```")[0]
-    )
+    (code,) = PAGE.blocks[1].scripts
     env = environment(hub, place / "elsewhere") | {"TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run(
         [sys.executable, "-c", LOAD, delta[0], tiny_siglip, STOCK, code],

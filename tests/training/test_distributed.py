@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from dcsurgery.training.logs import read_log
+from tests.closeness import PAPER, assert_near
 from tests.training.two_processes import work
 
 
@@ -36,4 +37,4 @@ def test_two_processes_have_the_loss_curve_of_one(tiny_clip: Path, tmp_path: Pat
     alone = load_file(one / "rank-0.safetensors")
     for name, value in alone.items():
         assert torch.equal(ranks[0][name], ranks[1][name])
-        torch.testing.assert_close(ranks[0][name], value, rtol=1e-4, atol=1e-5)
+        assert_near(ranks[0][name], value, PAPER, name)

@@ -17,7 +17,7 @@ import dcsurgery
 from dcsurgery.data.batches import TrainingDataset
 from dcsurgery.data.processor import load_processor
 from dcsurgery.data.prompts import Prompter
-from dcsurgery.data.rows import read_rows
+from dcsurgery.data.rows import Rows, read_rows
 from dcsurgery.errors import DcSurgeryError, OutputExistsError, RequestError, TrainingError
 from dcsurgery.loading.load import load_model
 from dcsurgery.surgery.convert import convert_checkpoint
@@ -61,6 +61,16 @@ def once(delta: Path, data: Path, place: Path) -> Finetuned:
     return finetune_connector(delta, data, place / "once", settings=fast())
 
 
+def test_pictures_of_a_stream_cannot_be_raw(
+    delta: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Rows("stream", iter([]), root=None)
+    monkeypatch.setattr("dcsurgery.training.finetune.read_rows", lambda *_, **__: stream)
+    with pytest.raises(RequestError, match="arrive turned") as caught:
+        finetune_connector(delta, "d", place / "raw", settings=fast(orientation="raw"))
+    assert "--streaming" in caught.value.hint
+
+
 def test_out_has_what_was_trained_and_says_how(once: Finetuned, delta: Path, place: Path) -> None:
     plan = read_plan(once.output)
     before = read_plan(delta)
@@ -78,6 +88,7 @@ def test_out_has_what_was_trained_and_says_how(once: Finetuned, delta: Path, pla
     assert (record.train, record.rows, record.skipped_rows) == ("projector", 8, 0)
     assert (record.steps, record.epochs, record.batch_size) == (4, 2.0, 4)
     assert record.settings["connector_lr"] == 1e-2 and record.versions["torch"]
+    assert record.settings["orientation"] == "exif"
     assert record.first_loss == once.result.history[0]["loss"] != record.last_loss
     assert plan.model_dump(exclude={"delta", "training", "notes"}) == before.model_dump(
         exclude={"delta", "training", "notes"}

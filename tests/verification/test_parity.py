@@ -17,7 +17,7 @@ from torch import Tensor
 from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.connectors.attach import DenseConnector
 from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.data.open_images import open_images, sample_photo
+from dcsurgery.data.pictures import open_images, sample_photo
 from dcsurgery.errors import RequestError, VerificationError
 from dcsurgery.surgery.convert import convert_checkpoint
 from dcsurgery.surgery.plan import make_plan

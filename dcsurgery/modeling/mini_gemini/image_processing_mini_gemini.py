@@ -22,6 +22,7 @@ from transformers.image_utils import (
 
 from dcsurgery.modeling.mini_gemini.configuration_mini_gemini import MiniGeminiConfig
 from dcsurgery.modeling.mini_gemini.tiles import split_tiles
+from dcsurgery.pixels import as_seen, levels
 
 
 class MiniGeminiImageProcessor(BaseImageProcessor):
@@ -131,10 +132,9 @@ def _resized(pictures: Tensor, side: int) -> Tensor:
 
 def _as_picture(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    array = to_numpy_array(image)
-    if array.ndim == 3 and infer_channel_dimension_format(array) == ChannelDimension.FIRST:
+        return as_seen(image)
+    array = levels(to_numpy_array(image))
+    if infer_channel_dimension_format(array, num_channels=(1, 3, 4)) == ChannelDimension.FIRST:
         array = np.moveaxis(array, 0, -1)
-    if np.issubdtype(array.dtype, np.floating):
-        array = np.clip(array * 255, 0, 255).round()
-    return Image.fromarray(array.astype(np.uint8)).convert("RGB")
+    array = array[..., 0] if array.shape[-1] == 1 else array
+    return as_seen(Image.fromarray(np.ascontiguousarray(array)))

@@ -43,7 +43,7 @@ def write_task(folder: Path) -> Path:
 
 
 def evaluate(model: Path, tasks: Path, out: Path) -> list[str]:
-    """Run the command of dcsurgery/evaluation/README.md on CPU; return the answers."""
+    """Run the command of docs/lmms-eval.md on CPU; return the answers."""
     given = f"pretrained={model},dtype=float32,device_map=cpu"
     command = [
         *(sys.executable, "-m", "lmms_eval", "--model", "llava_hf", "--model_args", given),

@@ -1,0 +1,73 @@
+"""Which of a row's keys hold the options of a multiple-choice question."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from dcsurgery.data.fields import Fields, as_list, missing
+from dcsurgery.data.pictures import RowError
+from dcsurgery.data.turns import MENTION
+
+OPTIONS = ("options", "choices", "candidates", "multiple_choices")
+# A, B (MMBench) · choice_a (SEED-Bench) · Choice A (PMC-VQA) · option_1.
+LETTER = re.compile(r"(?:choice|option|opt)?_?([a-j])")
+NUMBER = re.compile(r"(?:choice|option|opt)_?(\d)")
+
+
+def option_values(fields: Fields) -> Any:
+    """Return a row's options as the data has them, a list of those with a key each; else None.
+
+    Raises RowError for keys with a gap.
+    """
+    found = fields.get(*OPTIONS)
+    if found is None:
+        return _by_key(fields, LETTER) or _by_key(fields, NUMBER) or None
+    return found
+
+
+def find_options(fields: Fields) -> tuple[str, ...]:
+    """Return the texts of the options in order; none where a row has none.
+
+    Raises RowError for options that are pictures, or a text that is no list.
+    """
+    found = option_values(fields)
+    if isinstance(found, Mapping):
+        texts = [found[key] for key in sorted(found) if not _empty(found[key])]
+    else:
+        texts = [item for item in as_list(found, numbers=True) if not missing(item)]
+        if isinstance(found, str) and texts == [found]:
+            if found.strip() == "[]":
+                return ()
+            raise RowError(f"its options are text that is no list: {found[:40]!r}")
+    options = tuple(_option(text) for text in texts)
+    if any(MENTION.search(option) for option in options):
+        raise RowError("its options show pictures, which are not read")
+    return options
+
+
+def _option(text: Any) -> str:
+    if isinstance(text, Mapping):
+        text = next((text[key] for key in ("text", "value", "option") if key in text), None)
+    if not isinstance(text, str | int | float):
+        raise RowError("an option is not text")
+    return str(text)
+
+
+def _empty(value: Any) -> bool:
+    return missing(value) or (isinstance(value, str) and value.strip().lower() == "nan")
+
+
+def _by_key(fields: Fields, pattern: re.Pattern[str]) -> list[Any]:
+    """Return the values of keys that a pattern numbers from its first letter or digit on."""
+    found = {match[1]: key for key, _ in fields.items() if (match := pattern.fullmatch(key))}
+    names = sorted(found)
+    if len(names) < 2 or names[0] not in "a01":
+        return []
+    values = [fields.get(found[name]) for name in names]
+    while values and _empty(values[-1]):
+        del values[-1], names[-1]
+    if any(map(_empty, values)) or ord(names[-1]) - ord(names[0]) != len(names) - 1:
+        raise RowError(f"its options {', '.join(names)} have a gap")
+    return values
