@@ -30,6 +30,20 @@ def _side_by_side(anatomy: Anatomy, layers: Sequence[int]) -> Columns:
 
 
 @dataclass(frozen=True)
+class Counting:
+    """How a processor counts the image tokens of a picture (of a tile where it cuts tiles).
+
+    `words` are the keys of processor_config.json as config.json decides them, `defaults` what its
+    class takes for absent ones, `count(words)` the tokens it writes.
+    """
+
+    class_name: str
+    words: Config
+    defaults: Config
+    count: Callable[[Config], int]
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One family of checkpoints.
 
@@ -51,6 +65,7 @@ class Architecture:
 
     `processor(config, anatomy, layout)` returns a copy of processor_config.json that counts the
     image tokens of a connector which changes them, `token_connectors` which do ("sti", "pool");
+    `counting(anatomy)` says how the processor counts, None where that is not known;
     `resize(model, layout)` tells a loaded model's own code the new token grid.
 
     The rest serves verification where transformers' usual way does not fit: `preprocess(config,
@@ -74,6 +89,7 @@ class Architecture:
     stock_loader: str = ""
     processor: Callable[[Config, Anatomy, FeatureLayout], Config] | None = None
     token_connectors: tuple[str, ...] = ()
+    counting: Callable[[Anatomy], Counting] | None = None
     resize: Callable[[Any, FeatureLayout], None] | None = None
     preprocess: Callable[[Config, Sequence[Any]], dict[str, Tensor]] | None = None
     encode: Callable[[Any, dict[str, Tensor]], Tensor] | None = None

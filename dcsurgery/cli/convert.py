@@ -72,6 +72,7 @@ def convert(
             link=write.link,
             keep_all=write.keep_all,
             towers=read_towers(write.tower),
+            template=write.template,
             **asdict(choice),
         )
     if as_json:
@@ -98,6 +99,7 @@ def _preview(
             keep_all=write.keep_all,
             revision=revision,
             towers=read_towers(write.tower),
+            template=write.template,
         )
     if out.as_json:
         out.data(_planned(preview, write.output))

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dcsurgery.cli import units
-from dcsurgery.cli.options import AsJson, Model, Quiet, Revision
+from dcsurgery.cli.options import (
+    AsJson,
+    Model,
+    Quiet,
+    Revision,
+    Template,
+    Towers,
+    read_towers,
+)
 from dcsurgery.cli.output import Output
 from dcsurgery.cli.training_options import DataOptions, FreshConnector, SettingOptions
 from dcsurgery.errors import DcSurgeryError
@@ -63,6 +71,8 @@ class JobOptions(DataOptions):
         str | None,
         typer.Option(metavar="MODEL", help="Where the base is now. Default: where the plan says."),
     ] = None
+    tower: Towers = None
+    template: Template = None
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -99,6 +109,7 @@ def finetune(
         given = {key: value for key, value in asdict(settings).items() if value is not None}
         arguments = asdict(job) | {"settings": make_settings(**given), "connector": connector}
         arguments["columns"] = parse_columns(job.columns)
+        arguments["towers"] = read_towers(arguments.pop("tower"))
         if arguments.pop("dry_run"):
             preview = preview_finetune(model, **arguments)
     if job.dry_run:

@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcsurgery.cli.options import AsJson, Orientation, Quiet
+from dcsurgery.cli import units
+from dcsurgery.cli.options import AsJson, Orientation, Quiet, Revision, Towers, read_towers
 from dcsurgery.cli.output import Output
 from dcsurgery.errors import DcSurgeryError
 
 if TYPE_CHECKING:
     from dcsurgery.verification import Report
+    from dcsurgery.verification.cost import Cost
 
 EXAMPLES = (
     "dcsurgery verify llava-dci",
     "dcsurgery verify llava-dci --image photo.jpg --logits",
     "dcsurgery verify llava-dci --against ./my-llava --deep --json",
+    "dcsurgery verify somebody/llava-dci --against llava-hf/llava-1.5-7b-hf",
 )
 FAILED = 3
 
@@ -54,13 +57,16 @@ class VerifyOptions:
             "--logits", help="Also run both whole models; needs memory for them (a 7B: 30 GB)."
         ),
     ] = False
+    tower: Towers = None
 
 
 def verify(
     path: Annotated[
-        Path, typer.Argument(metavar="OUT", help="A folder that `dcsurgery convert` wrote.")
+        str,
+        typer.Argument(metavar="OUT", help="What `dcsurgery convert` wrote: a folder or a Hub id."),
     ],
     options: VerifyOptions,
+    revision: Revision = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> int:
@@ -80,6 +86,9 @@ def verify(
             images=options.image or [],
             deep=options.deep,
             logits=options.logits,
+            towers=read_towers(options.tower),
+            revision=revision,
+            announce=lambda cost: out.tell(_told(cost)),
             orientation=options.orientation,
         )
     if as_json:
@@ -89,10 +98,20 @@ def verify(
     return 0 if report.passed else FAILED
 
 
-def _base_is_remote(path: Path, against: str | None) -> bool:
+def _told(cost: Cost) -> str:
+    sent = f", {units.size(cost.remote)} of it from the Hub" if cost.remote else ""
+    return (
+        f"reads about {units.size(cost.read)}{sent}, holds {units.size(cost.memory)} in memory, "
+        f"takes about {units.seconds(cost.seconds)}"
+    )
+
+
+def _base_is_remote(path: str, against: str | None) -> bool:
     """True when the base may have to be downloaded; False as well when that cannot be known."""
     from dcsurgery.surgery.plan_file import read_plan
 
+    if not Path(path).is_dir():
+        return True
     if against is not None:
         return not Path(against).is_dir()
     try:

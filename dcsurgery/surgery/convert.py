@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from dcsurgery.architectures import Form, find_architecture, named
+from dcsurgery.architectures import Form, find_architecture
 from dcsurgery.checkpoint.checks import render_object
 from dcsurgery.checkpoint.contents import CONFIG, Checkpoint
 from dcsurgery.checkpoint.copying import Transfer, make_folder, write_file
@@ -24,7 +24,7 @@ from dcsurgery.checkpoint.staging import staged_output
 from dcsurgery.connectors.spec import ConnectorSpec, Init, Layers
 from dcsurgery.errors import PlanError, RequestError
 from dcsurgery.features import parse_layers
-from dcsurgery.originals import TowerPlaces, open_model
+from dcsurgery.originals import Hints, open_model, told
 from dcsurgery.originals.adopted import Adopted
 from dcsurgery.surgery.delta_readme import delta_readme
 from dcsurgery.surgery.paper_form import TOWER_KEY, reference_checkpoint, write_reference
@@ -38,13 +38,8 @@ from dcsurgery.surgery.plan_file import (
 )
 from dcsurgery.surgery.planned_tensors import planned_delta, stock_tensors
 from dcsurgery.surgery.portable import CODE_FILE, code_text, portable_config
-from dcsurgery.surgery.processor_changes import (
-    PROCESSOR_FILE,
-    edit_processor,
-    processor_files,
-    read_processor,
-    render_processor,
-)
+from dcsurgery.surgery.processor_changes import planned_processor, processor_files
+from dcsurgery.surgery.processor_fit import PROCESSOR_FILE
 
 METADATA = {"format": "pt"}
 
@@ -107,12 +102,13 @@ def preview_conversion(  # noqa: PLR0913 - one keyword per CLI option, by design
     link: bool = False,
     towers: Mapping[str, str] | None = None,
     keep_all: bool = False,
+    template: str | None = None,
 ) -> Preview:
     """Return the whole plan without writing anything; a Hub model's weights are not fetched.
 
     Raises whatever convert_checkpoint would refuse.
     """
-    checkpoint = _open(model, revision, spec, towers, keep_all)
+    checkpoint = _open(model, revision, _hints(spec, towers, template), keep_all)
     plan = make_plan(checkpoint, spec)
     target = Path(output) if output is not None else None
     needed = _bytes_to_write(checkpoint, plan, target, link, towers)
@@ -138,24 +134,27 @@ def convert_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
     link: bool = False,
     towers: Mapping[str, str] | None = None,
     keep_all: bool = False,
+    template: str | None = None,
 ) -> Conversion:
     """Install a connector in a model and write the result to `output`.
 
     `model` is a folder or a Hub id; `towers` says where the vision tower is that a model in its
-    original format names (its name -> folder or Hub id). What a training left in the model's folder
-    is not copied, unless `keep_all`. Everything is checked before the first
+    original format names (its name -> folder or Hub id), `template` how its prompts are written (a
+    conversation of its reference, or a file). What a training left in the model's folder is not
+    copied, unless `keep_all`. Everything is checked before the first
     byte; `output` appears whole, by one rename. Raises DcSurgeryError of the fitting kind; the
     source is never changed.
     """
     started = time.perf_counter()
     spec = make_spec(connector, groups, layers, init, seed, form, norm, pool)
-    checkpoint = _open(model, revision, spec, towers, keep_all)
+    hints = _hints(spec, towers, template)
+    checkpoint = _open(model, revision, hints, keep_all)
     plan = make_plan(checkpoint, spec)
     target = Path(output)
     needed = _bytes_to_write(checkpoint, plan, target, link, towers)
     if plan.form != "delta" and not checkpoint.is_local:
         check_output(target, overwrite=overwrite, needed=needed)  # before a long download
-        checkpoint = _open(model, revision, spec, towers, keep_all, weights=True)
+        checkpoint = _open(model, revision, hints, keep_all, weights=True)
         plan = make_plan(checkpoint, spec)
         needed = _bytes_to_write(checkpoint, plan, target, link, towers)
     staging = staged_output(target, overwrite=overwrite, sources=checkpoint.folders, needed=needed)
@@ -170,18 +169,15 @@ def convert_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
     return Conversion(plan, target, transfers, time.perf_counter() - started)
 
 
-def _open(
-    model: str | Path,
-    revision: str | None,
-    spec: ConnectorSpec,
-    towers: Mapping[str, str] | None,
-    keep_all: bool,
-    *,
-    weights: bool = False,
-) -> Checkpoint:
+def _hints(spec: ConnectorSpec, towers: Mapping[str, str] | None, template: str | None) -> Hints:
     # The reference form needs the tower's name also where the model holds the tower.
-    places = TowerPlaces(towers or {}, optional=spec.form == "reference")
-    checkpoint = open_model(model, revision, weights=weights, towers=places, keep_all=keep_all)
+    return told(towers, template, optional=spec.form == "reference")
+
+
+def _open(
+    model: str | Path, revision: str | None, hints: Hints, keep_all: bool, *, weights: bool = False
+) -> Checkpoint:
+    checkpoint = open_model(model, revision, weights=weights, hints=hints, keep_all=keep_all)
     if PLAN_FILE in checkpoint.side_files:
         raise PlanError(
             f"{checkpoint.ref.name} was already converted by dcsurgery",
@@ -270,9 +266,9 @@ def write_folder(
         }
     )
     transfers.append(_write_text(folder, PLAN_FILE, plan.model_dump_json(indent=2) + "\n"))
-    # The files of an adopted base are no files of its folder: who loads the delta needs them.
-    if plan.processor_changes or (plan.form == "delta" and isinstance(checkpoint, Adopted)):
-        transfers += _write_processor(checkpoint, plan, folder)
+    processor = _write_processor(checkpoint, plan, folder)
+    again = {item.file for item in processor}
+    transfers = [*(item for item in transfers if item.file not in again), *processor]
     if plan.form == "delta":
         transfers.append(_write_text(folder, "README.md", delta_readme(plan)))
     checkpoint.require_unchanged()
@@ -280,17 +276,20 @@ def write_folder(
 
 
 def _write_processor(checkpoint: Checkpoint, plan: SurgeryPlan, folder: Path) -> list[Transfer]:
-    """Write the base's processor with the connector's token count, so that AutoProcessor fits."""
+    """Write the processor that the plan changes: AutoProcessor then fits the output.
+
+    A delta gets all of its files, as does one of an adopted base, whose files are in no folder.
+    """
+    names = [] if plan.form == "stock" else processor_files(checkpoint)
+    if not plan.processor_changes:
+        names = names if isinstance(checkpoint, Adopted) else []
+    files = {name: checkpoint.read_file(name) for name in names}
+    if plan.processor_changes:
+        files[PROCESSOR_FILE] = planned_processor(checkpoint, plan)
     transfers = []
-    for name in processor_files(checkpoint):
-        content = checkpoint.read_file(name)
-        if name == PROCESSOR_FILE:
-            architecture = named(plan.architecture)
-            before = read_processor(checkpoint)
-            content = render_processor(
-                edit_processor(before, architecture, plan.anatomy, plan.layout)
-            )
+    for name, content in files.items():
         make_folder((folder / name).parent)
+        (folder / name).unlink(missing_ok=True)
         transfers.append(Transfer(name, "write", write_file(folder / name, [content])))
     return transfers
 

@@ -84,6 +84,8 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
     columns: Mapping[str, str] | None = None,
     revision: str | None = None,
     base: str | Path | None = None,
+    towers: Mapping[str, str] | None = None,
+    template: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     watch: Watch | None = None,
@@ -92,16 +94,17 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
     """Train a connector and write the model to `output`, in the form that `model` has.
 
     `model` is a folder or Hub id that convert or finetune wrote, or an unconverted one with
-    `connector`, the keywords of convert ({"connector": "dci"}). `data`, `images` and `columns` are
-    as read_rows takes them. Checkpoints and log are kept in OUTPUT.training/ until `output` is
-    whole; `resume` goes on from there to the same weights, to the bit on a CPU. `watch` is called
-    with every step, `tell` with each piece of advice before the first one. Raises DcSurgeryError of
+    `connector`, the keywords of convert ({"connector": "dci"}); `towers` and `template` are as
+    convert takes them. `data`, `images` and `columns` are as read_rows takes them. Checkpoints and
+    log are kept in OUTPUT.training/ until `output` is whole; `resume` goes on from there to the
+    same weights, to the bit on a CPU. `watch` is called with every step, `tell` with each piece of
+    advice before the first one. Raises DcSurgeryError of
     the fitting kind; the source is never changed. SIGINT and SIGTERM save a checkpoint before they
     raise KeyboardInterrupt or SystemExit.
     """
     target = Path(output)
     settings = (settings or TrainingSettings()).resolved()
-    origin = Origin(model, revision, base, connector)
+    origin = Origin(model, revision, base, connector, towers, template)
     source = Data(data, None if images is None else Path(images), split, streaming, columns)
     check_output(target, overwrite=overwrite, sources=[check_origin(origin)])
     workspace = check_workspace(target, resume=resume, overwrite=overwrite)
@@ -142,6 +145,8 @@ def preview_finetune(  # noqa: PLR0913 - one keyword per CLI option, by design
     columns: Mapping[str, str] | None = None,
     revision: str | None = None,
     base: str | Path | None = None,
+    towers: Mapping[str, str] | None = None,
+    template: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> TrainingPreview:
@@ -150,7 +155,7 @@ def preview_finetune(  # noqa: PLR0913 - one keyword per CLI option, by design
     Raises whatever it would refuse.
     """
     settings = (settings or TrainingSettings()).resolved()
-    origin = Origin(model, revision, base, connector)
+    origin = Origin(model, revision, base, connector, towers, template)
     source = Data(data, None if images is None else Path(images), split, streaming, columns)
     folder = check_origin(origin)
     if output is not None:
@@ -261,7 +266,7 @@ def _write(  # noqa: PLR0913 - what a training leaves behind
         trained=[name for name in record.trained if ".lora_" not in name],
         record=record,
         adapter=adapter,
-        base=begun.base.ref.folder,
+        base=begun.base,
         source=begun.source,
         overwrite=overwrite,
         leave=leave,
