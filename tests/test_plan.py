@@ -259,8 +259,15 @@ def test_unknown_classes_are_named_with_where_to_look(name: Any) -> None:
     assert "dcsurgery architectures" in error.hint
 
 
-@pytest.mark.parametrize("value", [None, [], "LlavaForConditionalGeneration", {}])
-def test_a_config_without_a_class_is_refused(value: Any) -> None:
+@pytest.mark.parametrize("value", [None, [], {}])
+def test_a_config_without_a_class_is_known_by_its_type(value: Any) -> None:
+    config, shapes = llava_like()
+    config["architectures"] = value
+    assert make_plan(checkpoint(config, shapes), ConnectorSpec()).architecture == "llava"
+
+
+@pytest.mark.parametrize("value", ["LlavaForConditionalGeneration", {"0": "x"}, 3])
+def test_a_class_that_is_no_list_is_refused(value: Any) -> None:
     config, shapes = llava_like()
     config["architectures"] = value
     refused(config, shapes, UnknownArchitectureError)

@@ -136,8 +136,8 @@ def class_name(config: Config) -> str:
     Empty where it says neither.
     """
     declared = config.get("architectures")
-    if isinstance(declared, list) and declared:
-        return str(declared[0])
+    if declared:
+        return str(declared[0]) if isinstance(declared, list) else ""
     plain = re.sub("[_.-]", "", str(config.get("model_type")))
     named = [name for found in available() for name in found.class_names]
     named += [*REFUSED, *(name for known in KNOWN for name in known.class_names)]
@@ -160,9 +160,9 @@ def find_architecture(config: Config) -> Architecture:
     refuse_known(config)
     if config.get("mm_vision_tower"):
         raise UnknownArchitectureError(
-            f"this is a LLaVA fork (class {name}, vision tower "
-            f"{str(config['mm_vision_tower'])[:200]!r} named in the config) that transformers has "
-            "no form for",
+            f"this is a LLaVA in an original format (class {name}, vision tower "
+            f"{str(config['mm_vision_tower'])[:200]!r} named in the config) that this "
+            "version does not read",
             hint="use the repository that the same model has in transformers' format, such as "
             "llava-hf/llava-1.5-7b-hf for liuhaotian/llava-v1.5-7b",
         )
