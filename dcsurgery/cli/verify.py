@@ -21,7 +21,6 @@ EXAMPLES = (
     "dcsurgery verify llava-dci",
     "dcsurgery verify llava-dci --image photo.jpg --logits",
     "dcsurgery verify llava-dci --against ./my-llava --deep --json",
-    "dcsurgery verify somebody/llava-dci --against llava-hf/llava-1.5-7b-hf",
 )
 FAILED = 3
 
