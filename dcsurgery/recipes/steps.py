@@ -189,7 +189,7 @@ def _finetune(stage: Finetune, number: int, model: Step) -> Step:
 def _eval(item: Eval, first: Step, last: Step) -> Step:
     name = f"eval-{item.name}"
     models = [first] if first is last else [first, last]
-    settings = item.model_dump(exclude={"name", "data", "images", "split"})
+    settings = item.model_dump(exclude={"name", "data", "images", "split", "columns"})
 
     def run(place: Place) -> dict[str, Any]:
         from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
