@@ -61,12 +61,14 @@ class Projector:
     """The map from tower width to language width: its sites (one in most models) and tensors.
 
     `module` is the path suffix of the module whose call says what `arrange` cannot learn from the
-    tower's own call; empty when it needs nothing more.
+    tower's own call; empty when it needs nothing more. `beside` are tensors that are trained
+    wherever the projector is, though it does not hold them (Mini-Gemini's mining).
     """
 
     sites: tuple[Site, ...]
     tensors: tuple[str, ...]
     module: str = ""
+    beside: tuple[str, ...] = ()
 
     @property
     def out_features(self) -> int:

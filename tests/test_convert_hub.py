@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -108,7 +109,11 @@ def test_a_delta_needs_no_weights_but_the_projector_s(client: Client) -> None:
     base = found["plan"]["base"]
     assert (base["id"], base["folder"], base["revision"]) == (NAME, None, None)
     assert base["commit"] == client.hub.repositories[NAME].commit
-    assert sorted(p.name for p in client.output.iterdir()) == ["README.md", "dense_connector"]
+    assert sorted(p.name for p in client.output.iterdir()) == [
+        ".dcsurgery.json",
+        "README.md",
+        "dense_connector",
+    ]
 
 
 def test_converting_goes_through_the_cache_and_leaves_it_alone(
@@ -131,7 +136,10 @@ def test_converting_goes_through_the_cache_and_leaves_it_alone(
     client.hub.log.clear()
     for path in client.output.rglob("*.safetensors"):
         path.write_bytes(b"later training")
-    again = client.run("convert", offline=True, overwrite=True, link=True)
+    kept = client.run("convert", offline=True, overwrite=True, link=True)
+    assert kept["error"] == "OutputExistsError" and "(changed)" in kept["message"]
+    shutil.rmtree(client.output)
+    again = client.run("convert", offline=True, link=True)
     assert again["plan"]["base"] == found["plan"]["base"]
     assert not client.hub.log
     assert cache_state(client.cache) == before

@@ -26,7 +26,7 @@ from tests.headers_only import checkpoint, llava_like
 TOP = {
     "schema_version", "model", "commit", "class_name", "anatomy", "parameters", "weights",
     "side_files", "left_out", "converted", "offers", "original",
-    "set_aside",
+    "set_aside", "processor",
 }  # fmt: skip
 ANATOMY = {
     "architecture", "tower", "projector", "feature_layers", "feature_layer", "dropped_tokens",
@@ -37,7 +37,7 @@ TOWER = {
     "kind", "module", "blocks", "width", "depth", "prefix_tokens", "image_size", "patch_size",
     "twins", "grid",
 }  # fmt: skip
-PROJECTOR = {"module", "sites", "tensors"}
+PROJECTOR = {"beside", "module", "sites", "tensors"}
 SITE = {"module", "weight", "in_features", "out_features", "rows"}
 OFFER = {"kind", "summary", "blocks", "costs", "notes", "refused", "layout"}
 LAYOUT = {"kind", "blocks", "axis", "stride", "mixed", "normed", "pool"}

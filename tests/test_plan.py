@@ -195,7 +195,7 @@ CONTRADICTIONS: dict[str, tuple[Edit, str]] = {
     "two layers": (top(vision_feature_layer=[1, 2]), "hidden_size"),
     "strategy": (top(vision_feature_select_strategy="cls"), "'cls'"),
     "strategy is a list": (top(vision_feature_select_strategy=["full"]), "full"),
-    "tower kind": (vision(model_type="dinov2"), "dinov2"),
+    "tower kind": (vision(model_type="swin"), "swin"),
     "tower kind is a list": (vision(model_type=["clip"]), "clip"),
     "tower kind of other names": (vision(model_type="pixtral"), "no tensor belongs"),
     "no pixels": (vision(image_size=0), "image_size"),
@@ -259,8 +259,15 @@ def test_unknown_classes_are_named_with_where_to_look(name: Any) -> None:
     assert "dcsurgery architectures" in error.hint
 
 
-@pytest.mark.parametrize("value", [None, [], "LlavaForConditionalGeneration", {}])
-def test_a_config_without_a_class_is_refused(value: Any) -> None:
+@pytest.mark.parametrize("value", [None, [], {}])
+def test_a_config_without_a_class_is_known_by_its_type(value: Any) -> None:
+    config, shapes = llava_like()
+    config["architectures"] = value
+    assert make_plan(checkpoint(config, shapes), Connector()).architecture == "llava"
+
+
+@pytest.mark.parametrize("value", ["LlavaForConditionalGeneration", {"0": "x"}, 3])
+def test_a_class_that_is_no_list_is_refused(value: Any) -> None:
     config, shapes = llava_like()
     config["architectures"] = value
     refused(config, shapes, UnknownArchitectureError)

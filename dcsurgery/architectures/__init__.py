@@ -30,6 +30,20 @@ def _side_by_side(anatomy: Anatomy, layers: Sequence[int]) -> Columns:
 
 
 @dataclass(frozen=True)
+class Counting:
+    """How a processor counts the image tokens of a picture (of a tile where it cuts tiles).
+
+    `words` are the keys of processor_config.json as config.json decides them, `defaults` what its
+    class takes for absent ones, `count(words)` the tokens it writes.
+    """
+
+    class_name: str
+    words: Config
+    defaults: Config
+    count: Callable[[Config], int]
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One family of checkpoints.
 
@@ -51,6 +65,7 @@ class Architecture:
 
     `processor(config, anatomy, layout)` returns a copy of processor_config.json that counts the
     image tokens of a connector which changes them, `token_connectors` which do ("sti", "pool");
+    `counting(anatomy)` says how the processor counts, None where that is not known;
     `resize(model, layout)` tells a loaded model's own code the new token grid.
 
     The rest serves verification where transformers' usual way does not fit: `preprocess(config,
@@ -74,6 +89,7 @@ class Architecture:
     stock_loader: str = ""
     processor: Callable[[Config, Anatomy, FeatureLayout], Config] | None = None
     token_connectors: tuple[str, ...] = ()
+    counting: Callable[[Anatomy], Counting] | None = None
     resize: Callable[[Any, FeatureLayout], None] | None = None
     preprocess: Callable[[Config, Sequence[Any]], dict[str, Tensor]] | None = None
     encode: Callable[[Any, dict[str, Tensor]], Tensor] | None = None
@@ -120,8 +136,8 @@ def class_name(config: Config) -> str:
     Empty where it says neither.
     """
     declared = config.get("architectures")
-    if isinstance(declared, list) and declared:
-        return str(declared[0])
+    if declared:
+        return str(declared[0]) if isinstance(declared, list) else ""
     plain = re.sub("[_.-]", "", str(config.get("model_type")))
     named = [name for found in available() for name in found.class_names]
     named += [*REFUSED, *(name for known in KNOWN for name in known.class_names)]
@@ -144,9 +160,9 @@ def find_architecture(config: Config) -> Architecture:
     refuse_known(config)
     if config.get("mm_vision_tower"):
         raise UnknownArchitectureError(
-            f"this is a LLaVA fork (class {name}, vision tower "
-            f"{str(config['mm_vision_tower'])[:200]!r} named in the config) that transformers has "
-            "no form for",
+            f"this is a LLaVA in an original format (class {name}, vision tower "
+            f"{str(config['mm_vision_tower'])[:200]!r} named in the config) that this "
+            "version does not read",
             hint="use the repository that the same model has in transformers' format, such as "
             "llava-hf/llava-1.5-7b-hf for liuhaotian/llava-v1.5-7b",
         )

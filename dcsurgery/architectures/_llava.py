@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dcsurgery.anatomy import Anatomy, VisionTower
+from dcsurgery.architectures import Counting
 from dcsurgery.architectures import _reading as reading
 from dcsurgery.checkpoint.headers import TensorEntry
 from dcsurgery.features import FeatureLayout
@@ -187,6 +188,37 @@ def count_appended(
 def count_pooled(config: dict[str, Any], anatomy: Anatomy, layout: FeatureLayout) -> dict[str, Any]:
     """Return processor words for a pooled grid: one of larger patches (see count_appended)."""
     return {**config, "patch_size": anatomy.tower.patch_size * layout.pool}
+
+
+def counting(class_name: str) -> Callable[[Anatomy], Counting]:
+    """Return how LLaVA's processors count; Pixtral's own counts for a Pixtral tower."""
+
+    def find(anatomy: Anatomy) -> Counting:
+        tower = anatomy.tower
+
+        def count(words: dict[str, Any]) -> int:
+            side = tower.image_size // words["patch_size"]
+            cropped = 1 if words["vision_feature_select_strategy"] == "default" else 0
+            more: int = words["num_additional_image_tokens"]
+            return int(side * side) + more - cropped
+
+        def count_packed(words: dict[str, Any]) -> int:
+            side = tower.image_size // (words["patch_size"] * words["spatial_merge_size"])
+            return int(side * side)
+
+        patch = {"patch_size": tower.patch_size}
+        if anatomy.variable_resolution:
+            known = {"patch_size": 16, "spatial_merge_size": 1}
+            return Counting("PixtralProcessor", patch, known, count_packed)
+        words = {
+            **patch,
+            "vision_feature_select_strategy": "default" if anatomy.dropped_tokens else "full",
+            "num_additional_image_tokens": tower.prefix_tokens,
+        }
+        absent = {"patch_size": None, "vision_feature_select_strategy": None}
+        return Counting(class_name, words, {**absent, "num_additional_image_tokens": 0}, count)
+
+    return find
 
 
 def resize_grid(model: Any, layout: FeatureLayout) -> None:

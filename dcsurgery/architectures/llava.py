@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dcsurgery.anatomy import Anatomy
-from dcsurgery.architectures import Architecture, Config, Tensors, _llava
+from dcsurgery.architectures import Architecture, Config, Counting, Tensors, _llava
 from dcsurgery.architectures import _reading as reading
 from dcsurgery.architectures._pictures import tile_images
 from dcsurgery.errors import AnatomyError, PlanError
@@ -118,6 +118,22 @@ def count_tile(config: Config, anatomy: Anatomy, layout: FeatureLayout) -> Confi
     return {**config, "num_image_tokens": layout.count_tokens(anatomy.image_tokens)}
 
 
+def counting_tile(anatomy: Anatomy) -> Counting:
+    """Return how LLaVA-OneVision's processor counts: a tile's tokens are a word of their own."""
+
+    def count(words: Config) -> int:
+        cropped = words["vision_feature_select_strategy"] == "default"
+        tokens: int = words["num_image_tokens"]
+        return tokens - int(cropped)
+
+    cropped = bool(anatomy.dropped_tokens)
+    words = {
+        "num_image_tokens": anatomy.image_tokens + cropped,
+        "vision_feature_select_strategy": "default" if cropped else "full",
+    }
+    return Counting("LlavaOnevisionProcessor", words, dict.fromkeys(words), count)
+
+
 def _stock(class_name: str) -> dict[str, Any]:
     return {
         "class_names": (class_name,),
@@ -147,6 +163,7 @@ ARCHITECTURES = (
         ),
         towers="CLIP, SigLIP, Pixtral, DINOv2, DINOv3 and other ViTs",
         processor=_llava.count_appended,
+        counting=_llava.counting("LlavaProcessor"),
         token_connectors=("sti", "pool"),
         **_stock("LlavaForConditionalGeneration"),
     ),
@@ -163,6 +180,7 @@ ARCHITECTURES = (
         ),
         towers="CLIP, SigLIP, DINOv2 and other ViTs",
         processor=_llava.count_pooled,
+        counting=_llava.counting("LlavaNextProcessor"),
         **_stock("LlavaNextForConditionalGeneration"),
         **TILED,
     ),
@@ -173,6 +191,7 @@ ARCHITECTURES = (
         towers="CLIP",
         arrange=arrange_next_video,
         processor=count_video,
+        counting=_llava.counting("LlavaNextVideoProcessor"),
         **_stock("LlavaNextVideoForConditionalGeneration"),
         **TILED,
     ),
@@ -188,6 +207,7 @@ ARCHITECTURES = (
         ),
         towers="SigLIP",
         processor=count_tile,
+        counting=counting_tile,
         **_stock("LlavaOnevisionForConditionalGeneration"),
         **TILED,
     ),
@@ -206,6 +226,7 @@ ARCHITECTURES = (
         checkpoints=("llava-hf/vip-llava-7b-hf", "llava-hf/vip-llava-13b-hf"),
         towers="CLIP",
         processor=_llava.count_appended,
+        counting=_llava.counting("LlavaProcessor"),
         token_connectors=("pool",),
     ),
 )

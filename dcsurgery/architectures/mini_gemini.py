@@ -8,6 +8,7 @@ matrices keep the width of one state (mm_hidden_size_uni).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dcsurgery.anatomy import Anatomy
@@ -24,6 +25,9 @@ MINING = "patch_info_mining"
 def dissect(config: Config, tensors: Tensors) -> Anatomy:
     """Return the anatomy of a MiniGeminiForConditionalGeneration checkpoint."""
     projector = reading.read_projector(tensors, {SITE: f"{SITE}.weight"}, "multi_modal_projector")
+    mining = tuple(sorted(name for name in tensors if f".{MINING}." in f".{name}"))
+    # The reference trains both together (train.py: tune_mm_mlp_adapter, initialize_uni_modules).
+    projector = replace(projector, beside=mining)
     site = projector.sites[0]
     hidden = reading.section(config, "text_config").get("hidden_size", site.out_features)
     reading.require(

@@ -57,8 +57,8 @@ class Checkpoint:
     `side_files` are all files that travel with the weights (tokenizer, processor, code, ...), as
     posix paths; `left_out` are weights in other formats and safetensors files outside the index,
     which no loader of this checkpoint reads; `set_aside` what trainings and editors left there, by
-    is_leftover; `remote_sizes` the bytes of every file still on the
-    Hub; `stamps` of local files were taken before any was read.
+    is_leftover; `remote_sizes` the bytes of every file still on the Hub, `remote_digests` the
+    SHA-256 of its large ones; `stamps` of local files were taken before any was read.
     """
 
     ref: ModelRef
@@ -69,6 +69,7 @@ class Checkpoint:
     side_files: tuple[str, ...]
     left_out: tuple[str, ...]
     remote_sizes: Mapping[str, int] = field(default_factory=dict)
+    remote_digests: Mapping[str, str] = field(default_factory=dict, compare=False)
     stamps: Mapping[str, Stamp] = field(default_factory=dict, compare=False)
     index_name: str = INDEX
     set_aside: tuple[str, ...] = ()
@@ -283,7 +284,7 @@ def _open_remote(ref: ModelRef, pickles: Callable[[dict[str, Any]], bool]) -> Ch
         return WeightFile(name, size, parse_header(blob, size, name))
 
     found = _assemble(ref, sorted(listing.sizes), read_json, open_weights, pickles)
-    return replace(found, remote_sizes=listing.sizes)
+    return replace(found, remote_sizes=listing.sizes, remote_digests=listing.digests)
 
 
 def _assemble(

@@ -39,6 +39,21 @@ def digest(chunks: Iterable[bytes]) -> str:
     return total.hexdigest()
 
 
+def same_bytes(one: Iterable[bytes], other: Iterable[bytes]) -> bool:
+    """Return whether two streams of chunks, cut anyhow, hold the same bytes. Reads no further."""
+    left, right = memoryview(b""), memoryview(b"")
+    first, second = filter(None, one), filter(None, other)
+    while True:
+        left = left or memoryview(next(first, b""))
+        right = right or memoryview(next(second, b""))
+        if not (left and right):
+            return not (left or right)
+        size = min(len(left), len(right))
+        if left[:size] != right[:size]:
+            return False
+        left, right = left[size:], right[size:]
+
+
 def tensor_bytes(path: Path, header: Header, name: str) -> Iterator[bytes]:
     """Yield the bytes of one tensor of a file."""
     entry = header.tensors[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dcsurgery.errors import CheckpointError, CheckpointNotFoundError, DcSurgeryError
@@ -18,10 +18,11 @@ class HubUnreachableError(CheckpointNotFoundError):
 
 @dataclass(frozen=True)
 class HubListing:
-    """A repository at one commit: file name -> bytes."""
+    """A repository at one commit: file name -> bytes, and -> SHA-256 for large files."""
 
     commit: str
     sizes: dict[str, int]
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 @contextmanager
@@ -98,8 +99,10 @@ def list_repository(repo_id: str, revision: str | None) -> HubListing:
         info = HfApi().model_info(
             repo_id, revision=revision, files_metadata=True, timeout=TIMEOUT_S
         )
-        sizes = {item.rfilename: item.size or 0 for item in info.siblings or []}
-        return HubListing(commit=str(info.sha), sizes=sizes)
+        files = info.siblings or []
+        sizes = {item.rfilename: item.size or 0 for item in files}
+        digests = {item.rfilename: item.lfs.sha256 for item in files if item.lfs}
+        return HubListing(commit=str(info.sha), sizes=sizes, digests=digests)
 
 
 def read_range(repo_id: str, commit: str, name: str, start: int, length: int) -> bytes:

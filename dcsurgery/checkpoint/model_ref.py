@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -121,6 +123,23 @@ def local_folder(model: str | Path, revision: str | None = None) -> Path:
     if found is None:
         raise CheckpointNotFoundError(f"{model} was not found", hint="check the path or the Hub id")
     return found
+
+
+def fetch_files(ref: ModelRef, names: Iterable[str]) -> ModelRef:
+    """Download some files of a Hub model into the cache; return the reference to its snapshot.
+
+    Raises CheckpointNotFoundError or CheckpointError.
+    """
+    with hub_errors(str(ref.repo_id), ref.revision):
+        from huggingface_hub import snapshot_download
+
+        wanted = [glob.escape(name) for name in names]
+        path = Path(
+            snapshot_download(
+                str(ref.repo_id), revision=ref.commit or ref.revision, allow_patterns=wanted
+            )
+        )
+    return replace(ref, folder=path, commit=path.name)
 
 
 def fetch_cached(ref: ModelRef, weights: bool, pickles: bool) -> ModelRef:

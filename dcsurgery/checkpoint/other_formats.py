@@ -11,6 +11,8 @@ from dcsurgery.errors import CheckpointError, CheckpointNotFoundError, UnsafeFor
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
 MADE_FROM = "convert the transformers model it was made from; its README names it"
+# Of a folder with transformers' own weights, these first kinds alone are asked for.
+NOT_THESE = 2
 # The first that fits: a pattern of file names, what such a folder is, the next step.
 _KINDS: tuple[tuple[str, str, str], ...] = (
     (r"model_index\.json", "a diffusers pipeline, which makes pictures and reads none",
@@ -53,11 +55,12 @@ def refuse_folder(name: str, files: Sequence[str], read: Callable[[str], str]) -
             hint="merge it first: load that model, then peft.PeftModel.from_pretrained(model, "
             f"{name!r}).merge_and_unload().save_pretrained(MERGED), and name MERGED",
         )
-    for pattern, what, step in _KINDS:
+    whole = any(re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", file) for file in files)
+    for pattern, what, step in _KINDS[: NOT_THESE if whole else None]:
         if any(re.fullmatch(pattern, file) for file in files):
             raise CheckpointNotFoundError(f"{name} holds {what}", hint=step)
     pickles = [file for file in files if re.fullmatch(_PICKLES, file)]
-    if pickles:
+    if pickles and not whole:
         raise UnsafeFormatError(
             f"{name} holds its weights as pickles only ({', '.join(pickles[:3])}), "
             "which can run code when read",

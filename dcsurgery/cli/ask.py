@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,6 +20,9 @@ from dcsurgery.cli.options import (
     PromptOption,
     Quiet,
     Revision,
+    Template,
+    Towers,
+    read_towers,
 )
 from dcsurgery.cli.output import Output
 from dcsurgery.errors import RequestError
@@ -68,6 +71,8 @@ class AskOptions:
         typer.Option(metavar="FOLDER", help="Where the base of a delta is now."),
     ] = None
     prompt: PromptOption = "auto"
+    tower: Towers = None
+    template: Template = None
     orientation: Orientation = "exif"
     dtype: Dtype = "auto"
     device: Device = None
@@ -115,16 +120,28 @@ def ask(
     if options.against is not None:
         # These belong to MODEL alone.
         models.append((options.against, replace(options, revision=None, base=None)))
+    with out.working("reading the models"):
+        from dcsurgery.loading.hints import share_hints
+
+        places = [(name, own.revision) for name, own in models]
+        hints = share_hints(places, read_towers(options.tower), options.template)
     with _shown([name for name, _ in models], out) as shows:
         answers = [
-            _ask_one(name, asked, own, show, out)
-            for (name, own), show in zip(models, shows, strict=True)
+            _ask_one(name, asked, own, given, show, out)
+            for (name, own), given, show in zip(models, hints, shows, strict=True)
         ]
     if options.as_json:
         out.data(_values(asked, images or [], options, answers))
 
 
-def _ask_one(name: str, asked: Question, options: AskOptions, show: Show, out: Output) -> Answer:
+def _ask_one(
+    name: str,
+    asked: Question,
+    options: AskOptions,
+    hints: Mapping[str, Any],
+    show: Show,
+    out: Output,
+) -> Answer:
     """Load one model, let it answer, and give its memory back."""
     with out.working(f"loading {name}") if show.waits else nullcontext():
         from dcsurgery.evaluation.ask import Loading, load_respondent
@@ -137,6 +154,7 @@ def _ask_one(name: str, asked: Question, options: AskOptions, show: Show, out: O
             dtype=options.dtype,
             device=options.device,
             prompt=cast("Prompt", options.prompt),
+            **hints,
         )
         respondent = load_respondent(where)
     with show.words() as listen:

@@ -41,6 +41,7 @@ def convert(
         "link": write.link,
         "keep_all": write.keep_all,
         "towers": read_towers(write.tower),
+        "template": write.template,
     }
     if write.dry_run:
         with out.working(f"planning the conversion of {model}"):

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from dcsurgery.cli.options import AsJson, Columns, Device, Dtype, Orientation, PromptOption, Quiet
+from dcsurgery.cli.options import (
+    AsJson,
+    Columns,
+    Device,
+    Dtype,
+    Orientation,
+    PromptOption,
+    Quiet,
+    Template,
+    Towers,
+    read_towers,
+)
 from dcsurgery.cli.output import Output
 from dcsurgery.printing import units
 
@@ -89,6 +100,8 @@ class EvalOptions:
         str, typer.Option(metavar="NAME", help="Split of a Hugging Face data set.")
     ] = "train"
     prompt: PromptOption = "auto"
+    tower: Towers = None
+    template: Template = None
     orientation: Orientation = "exif"
     dtype: Dtype = "auto"
     device: Device = None
@@ -193,6 +206,8 @@ def _ask(models: list[str], options: EvalOptions, out: Output) -> EvalReport:
             columns=parse_columns(options.columns),
             tell=out.warn,
             overwrite=options.overwrite,
+            towers=read_towers(options.tower),
+            template=options.template,
             progress=progress,
         )
 

@@ -10,7 +10,16 @@ from typing import Annotated, Any
 
 import typer
 
-from dcsurgery.cli.options import AsJson, Columns, Model, Quiet, Revision
+from dcsurgery.cli.options import (
+    AsJson,
+    Columns,
+    Model,
+    Quiet,
+    Revision,
+    Template,
+    Towers,
+    read_towers,
+)
 from dcsurgery.cli.output import Output
 from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import DcSurgeryError
@@ -79,6 +88,8 @@ class JobOptions:
         str | None,
         typer.Option(metavar="MODEL", help="Where the base is now. Default: where the plan says."),
     ] = None
+    tower: Towers = None
+    template: Template = None
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -113,6 +124,7 @@ def finetune(
 
         arguments = asdict(job) | {"settings": settings, "connector": connector}
         arguments["columns"] = parse_columns(job.columns)
+        arguments["towers"] = read_towers(arguments.pop("tower"))
         if job.dry_run:
             plan = finetune_connector(model, **arguments)
     if job.output is not None and not job.dry_run:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from dcsurgery.cli.options import AsJson, Model, Quiet, Revision, Towers, read_towers
+from dcsurgery.cli.options import (
+    AsJson,
+    Model,
+    Quiet,
+    Revision,
+    Template,
+    Towers,
+    read_towers,
+)
 from dcsurgery.cli.output import Output
 from dcsurgery.printing import units
 
@@ -23,6 +31,7 @@ def inspect(
     model: Model,
     revision: Revision = None,
     tower: Towers = None,
+    template: Template = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -35,7 +44,7 @@ def inspect(
 
     out = Output(as_json=as_json, quiet=quiet)
     with out.working(f"reading the headers of {model}"):
-        found = inspect_checkpoint(model, revision, towers=read_towers(tower))
+        found = inspect_checkpoint(model, revision, towers=read_towers(tower), template=template)
     if as_json:
         out.data(found.to_dict())
         return
@@ -89,7 +98,16 @@ def _anatomy(found: Inspection) -> list[tuple[str, str]]:
             "language model",
             f"{anatomy.language_model}, {up_to}{anatomy.image_tokens} image tokens for one image",
         ),
+        *_processor(found),
     ]
+
+
+def _processor(found: Inspection) -> list[tuple[str, str]]:
+    fit = found.processor
+    if fit is None:
+        return []
+    fits = (f"writes {fit.written} image tokens for a picture, as many as the model makes",)
+    return [("processor", "\n".join(fit.notes or fits))]
 
 
 def _original(found: Inspection) -> list[tuple[str, str]]:

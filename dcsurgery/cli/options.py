@@ -96,6 +96,17 @@ Towers = Annotated[
 ]
 
 
+Template = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="How prompts are written for a model in its original format: a conversation of its "
+        "reference (v1, chatml_direct, mistral_instruct, llama_3, ...), own (its tokenizer's), or "
+        "a file with a chat template. Default: as the checkpoint tells.",
+    ),
+]
+
+
 def read_towers(values: list[str] | None) -> dict[str, str]:
     """Return --tower options as a table. Raises BadParameter for one without "="."""
     pairs = [value.rpartition("=") for value in values or ()]
@@ -121,6 +132,7 @@ class WriteOptions:
         ),
     ] = False
     tower: Towers = None
+    template: Template = None
     dry_run: DryRun = False
 
 

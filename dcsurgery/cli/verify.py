@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcsurgery.cli.options import AsJson, Orientation, Quiet, Revision
+from dcsurgery.cli.options import AsJson, Orientation, Quiet, Revision, Towers, read_towers
 from dcsurgery.cli.output import Output
 from dcsurgery.errors import DcSurgeryError
+from dcsurgery.printing import units
 
 if TYPE_CHECKING:
     from dcsurgery.verification import Report
+    from dcsurgery.verification.cost import Cost
 
 EXAMPLES = (
     "dcsurgery verify llava-dci",
@@ -54,6 +56,7 @@ class VerifyOptions:
             "--logits", help="Also run both whole models; needs memory for them (a 7B: 30 GB)."
         ),
     ] = False
+    tower: Towers = None
 
 
 def verify(
@@ -82,6 +85,8 @@ def verify(
             images=options.image or [],
             deep=options.deep,
             logits=options.logits,
+            towers=read_towers(options.tower),
+            announce=lambda cost: out.tell(_told(cost)),
             orientation=options.orientation,
         )
     if as_json:
@@ -89,6 +94,14 @@ def verify(
     else:
         show_report(report, out)
     return 0 if report.passed else FAILED
+
+
+def _told(cost: Cost) -> str:
+    sent = f", {units.size(cost.remote)} of it from the Hub" if cost.remote else ""
+    return (
+        f"reads about {units.size(cost.read)}{sent}, holds {units.size(cost.memory)} in memory, "
+        f"takes about {units.seconds(cost.seconds)}"
+    )
 
 
 def _fetches(path: Path, against: str | None) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from dcsurgery.errors import RequestError
 from dcsurgery.loading.adopted_models import small_files
 from dcsurgery.loading.load import quiet_transformers
 from dcsurgery.modeling import register
-from dcsurgery.originals import is_original, open_model
+from dcsurgery.originals import Hints, is_original, open_model, told
 from dcsurgery.surgery.base_model import find_base
 from dcsurgery.surgery.plan_file import PLAN_FILE, read_plan
 
@@ -36,18 +36,30 @@ FOREIGN = (
     ValueError,
 )
 FOREIGN_ERRORS = (*FOREIGN, StrictDataclassError)
+# What LLaVA's processors cannot count without; repositories from before transformers 4.46 lack it.
+COUNTING = ("patch_size", "num_image_tokens")
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 def load_processor(
-    path: str | Path, *, revision: str | None = None, base: str | Path | None = None
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    base: str | Path | None = None,
+    towers: Mapping[str, str] | None = None,
+    template: str | None = None,
 ) -> Any:
     """Return the processor of a model folder or Hub id; a delta's is its base's, unless it has one.
 
-    Where torchvision is missing, the processor comes without its video half. Code of the
-    repository's own is never run. Raises RequestError when there is no processor that works here.
+    `towers` and `template` are as load_model takes them. Where torchvision is missing, the
+    processor comes without its video half. Code of the repository's own is never run. Raises
+    RequestError when there is no processor that works here.
     """
-    with processor_files(path, revision, base) as folder, quiet_transformers(), _no_questions():
+    with (
+        processor_files(path, revision, base, told(towers, template)) as folder,
+        quiet_transformers(),
+        _no_questions(),
+    ):
         register()
         try:
             processor = _load_whole(folder)
@@ -55,22 +67,32 @@ def load_processor(
             processor = _load_without_video(folder, error)
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise _unusable(folder, f"it is only a {type(processor).__name__}")
+    for word in COUNTING:
+        if getattr(processor, word, "") is None:
+            raise RequestError(
+                f"the processor of {path} has no {word}: it cannot count image tokens",
+                hint="`dcsurgery convert` takes it from config.json; or add it to "
+                f"{PROCESSOR_FILES[0]}",
+            )
     return processor
 
 
 @contextmanager
 def processor_files(
-    path: str | Path, revision: str | None = None, base: str | Path | None = None
+    path: str | Path,
+    revision: str | None = None,
+    base: str | Path | None = None,
+    hints: Hints | None = None,
 ) -> Iterator[Path]:
     """Yield a folder that holds a model's processor files, a temporary one for original formats."""
     folder = local_folder(path, revision)
     own = any((folder / name).is_file() for name in PROCESSOR_FILES)
     converted = (folder / PLAN_FILE).is_file()
     if converted and not own:
-        with small_files(find_base(read_plan(folder), base)) as found:
+        with small_files(find_base(read_plan(folder), base, (hints or Hints()).towers)) as found:
             yield found
     elif not converted and is_original(_read(folder / "config.json")):
-        with small_files(open_model(path, revision)) as found:
+        with small_files(open_model(path, revision, hints=hints)) as found:
             yield found
     else:
         yield folder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,12 +14,13 @@ from transformers import TextStreamer
 
 from dcsurgery.data.conversations import ask
 from dcsurgery.data.pictures import RowError, open_images
-from dcsurgery.data.processor import FOREIGN_ERRORS, load_processor
+from dcsurgery.data.processor import load_processor
 from dcsurgery.data.prompts import Prompter
 from dcsurgery.data.templates import Prompt, prompt_version
 from dcsurgery.errors import RequestError
-from dcsurgery.evaluation.generation import GREEDY, model_inputs, place_model
+from dcsurgery.evaluation.generation import GREEDY, model_inputs, place_model, running
 from dcsurgery.evaluation.video import Clip, image_runs, pooled_features, read_clip, shorten
+from dcsurgery.loading.hints import share_hints
 from dcsurgery.loading.load import load_model, quiet_transformers
 
 Listener = Callable[[str], None]
@@ -106,18 +107,10 @@ class Respondent:
         with (
             torch.inference_mode(),
             quiet_transformers(),
+            running(self.model, self.name),
             pooled_features(self.model, runs, question.frame_pool),
         ):
-            try:
-                tokens = self.model.generate(**inputs, **settings)[0, width:]
-            except RequestError:
-                raise
-            except FOREIGN_ERRORS as error:
-                why = " ".join(str(error).split())[:160] or type(error).__name__
-                raise RequestError(
-                    f"{self.name} cannot answer: {why}",
-                    hint="`dcsurgery verify` says whether the model itself is well",
-                ) from error
+            tokens = self.model.generate(**inputs, **settings)[0, width:]
         return Answer(
             model=self.name,
             text=self.prompter.answer(tokens),
@@ -187,7 +180,7 @@ class Loading:
 
     `base`: where the base of a delta is now. `dtype` is a torch name or "auto", the checkpoint's
     own; `device` None takes a GPU if there is one. `prompt` "auto" is the model's chat template,
-    "plain" and "v1" are LLaVA's.
+    "plain" and "v1" are LLaVA's; `towers` and `template` are as in load_model.
     """
 
     path: str | Path
@@ -196,6 +189,8 @@ class Loading:
     dtype: str = "auto"
     device: str | None = None
     prompt: Prompt = "auto"
+    towers: Mapping[str, str] | None = None
+    template: str | None = None
 
 
 def load_respondent(where: Loading) -> Respondent:
@@ -207,8 +202,10 @@ def load_respondent(where: Loading) -> Respondent:
     dtype = where.dtype if where.dtype == "auto" else getattr(torch, where.dtype, None)
     if dtype != "auto" and not isinstance(dtype, torch.dtype):
         raise RequestError(f"--dtype {where.dtype} is unknown", hint="float32, bfloat16, auto, ...")
-    processor = load_processor(where.path, revision=where.revision, base=where.base)
-    model = load_model(where.path, revision=where.revision, base=where.base, dtype=dtype)
+    place: dict[str, Any] = {"revision": where.revision, "base": where.base}
+    (hints,) = share_hints([(where.path, where.revision)], where.towers, where.template)
+    processor = load_processor(where.path, **place, **hints)
+    model = load_model(where.path, dtype=dtype, **place, **hints)
     model = place_model(model, str(where.path), where.device)
     return Respondent(str(where.path), model, Prompter(processor, version=version))
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dcsurgery.data.batches import Collator
+from dcsurgery.data.processor import FOREIGN_ERRORS
 from dcsurgery.data.prompts import IGNORED, TOKEN_FIELDS, Prompter
 from dcsurgery.errors import RequestError
 
@@ -43,6 +45,21 @@ def model_inputs(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+@contextmanager
+def running(model: Any, name: str | None = None) -> Iterator[None]:
+    """Turn what a model raises over its inputs into a RequestError about the model, by `name`."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except FOREIGN_ERRORS as error:
+        why = " ".join(str(error).split())[:160] or type(error).__name__
+        raise RequestError(
+            f"{name or getattr(model, 'name_or_path', '') or 'the model'} cannot answer: {why}",
+            hint="`dcsurgery verify` and `inspect` say whether model and processor fit together",
+        ) from error
+
+
 def generate_answers(
     model: Any, prompter: Prompter, prompts: Sequence[Mapping[str, Tensor]], max_new_tokens: int
 ) -> list[str]:
@@ -57,7 +74,7 @@ def generate_answers(
     ]
     collator = Collator(prompter.processor, side="left")
     batch = model_inputs(model, collator(rows))
-    with torch.inference_mode():
+    with torch.inference_mode(), running(model):
         found = model.generate(
             **batch,
             **GREEDY,
@@ -77,7 +94,7 @@ def answer_losses(
     inputs = model_inputs(model, batch)
     if not prompter.suffixed:
         inputs.pop("labels", None)
-    with torch.inference_mode():
+    with torch.inference_mode(), running(model):
         logits = model(**inputs).logits[:, :-1]
     found = []
     for row, marks in zip(logits, labels, strict=True):

@@ -29,6 +29,7 @@ from dcsurgery.evaluation.generation import answer_losses, generate_answers, pla
 from dcsurgery.evaluation.metrics import VERSION, check_metric
 from dcsurgery.evaluation.questions import Batch, Questions, question_turns, usable_rows
 from dcsurgery.evaluation.summary import Scored, write_summary
+from dcsurgery.loading.hints import share_hints
 from dcsurgery.loading.load import load_model
 from dcsurgery.printing.sheet import Progress
 from dcsurgery.verification.models import free_memory
@@ -83,6 +84,8 @@ def evaluate_checkpoints(  # noqa: PLR0913 - one keyword per CLI option, by desi
     split: str = "train",
     revision: str | None = None,
     columns: Mapping[str, str] | None = None,
+    towers: Mapping[str, str] | None = None,
+    template: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
     tell: Callable[[str], None] | None = None,
@@ -90,8 +93,9 @@ def evaluate_checkpoints(  # noqa: PLR0913 - one keyword per CLI option, by desi
     """Evaluate models on rows with reference answers and write report.json, report.png, answers.
 
     `models` are folders or Hub ids of any form; the first is what the others are compared with.
-    `split` and `revision` are of a Hugging Face data set, `columns` as in read_rows; `progress` is
-    called with the rows done, all rows and the model, `tell` with warnings before the work. An
+    `split` and `revision` are of a Hugging Face data set, `columns` as in read_rows; `towers` and
+    `template` are as in load_model, for the models that take them; `progress` is called with the
+    rows done, all rows and the model, `tell` with warnings before the work. An
     evaluation that was interrupted goes on where it stopped. Raises RequestError, CheckpointError
     or OutputExistsError.
     """
@@ -108,6 +112,7 @@ def evaluate_checkpoints(  # noqa: PLR0913 - one keyword per CLI option, by desi
         if tell is not None:
             tell(warning)
     names = [str(model) for model in models]
+    hints = share_hints([(name, None) for name in names], towers, template)
     folders = [fetch(parse_reference(name)).folder for name in names]
     digest = data_digest(data)
     # What the data's digest does not tell: which pictures, which part of a data set.
@@ -115,6 +120,7 @@ def evaluate_checkpoints(  # noqa: PLR0913 - one keyword per CLI option, by desi
         "images": None if folder is None else str(folder.resolve()),
         "split": split,
         "revision": revision,
+        **{key: value for each in hints for key, value in each.items() if value},
         "columns": dict(columns or {}),
     }
     header = {
@@ -127,7 +133,8 @@ def evaluate_checkpoints(  # noqa: PLR0913 - one keyword per CLI option, by desi
     answers = AnswerFile(Path(output), header, overwrite=overwrite)
     dropped: dict[str, dict[str, int]] = {}
     for index, name in enumerate(names):
-        dropped |= _Model(index, name, chosen, questions).answer(answers, progress)
+        model = _Model(index, name, chosen, questions, hints[index])
+        dropped |= model.answer(answers, progress)
     scored = Scored(
         questions, names, [answers.of(i) for i in range(len(names))], [None] * len(names)
     )
@@ -163,6 +170,7 @@ class _Model:
     name: str
     settings: EvalSettings
     questions: Questions
+    hints: Mapping[str, Any]
 
     def answer(self, answers: AnswerFile, progress: Progress | None) -> dict[str, dict[str, int]]:
         """Answer the rows that this model has not answered yet, and note them as they come.
@@ -172,7 +180,7 @@ class _Model:
         usable, bad = self.questions.rows, self.questions.bad
         done = answers.of(self.index)
         prompter = Prompter(
-            load_processor(self.name),
+            load_processor(self.name, **self.hints),
             version=prompt_version(self.settings.prompt),
             aspect=self.settings.aspect,
             orientation=self.settings.orientation,
@@ -181,7 +189,7 @@ class _Model:
         left = [(at, row) for at, row in usable if at not in done and at not in bad]
         if not left:
             return dropped
-        model = _loaded(self.name, self.settings)
+        model = _loaded(self.name, self.settings, self.hints)
         finished = len(usable) - len(left)
         for batch in batches(left, self.settings.batch_size):
             answers.add(self._answer(model, prompter, batch))
@@ -243,6 +251,6 @@ def batches(rows: Batch, size: int) -> Iterator[Batch]:
             yield chosen[start : start + size]
 
 
-def _loaded(name: str, settings: EvalSettings) -> Any:
+def _loaded(name: str, settings: EvalSettings, hints: Mapping[str, Any]) -> Any:
     dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    return place_model(load_model(name, dtype=dtype), name, settings.device)
+    return place_model(load_model(name, dtype=dtype, **hints), name, settings.device)

@@ -25,7 +25,7 @@ from dcsurgery.loading.parameter_names import (
     projector_parameters,
     renamed_tensors,
 )
-from dcsurgery.originals import is_original, open_model
+from dcsurgery.originals import Hints, is_original, open_model, told
 from dcsurgery.originals.adopted import Adopted
 from dcsurgery.surgery.base_model import base_within, open_base
 from dcsurgery.surgery.plan import make_plan
@@ -43,22 +43,34 @@ AGAIN = "convert or train again"
 
 
 def load_model(
-    path: str | Path, *, revision: str | None = None, base: str | Path | None = None, **kwargs: Any
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    base: str | Path | None = None,
+    towers: Mapping[str, str] | None = None,
+    template: str | None = None,
+    **kwargs: Any,
 ) -> Any:
     """Load a converted or trained folder (or Hub id): the upgraded model, in eval mode.
 
     A delta is attached to its base (`base` overrides where that is); a stock checkpoint is loaded
-    by transformers alone, one in an original format as the Hugging Face model it means. A LoRA
+    by transformers alone, one in an original format as the Hugging Face model it means (`towers`
+    and `template` as convert takes them; the template decides which tokens end an answer). A LoRA
     adapter that is not merged is loaded as transformers loads one. Further keywords go to
     from_pretrained (dtype, device_map, ...). Raises CheckpointError when the base is missing or is
     not the one the delta was made for.
     """
     folder = local_folder(path, revision)
     if not (folder / PLAN_FILE).is_file() and (folder / "config.json").is_file():
-        if is_original(parse_object(read_text(folder / "config.json"), "config.json")):
-            return _load_original(open_model(path, revision, weights=True), kwargs)
+        hints = told(towers, template)
+        if hints != Hints() or is_original(
+            parse_object(read_text(folder / "config.json"), "config.json")
+        ):
+            source = open_model(path, revision, weights=True, hints=hints)
+            return _load_original(source, kwargs)
         return load_stock(folder, **kwargs)
     plan = read_plan(folder)
+    refuse_hints(plan, towers if plan.form != "delta" else None, template)
     if plan.form == "portable":
         # With our own connector: code that lies in a folder is never run.
         model = load_stock(base_within(folder, plan), plan.anatomy.projector.tensors, **kwargs)
@@ -69,7 +81,18 @@ def load_model(
         if plan.adapter is not None and not plan.adapter.merged:
             load_adapter(model, plan, folder)
         return model
-    return _load_branch(plan, folder, base, kwargs)
+    return _load_branch(plan, folder, base, towers, kwargs)
+
+
+def refuse_hints(plan: SurgeryPlan, towers: Mapping[str, str] | None, template: str | None) -> None:
+    """Raise RequestError for hints that a converted model has no use for."""
+    for name, value in (("--tower", towers), ("--template", template)):
+        if value:
+            raise RequestError(
+                f"{name} is for models in an original format, and this one was converted: "
+                "its files hold what was chosen",
+                hint=f"leave {name} out, or convert {plan.base.id} with it",
+            )
 
 
 def _load_original(checkpoint: Checkpoint, kwargs: dict[str, Any]) -> Any:
@@ -93,7 +116,12 @@ def published_tensors(checkpoint: Adopted, plan: SurgeryPlan) -> dict[str, torch
 
 
 def load_for_training(
-    path: str | Path, *, revision: str | None = None, base: str | Path | None = None, **kwargs: Any
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    base: str | Path | None = None,
+    towers: Mapping[str, str] | None = None,
+    **kwargs: Any,
 ) -> tuple[Any, SurgeryPlan]:
     """Load a converted or trained folder so that its training can go on: (model, plan).
 
@@ -103,13 +131,17 @@ def load_for_training(
     """
     folder = local_folder(path, revision)
     plan = read_plan(folder)
-    return _load_branch(plan, folder, base, kwargs), plan
+    return _load_branch(plan, folder, base, towers, kwargs), plan
 
 
 def _load_branch(
-    plan: SurgeryPlan, folder: Path, base: str | Path | None, kwargs: dict[str, Any]
+    plan: SurgeryPlan,
+    folder: Path,
+    base: str | Path | None,
+    towers: Mapping[str, str] | None,
+    kwargs: dict[str, Any],
 ) -> Any:
-    checkpoint = open_base(plan, base)
+    checkpoint = open_base(plan, base, towers)
     model = load_stock(checkpoint, plan.anatomy.projector.tensors, **kwargs)
     install(model, plan, folder)
     if plan.adapter is not None:

@@ -93,6 +93,41 @@ def renamed_tensors(model: Any, tensors: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def needed_tensors(model: Any, tensors: Iterable[str]) -> list[str]:
+    """Return the tensors of a checkpoint that a model is loaded from, the words left out.
+
+    Joined and split ones count where what they become is in the model.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        rename_source_key,
+    )
+
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    state = model.state_dict()
+    words = {id(p) for p in word_parameters(model)}
+    left = {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in words}
+    found = []
+    for tensor in sorted(tensors):
+        names = (
+            rename_source_key(tensor, renamings, converters, model.base_model_prefix, state)[0],
+            rename_source_key(tensor, [], [], model.base_model_prefix, state)[0],
+        )
+        if any(name in state and name not in left for name in names):
+            found.append(tensor)
+    return found
+
+
+def word_parameters(model: Any) -> list[nn.Parameter]:
+    """Return the matrices of the words: embeddings and head."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [parameter for end in ends if end is not None for parameter in end.parameters()]
+
+
 def _plain_state(model: nn.Module) -> Mapping[str, Tensor]:
     state: dict[str, Tensor] = model.state_dict()
     return {plain_name(k): v for k, v in state.items() if not k.startswith(CONNECTOR_PREFIX)}

@@ -16,21 +16,32 @@ from typing import Any
 from dcsurgery.architectures import refuse_known
 from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
 from dcsurgery.errors import RequestError, UnknownArchitectureError
-from dcsurgery.originals.adopted import Adopted, TowerRecord
+from dcsurgery.originals.adopted import Adopted, Template, TowerRecord
 from dcsurgery.originals.format import OriginalFormat
+from dcsurgery.originals.prompts import read_template
 from dcsurgery.originals.towers import Towers
 
 
 @dataclass(frozen=True)
-class TowerPlaces:
-    """Where towers are: as the user said (--tower NAME=PATH), or as a plan remembers them.
+class Hints:
+    """What a user says of a model in an original format, and what a plan remembers of it.
 
-    `optional` lets the user name one for a model that holds its tower itself.
+    `towers` are --tower NAME=PATH, `template` is --template, `remembered` where towers were.
+    `optional` lets the user name a tower for a model that holds its tower itself.
     """
 
-    given: Mapping[str, str] = field(default_factory=dict)
+    towers: Mapping[str, str] = field(default_factory=dict)
+    template: Template | None = None
     remembered: Mapping[str, TowerRecord] = field(default_factory=dict)
     optional: bool = False
+
+
+def told(
+    towers: Mapping[str, str] | None, template: str | None = None, *, optional: bool = False
+) -> Hints:
+    """Return the hints a user gives. Raises RequestError for a template that is none."""
+    chosen = None if template is None else read_template(template)
+    return Hints(towers or {}, chosen, optional=optional)
 
 
 @cache
@@ -53,29 +64,35 @@ def open_model(
     revision: str | None = None,
     *,
     weights: bool = False,
-    towers: TowerPlaces | None = None,
+    hints: Hints | None = None,
     keep_all: bool = False,
 ) -> Checkpoint:
     """Open a folder or a Hub model as open_checkpoint does; one in an original format is adopted.
 
     Weights that are torch's zip files are accepted of original formats alone. Raises
     CheckpointError of the fitting kind, and AnatomyError or UnknownArchitectureError for an
-    original that has no Hugging Face form.
+    original that has no Hugging Face form; RequestError for hints that are not for this model.
     """
-    places = towers or TowerPlaces()
+    hints = hints or Hints()
     source = open_checkpoint(
         model, revision, weights=weights, pickles=_accept_pickles, keep_all=keep_all
     )
     _refuse_mlx(source)
     found = find_format(source.config)
     if found is None:
-        if places.given and not places.optional:
+        if hints.towers and not hints.optional:
             raise RequestError(
                 f"{source.ref.name} holds its vision tower itself: --tower is not for it",
                 hint="leave --tower out",
             )
+        if hints.template is not None:
+            raise RequestError(
+                f"{source.ref.name} is in Hugging Face's format: its prompts are what its own chat "
+                "template says",
+                hint="leave --template out; ask, eval and finetune take --prompt v1",
+            )
         return source
-    return adopt_checkpoint(found, source, places, weights=weights)
+    return adopt_checkpoint(found, source, hints, weights=weights)
 
 
 def _is_there(place: str) -> bool:
@@ -103,20 +120,21 @@ def _refuse_mlx(source: Checkpoint) -> None:
 
 
 def adopt_checkpoint(
-    found: OriginalFormat, source: Checkpoint, places: TowerPlaces, *, weights: bool
+    found: OriginalFormat, source: Checkpoint, hints: Hints, *, weights: bool
 ) -> Adopted:
     """Return an open original checkpoint as the Hugging Face one. Raises what open_model raises."""
-    remembered = {n: item.place for n, item in places.remembered.items() if _is_there(item.place)}
+    remembered = {n: item.place for n, item in hints.remembered.items() if _is_there(item.place)}
     finder = Towers(
-        given={**remembered, **places.given},
+        given=hints.towers,
+        remembered=remembered,
         home=source.ref.folder,
         weights=weights,
-        found={} if places.given else dict(places.remembered),
+        found={} if hints.towers else dict(hints.remembered),
     )
-    adopted = found.adopt(source, finder)
+    adopted = found.adopt(source, finder, hints.template)
     stated = [
         str(value) for key, value in source.config.items() if key.startswith("mm_vision_tower")
     ]
-    if not places.remembered and not places.optional:
-        finder.require_all_used(stated)
+    if not hints.optional:
+        finder.require_used(hints.towers, stated)
     return adopted

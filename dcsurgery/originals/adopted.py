@@ -53,6 +53,14 @@ class TowerRecord:
 
 
 @dataclass(frozen=True)
+class Template:
+    """A chat template: a conversation's name, or "own"; `text` is the template of a file."""
+
+    name: str
+    text: str | None = None
+
+
+@dataclass(frozen=True)
 class InstalledConnector:
     """A connector that a checkpoint has already: `blocks` are its hidden states.
 
@@ -69,13 +77,14 @@ class Adoption:
     """What the presentation was made from.
 
     `format` and `class_name` are the original's, `towers` where each named tower was found,
-    `notes` what a user should know.
+    `template` whose prompts it got, `notes` what a user should know.
     """
 
     source: Checkpoint
     format: str
     class_name: str
     towers: Mapping[str, TowerRecord] = field(default_factory=dict)
+    template: Template | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -42,7 +42,7 @@ def find_tower(source: Checkpoint, towers: Towers) -> AuxTower:
     """
     stated = str(source.config[KEY])
     own = {name: new for name in source.tensors if (new := renamed(name, AUX_TOWER))}
-    if own and not {stated, PurePosixPath(stated).name, KEY} & towers.given.keys():
+    if own and not towers.names(stated, KEY):
         shapes = {new: source.tensors[name] for name, new in own.items()}
         towers.found[stated] = TowerRecord("")
         return AuxTower(_describe(shapes, stated), (), True)

@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dcsurgery.checkpoint import checks
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.errors import AnatomyError
 from dcsurgery.originals import dense, vision
@@ -16,12 +15,14 @@ from dcsurgery.originals.adopted import (
     Adoption,
     InstalledConnector,
     Presented,
+    Template,
     present,
     render_json,
 )
 from dcsurgery.originals.format import OriginalFormat
-from dcsurgery.originals.text import chat_template, text_class, text_section
-from dcsurgery.originals.tokens import Tokens, padded_rows, plan_tokens
+from dcsurgery.originals.prompts import Prompt, Speaker, choose_prompt
+from dcsurgery.originals.text import text_class, text_section
+from dcsurgery.originals.tokens import TokenizerFiles, Tokens, padded_rows, plan_tokens
 from dcsurgery.originals.towers import PREPROCESSOR, Towers
 
 Config = dict[str, Any]
@@ -52,18 +53,21 @@ def recognises(config: Config) -> bool:
     return "vision_config" not in config and named and name.startswith("Llava")
 
 
-def adopt(source: Checkpoint, towers: Towers) -> Adopted:
+def adopt(source: Checkpoint, towers: Towers, template: Template | None = None) -> Adopted:
     """Present an original LLaVA as LlavaForConditionalGeneration or its LLaVA-NeXT sister.
 
-    Raises UnknownArchitectureError, AnatomyError or CheckpointError.
+    Raises UnknownArchitectureError, AnatomyError, CheckpointError or RequestError.
     """
     config = source.config
-    text_class(config)
+    kind, _ = text_class(config)
     inside = {name: m[1] for name in source.tensors if (m := INSIDE.match(name))}
     _require_known(source, inside)
     tower = vision.find_tower(source, inside, towers)
     pinpoints = read_grid(config)
-    tokens = plan_tokens(source, source.tensors[WORDS].shape[0])
+    own, rows = TokenizerFiles(source), source.tensors[WORDS].shape[0]
+    tokens = plan_tokens(own, rows)
+    code = "dense_connector" if dense.KEY in config else "llava"
+    prompt = choose_prompt(own, Speaker(kind, rows, code, picture_words(config)), template)
     groups, connector = _tensors(source, tower, tokens, flat=pinpoints is None)
     made = _config(source, tower, tokens, pinpoints)
     adoption = Adoption(
@@ -71,9 +75,15 @@ def adopt(source: Checkpoint, towers: Towers) -> Adopted:
         format="original LLaVA" if connector is None else "published Dense Connector",
         class_name=config["architectures"][0],
         towers=dict(towers.found),
-        notes=tuple(_notes(source, tower, tokens)),
+        template=prompt.template,
+        notes=(*_notes(source, tower, tokens), *prompt_notes(prompt, own)),
     )
-    files = _files(source, tower, tokens, pinpoints, made)
+    files = {
+        **_files(tower, pinpoints, made),
+        **prompt.files(source.side_files),
+        GENERATION: render_json(generation_config(own, made["text_config"], tokens, prompt)),
+        **tokens.files,
+    }
     kept = [name for name in source.side_files if name not in files]
     return present(adoption, groups, made, files, kept, connector)
 
@@ -225,13 +235,9 @@ def _require_newline(source: Checkpoint) -> None:
 
 
 def _files(
-    source: Checkpoint,
-    tower: vision.Tower,
-    tokens: Tokens,
-    pinpoints: Sequence[Sequence[int]] | None,
-    config: Config,
+    tower: vision.Tower, pinpoints: Sequence[Sequence[int]] | None, config: Config
 ) -> dict[str, bytes]:
-    """Return the side files that a Hugging Face LLaVA has and the original has not."""
+    """Return the processor files, which the original has not."""
     processor = {
         "image_token": "<image>",
         "num_additional_image_tokens": 0 if tower.is_siglip else 1,
@@ -239,31 +245,47 @@ def _files(
         "processor_class": "LlavaProcessor" if pinpoints is None else "LlavaNextProcessor",
         "vision_feature_select_strategy": config["vision_feature_select_strategy"],
     }
-    text = config["text_config"]
-    template = chat_template(text["model_type"], source.tensors[WORDS].shape[0])
     return {
         PREPROCESSOR: render_json(vision.image_processor(tower, pinpoints)),
         "processor_config.json": render_json(processor),
-        "chat_template.json": render_json({"chat_template": template}),
-        GENERATION: render_json(generation_config(source, text, tokens)),
-        **tokens.files,
     }
 
 
-def generation_config(source: Checkpoint, text: Config, tokens: Tokens) -> Config:
-    """Return generation_config.json: the original's own, or its special tokens; padding is set."""
-    kept: Config = {
-        "bos_token_id": text.get("bos_token_id"),
-        "eos_token_id": text.get("eos_token_id"),
+def picture_words(config: Config) -> str:
+    """Return what the original writes for a picture: its place, in some models between marks."""
+    return "<im_start><image><im_end>" if config.get("mm_use_im_start_end") else "<image>"
+
+
+def generation_config(own: TokenizerFiles, text: Config, tokens: Tokens, prompt: Prompt) -> Config:
+    """Return generation_config.json: the original's own, or its special tokens.
+
+    Padding is set, and what ends an answer of its prompts ends generation.
+    """
+    kept = own.object(GENERATION) or {
+        key: text[key] for key in ("bos_token_id", "eos_token_id") if text.get(key) is not None
     }
-    kept = {key: value for key, value in kept.items() if value is not None}
-    if GENERATION in source.side_files:
-        raw = source.read_file(GENERATION)
-        kept = checks.parse_object(checks.decode(raw, GENERATION), GENERATION)
     if not kept.get("do_sample"):
         # transformers refuses to save sampling settings of a model that does not sample.
         kept = {k: v for k, v in kept.items() if k not in ("temperature", "top_p", "top_k")}
+    stated = kept.get("eos_token_id")
+    ends = [*stated] if isinstance(stated, list) else [] if stated is None else [stated]
+    more = [found for stop in prompt.stops if (found := own.token_id(stop)) is not None]
+    ends = list(dict.fromkeys([*ends, *more]))
+    if ends:
+        kept = {**kept, "eos_token_id": ends[0] if len(ends) == 1 else ends}
     return {**kept, "pad_token_id": tokens.pad}
+
+
+def prompt_notes(prompt: Prompt, own: TokenizerFiles) -> list[str]:
+    """Return which prompts the model gets, and whether its answers can end."""
+    notes = [prompt.note]
+    named = own.special_tokens()["eos_token"]
+    for stop in prompt.stops if own.json else ():
+        if own.token_id(stop) is None and stop != named:
+            notes.append(f"its tokenizer has no token {stop}: nothing but length may end an answer")
+    if not prompt.stops and prompt.template.name == "v0":
+        notes.append('answers end with the text "###": pass stop_strings=["###"] to generate')
+    return notes
 
 
 def _notes(source: Checkpoint, tower: vision.Tower, tokens: Tokens) -> list[str]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.errors import AnatomyError
-from dcsurgery.modeling.mini_gemini.chat_templates import chat_template
 from dcsurgery.modeling.mini_gemini.original_names import CHECKPOINT, renamed
 from dcsurgery.originals import auxiliary_tower, dense, vision
 from dcsurgery.originals.adopted import (
@@ -21,6 +20,7 @@ from dcsurgery.originals.adopted import (
     Adoption,
     InstalledConnector,
     Presented,
+    Template,
     present,
     render_json,
 )
@@ -34,9 +34,12 @@ from dcsurgery.originals.llava import (
     WORDS,
     Config,
     generation_config,
+    picture_words,
+    prompt_notes,
 )
+from dcsurgery.originals.prompts import Speaker, choose_prompt
 from dcsurgery.originals.text import text_section
-from dcsurgery.originals.tokens import Tokens, plan_image_token
+from dcsurgery.originals.tokens import TokenizerFiles, Tokens, plan_image_token
 from dcsurgery.originals.towers import PREPROCESSOR, Towers
 
 UNI = "mm_hidden_size_uni"
@@ -71,10 +74,10 @@ def recognises(config: Config) -> bool:
     return named and _CLASS.fullmatch(str(name)) is not None
 
 
-def adopt(source: Checkpoint, towers: Towers) -> Adopted:
+def adopt(source: Checkpoint, towers: Towers, template: Template | None = None) -> Adopted:
     """Present an original Mini-Gemini as MiniGeminiForConditionalGeneration.
 
-    Raises AnatomyError or CheckpointError.
+    Raises AnatomyError, CheckpointError or RequestError.
     """
     config = source.config
     inside = {name: found[1] for name in source.tensors if (found := INSIDE.match(name))}
@@ -82,23 +85,32 @@ def adopt(source: Checkpoint, towers: Towers) -> Adopted:
     tower = vision.find_tower(source, inside, towers)
     found = _CLASS.fullmatch(config["architectures"][0])
     name = found[1] if found else ""
+    own, rows = TokenizerFiles(source), source.tensors[WORDS].shape[0]
     parts = _Parts(
         kind=(name.lower(), f"{name}ForCausalLM"),
         tower=tower,
         aux=auxiliary_tower.find_tower(source, towers),
-        tokens=plan_image_token(source, source.tensors[WORDS].shape[0]),
+        tokens=plan_image_token(own, rows),
     )
     _check_sizes(source, parts)
     groups, connector = _tensors(source, parts)
     made = _config(source, parts)
+    speaker = Speaker(parts.kind[0], rows, "mgm", picture_words(config))
+    prompt = choose_prompt(own, speaker, template)
     adoption = Adoption(
         source=source,
         format="original Mini-Gemini" if connector is None else "published Dense Connector",
         class_name=config["architectures"][0],
         towers=dict(towers.found),
-        notes=tuple(_notes(config, parts, connector)),
+        template=prompt.template,
+        notes=(*_notes(config, parts, connector), *prompt_notes(prompt, own)),
     )
-    files = _files(source, parts, made)
+    files = {
+        **_files(source, parts, made),
+        **prompt.files(source.side_files),
+        GENERATION: render_json(generation_config(own, made["text_config"], parts.tokens, prompt)),
+        **parts.tokens.files,
+    }
     kept = [side for side in source.side_files if side not in files]
     return present(adoption, groups, made, files, kept, connector)
 
@@ -220,7 +232,7 @@ def _config(source: Checkpoint, parts: _Parts) -> Config:
 
 
 def _files(source: Checkpoint, parts: _Parts, config: Config) -> dict[str, bytes]:
-    """Return the side files that the original has not."""
+    """Return the processor files, which the original has not."""
     images = {
         "image_processor_type": "MiniGeminiImageProcessor",
         "processor_class": "MiniGeminiProcessor",
@@ -237,13 +249,9 @@ def _files(source: Checkpoint, parts: _Parts, config: Config) -> dict[str, bytes
         "patch_size": parts.tower.config["patch_size"],
         "processor_class": "MiniGeminiProcessor",
     }
-    text = config["text_config"]
     return {
         PREPROCESSOR: render_json(images),
         "processor_config.json": render_json(processor),
-        "chat_template.json": render_json({"chat_template": chat_template(text["model_type"])}),
-        GENERATION: render_json(generation_config(source, text, parts.tokens)),
-        **parts.tokens.files,
     }
 
 

@@ -1,4 +1,4 @@
-"""The language model of an original LLaVA: its class, its config, its chat template."""
+"""The language model of an original LLaVA: its class and its config."""
 
 from __future__ import annotations
 
@@ -21,47 +21,6 @@ _OTHERS = {
     "transformers_version", "max_length", "temperature", "top_p", "top_k", "do_sample",
     "image_aspect_ratio", "_attn_implementation", "s2", "s2_scales", "quantization_config",
 }  # fmt: skip
-_VICUNA = (
-    "A chat between a curious human and an artificial intelligence assistant. The assistant gives "
-    "helpful, detailed, and polite answers to the human's questions."
-)
-_PARTS = (
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
-)
-_TEXT = (
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    + _PARTS
-    + "{% endif %}"
-)
-# The conversations the original trains with: v1, mistral_instruct, chatml, llama_3.
-_TEMPLATES = {
-    "vicuna": (
-        "{% if messages[0]['role'] != 'system' %}" + _VICUNA + " {% endif %}"
-        "{% for message in messages %}{% if message['role'] == 'user' %}USER: " + _TEXT + " "
-        "{% elif message['role'] == 'assistant' %}ASSISTANT: " + _TEXT + "</s>"
-        "{% else %}" + _TEXT + " {% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-    ),
-    "mistral": (
-        "{% for message in messages %}{% if message['role'] == 'user' %}[INST] "
-        + _TEXT
-        + " [/INST]"
-        "{% elif message['role'] == 'assistant' %} " + _TEXT + "</s>"
-        "{% else %}" + _TEXT + "\n{% endif %}{% endfor %}"
-    ),
-    "chatml": (
-        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n" + _TEXT + "<|im_end|>\n"
-        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    ),
-    "llama_3": (
-        "{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
-        + _TEXT
-        + "<|eot_id|>{% endfor %}{% if add_generation_prompt %}"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-    ),
-}
-_LLAMA_3_ROWS = 100_000
 
 
 def text_class(config: Mapping[str, Any]) -> tuple[str, str]:
@@ -131,10 +90,3 @@ def _names(tensors: Mapping[str, TensorEntry], layer: str) -> set[str]:
     prefix = f"model.layers.{layer}."
     inner = {name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
     return {name for name in inner if not name.endswith("inv_freq")}
-
-
-def chat_template(model_type: str, rows: int) -> str:
-    """Return the chat template of the conversation that the original trains this model with."""
-    if model_type == "llama":
-        return _TEMPLATES["llama_3" if rows > _LLAMA_3_ROWS else "vicuna"]
-    return _TEMPLATES["mistral" if model_type == "mistral" else "chatml"]

@@ -35,29 +35,27 @@ class Tokens:
     files: Mapping[str, bytes]
 
 
-def plan_image_token(source: Checkpoint, rows: int) -> Tokens:
+def plan_image_token(found: TokenizerFiles, rows: int) -> Tokens:
     """Return the tokens for a model whose image token marks places and needs no row.
 
     Padding keeps the token the tokenizer uses now, or the one that ends or stands for anything.
     Raises MalformedCheckpointError for tokenizer files that cannot be read.
     """
-    found = _Files(source)
     ids = found.ids()
     free = max(max(ids.values(), default=-1) + 1, found.words() or rows)
     added = {} if IMAGE in ids else {IMAGE: free}
     word = found.any_pad_token()
-    stated = source.config.get("pad_token_id")
+    stated = found.source.config.get("pad_token_id")
     pad = stated if type(stated) is int and 0 <= stated < rows else ids.get(word or "", 0)
     return Tokens(ids.get(IMAGE, free), pad, rows, found.edited(added, word))
 
 
-def plan_tokens(source: Checkpoint, rows: int) -> Tokens:
+def plan_tokens(found: TokenizerFiles, rows: int) -> Tokens:
     """Return the tokens for a language model of `rows` embeddings, beside its own tokenizer.
 
     `<image>` and `<pad>` get the ids that the tokenizer would give them next; a tokenizer that has
     one keeps it. Raises MalformedCheckpointError for tokenizer files that cannot be read.
     """
-    found = _Files(source)
     ids = found.ids()
     free = max(ids.values(), default=-1) + 1
     free = max(free, found.words()) or rows
@@ -76,18 +74,29 @@ def _rounded(rows: int) -> int:
     return -(-rows // MULTIPLE) * MULTIPLE
 
 
-class _Files:
-    """A checkpoint's tokenizer files, parsed once."""
+class TokenizerFiles:
+    """A checkpoint's tokenizer files, parsed once. Raises MalformedCheckpointError."""
 
     def __init__(self, source: Checkpoint) -> None:
         self.source = source
         names = (CONFIG, TOKENIZER, ADDED, SPECIAL_MAP, WORDS)
-        self.json = {name: self._object(name) for name in names if name in source.side_files}
+        self.json = {name: self.object(name) for name in names if name in source.side_files}
 
-    def _object(self, name: str) -> dict[str, Any]:
+    def object(self, name: str) -> dict[str, Any]:
+        """Return a JSON side file, {} where there is none."""
+        if name not in self.source.side_files:
+            return {}
         raw = self.source.read_file(name)
         checks.bounded(len(raw), name)
         return checks.parse_object(checks.decode(raw, name), name)
+
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a token, None for one that no file names."""
+        model = self.get(TOKENIZER).get("model")
+        vocabulary = model.get("vocab") if isinstance(model, dict) else None
+        tables = (self.ids(), vocabulary, self.get(WORDS))
+        found = next((t[token] for t in tables if isinstance(t, dict) and token in t), None)
+        return found if type(found) is int else None
 
     def get(self, name: str) -> dict[str, Any]:
         return self.json.get(name, {})

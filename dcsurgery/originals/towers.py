@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -51,15 +51,22 @@ class Towers:
     """Where towers are: what the user says first, then what the checkpoint says.
 
     `given` are --tower NAME=PATH pairs: NAME is the config's value, its last part or its key, PATH
-    a folder or a Hub id. `home` is the model's folder, `weights` whether Hub towers are fetched.
-    `found` fills with what was opened, by the config's value.
+    a folder or a Hub id; `remembered` is where a plan found them, by the config's value. `home` is
+    the model's folder, `weights` whether Hub towers are fetched. `found` fills with what was
+    opened, by the config's value.
     """
 
     given: Mapping[str, str] = field(default_factory=dict)
+    remembered: Mapping[str, str] = field(default_factory=dict)
     home: Path | None = None
     weights: bool = False
     found: dict[str, TowerRecord] = field(default_factory=dict)
     _used: set[str] = field(default_factory=set)
+
+    def names(self, stated: str, key: str) -> bool:
+        """Return whether the user or a plan says where a tower is."""
+        named = {stated, PurePosixPath(stated).name, key}
+        return bool(named & self.given.keys()) or stated in self.remembered
 
     def place(self, stated: str, key: str) -> str:
         """Return the folder or Hub id of the tower the config's `key` calls `stated`.
@@ -71,6 +78,8 @@ class Towers:
             if name in self.given:
                 self._used.add(name)
                 return self.given[name]
+        if stated in self.remembered:
+            return self.remembered[stated]
         for folder in (Path(stated), *([self.home / stated] if self.home else [])):
             if folder.is_dir():
                 return str(folder)
@@ -112,9 +121,9 @@ class Towers:
         except CheckpointNotFoundError:
             return config, None
 
-    def require_all_used(self, stated: list[str]) -> None:
+    def require_used(self, named: Iterable[str], stated: list[str]) -> None:
         """Raise RequestError when the user named a tower that the checkpoint does not."""
-        unused = sorted(set(self.given) - self._used)
+        unused = sorted(set(named) - self._used)
         if unused:
             raise RequestError(
                 f"--tower names {unused[0]!r}, which this checkpoint does not need",

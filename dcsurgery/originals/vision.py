@@ -98,8 +98,7 @@ def _describe(
     """Return config and preprocessor of a tower whose tensors are in the checkpoint itself."""
     last = PurePosixPath(stated).name
     known = KNOWN.get(last)
-    overridden = {stated, last, KEY} & towers.given.keys()
-    if known is not None and not overridden:
+    if known is not None and not towers.names(stated, KEY):
         shapes = {own: source.tensors[name] for name, own in inside.items()}
         try:
             _fit(dict(known), shapes, stated, inside=True)

@@ -73,13 +73,11 @@ def _identity(plan: SurgeryPlan) -> tuple[str | None, str | None]:
 
 def _confirm(plan: SurgeryPlan, named: str) -> str | None:
     """Return the commit of a Hub model whose config, headers and projector are the base's."""
-    from dcsurgery.originals import TowerPlaces, open_model
-    from dcsurgery.originals.adopted import TowerRecord
-    from dcsurgery.surgery.base_model import check_base
+    from dcsurgery.originals import open_model
+    from dcsurgery.surgery.base_model import base_hints, check_base
 
-    towers = {n: TowerRecord(item.place, item.commit) for n, item in plan.base.towers.items()}
     try:
-        checkpoint = open_model(named, towers=TowerPlaces({}, towers))
+        checkpoint = open_model(named, hints=base_hints(plan))
         if checkpoint.ref.repo_id is None:
             raise PublishError(
                 f"{named} is a folder, not a Hub model; {NOTHING}", hint="name its Hub id"

@@ -9,7 +9,7 @@ from typing import Any
 
 from dcsurgery import __version__
 from dcsurgery.errors import CheckpointNotFoundError, RequestError
-from dcsurgery.originals import TowerPlaces, open_model
+from dcsurgery.originals import open_model, told
 from dcsurgery.recipes.schema import Recipe
 from dcsurgery.recipes.steps import Step
 from dcsurgery.surgery.plan import describe_base
@@ -24,9 +24,11 @@ def pin_base(recipe: Recipe, data: Path) -> dict[str, Any]:
     """
     from dcsurgery.data.rows import data_digest
 
-    towers = TowerPlaces(tower_places(recipe, data))
-    checkpoint = open_model(base_place(recipe, data), recipe.base.revision, towers=towers)
-    record = describe_base(checkpoint).model_dump(mode="json", exclude={"folder", "revision"})
+    hints = told(tower_places(recipe, data))
+    checkpoint = open_model(base_place(recipe, data), recipe.base.revision, hints=hints)
+    record = describe_base(checkpoint).model_dump(
+        mode="json", exclude={"folder", "revision", "template"}
+    )
     # Not where folders are today: the same files elsewhere are the same base.
     commits = {name: tower["commit"] for name, tower in record["towers"].items()}
     folder = checkpoint.ref.folder

@@ -122,6 +122,7 @@ def _row(identity: str, image: str, colour: str) -> dict[str, Any]:
         "id": identity,
         "image": image,
         "type": "colour",
+        "options": sorted(COLOURS),
         "conversations": [
             {"from": "human", "value": "<image>\nWhich colour is it?"},
             {"from": "gpt", "value": colour},

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
 from dcsurgery.checkpoint.model_ref import local_folder
 from dcsurgery.errors import CheckpointNotFoundError, MalformedCheckpointError
-from dcsurgery.originals import TowerPlaces, open_model
-from dcsurgery.originals.adopted import Adopted, Adoption, Presented, TowerRecord, present
+from dcsurgery.originals import Hints, open_model
+from dcsurgery.originals.adopted import (
+    Adopted,
+    Adoption,
+    Presented,
+    Template,
+    TowerRecord,
+    present,
+)
 from dcsurgery.surgery.plan import describe_base
 from dcsurgery.surgery.plan_file import PLAN_FILE, SurgeryPlan
 from dcsurgery.surgery.portable import CODE_FILE, first_columns
+
+Towers = Mapping[str, str] | None
 
 
 def converted_folder(model: str | Path, revision: str | None = None) -> Path:
@@ -28,12 +38,15 @@ def converted_folder(model: str | Path, revision: str | None = None) -> Path:
         raise CheckpointNotFoundError(error.message, hint=hint) from None
 
 
-def open_base(plan: SurgeryPlan, base: str | Path | None = None) -> Checkpoint:
+def open_base(
+    plan: SurgeryPlan, base: str | Path | None = None, towers: Towers = None
+) -> Checkpoint:
     """Open the base of a plan, on this machine, and check that it is the very same one.
 
-    Raises CheckpointNotFoundError when it is gone, MalformedCheckpointError when it differs.
+    `towers` says where the vision towers of an original are now. Raises CheckpointNotFoundError
+    when it is gone, MalformedCheckpointError when it differs.
     """
-    checkpoint = find_base(plan, base)
+    checkpoint = find_base(plan, base, towers)
     check_base(plan, checkpoint)
     return checkpoint
 
@@ -72,16 +85,29 @@ def _base_part(whole: Checkpoint, plan: SurgeryPlan, name: str) -> Presented:
     return Presented(name, entry.dtype, shape, whole, name, made)
 
 
-def find_base(plan: SurgeryPlan, base: str | Path | None = None) -> Checkpoint:
-    """Open what should be the base of a plan, on this machine, unchecked.
+def base_hints(plan: SurgeryPlan, towers: Towers = None) -> Hints:
+    """Return what a plan remembers of its base in an original format, and what the user adds."""
+    known = {n: TowerRecord(item.place, item.commit) for n, item in plan.base.towers.items()}
+    chosen = plan.base.template
+    template = None if chosen is None else Template(chosen.name, chosen.text)
+    return Hints(towers or {}, template, known)
+
+
+def find_base(
+    plan: SurgeryPlan,
+    base: str | Path | None = None,
+    towers: Towers = None,
+    *,
+    weights: bool = True,
+) -> Checkpoint:
+    """Open what should be the base of a plan, unchecked, on this machine (or not: `weights`).
 
     Raises CheckpointNotFoundError when it is gone.
     """
     where = base or plan.base.folder or plan.base.id
     revision = plan.base.commit if base is None and plan.base.folder is None else None
-    towers = {n: TowerRecord(item.place, item.commit) for n, item in plan.base.towers.items()}
     try:
-        return open_model(where, revision, weights=True, towers=TowerPlaces({}, towers))
+        return open_model(where, revision, weights=weights, hints=base_hints(plan, towers))
     except CheckpointNotFoundError as error:
         raise CheckpointNotFoundError(
             f"the base model {str(where)[:200]} is needed and was not found: {error.message}",

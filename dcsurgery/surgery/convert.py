@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
-from dcsurgery.architectures import find_architecture, named
+from dcsurgery.architectures import find_architecture
 from dcsurgery.checkpoint.checks import render_object
 from dcsurgery.checkpoint.contents import CONFIG, Checkpoint
 from dcsurgery.checkpoint.copying import Transfer, make_folder, write_file
@@ -23,7 +23,7 @@ from dcsurgery.checkpoint.rewrite import (
 from dcsurgery.checkpoint.staging import staged_output
 from dcsurgery.connectors.request import Connector, ConnectorKeywords
 from dcsurgery.errors import PlanError
-from dcsurgery.originals import TowerPlaces, open_model
+from dcsurgery.originals import open_model, told
 from dcsurgery.originals.adopted import Adopted
 from dcsurgery.surgery.conversion import Conversion, ConversionPlan, wanted_output
 from dcsurgery.surgery.delta_readme import delta_readme
@@ -38,13 +38,8 @@ from dcsurgery.surgery.plan_file import (
 )
 from dcsurgery.surgery.planned_tensors import planned_delta, stock_tensors
 from dcsurgery.surgery.portable import CODE_FILE, code_text, portable_config
-from dcsurgery.surgery.processor_changes import (
-    PROCESSOR_FILE,
-    edit_processor,
-    processor_files,
-    read_processor,
-    render_processor,
-)
+from dcsurgery.surgery.processor_changes import planned_processor, processor_files
+from dcsurgery.surgery.processor_fit import PROCESSOR_FILE
 
 METADATA = {"format": "pt"}
 
@@ -58,6 +53,7 @@ class ConvertOptions(ConnectorKeywords, total=False):
     link: bool
     towers: Mapping[str, str] | None
     keep_all: bool
+    template: str | None
 
 
 def plan_conversion(
@@ -102,11 +98,12 @@ def convert_checkpoint(
 
     `model` is a folder or a Hub id (at `revision`); `connector` a Connector, or its kind with the
     other fields as keywords (layers="7,15"). `towers` says where the vision tower is that a model
-    in its original format names (its name -> folder or Hub id). What a training left in the model's
-    folder is not copied, unless `keep_all`. Everything is checked before the first byte; `output`
-    appears whole, by one rename; `overwrite` replaces an older one, `link` makes hard links of
-    unchanged weight files. `dry_run` returns the plan and writes nothing. Raises DcSurgeryError of
-    the fitting kind; the source is never changed.
+    in its original format names (its name -> folder or Hub id), `template` how its prompts are
+    written (a conversation of its reference, or a file). What a training left in the model's folder
+    is not copied, unless `keep_all`. Everything is checked before the first byte; `output` appears
+    whole, by one rename; `overwrite` replaces an older one, `link` makes hard links of unchanged
+    weight files. `dry_run` returns the plan and writes nothing. Raises DcSurgeryError of the
+    fitting kind; the source is never changed.
     """
     started = time.perf_counter()
     target = wanted_output(output, dry_run=dry_run)
@@ -146,6 +143,7 @@ class _Request:
     link: bool
     towers: Mapping[str, str]
     keep_all: bool
+    template: str | None
 
     @property
     def tower(self) -> str | None:
@@ -155,8 +153,8 @@ class _Request:
     def open(self, *, weights: bool = False) -> tuple[Checkpoint, SurgeryPlan, int]:
         """Return the model, its plan, and an upper bound of the bytes to write."""
         # The reference form needs the tower's name also where the model holds the tower.
-        places = TowerPlaces(self.towers, optional=self.connector.form == "reference")
-        options: dict[str, Any] = {"towers": places, "keep_all": self.keep_all}
+        hints = told(self.towers, self.template, optional=self.connector.form == "reference")
+        options: dict[str, Any] = {"hints": hints, "keep_all": self.keep_all}
         checkpoint = open_model(self.model, self.revision, weights=weights, **options)
         _require_unconverted(checkpoint)
         plan = make_plan(checkpoint, self.connector)
@@ -185,10 +183,12 @@ def _request(  # noqa: PLR0913 - one keyword per CLI option, by design
     link: bool = False,
     towers: Mapping[str, str] | None = None,
     keep_all: bool = False,
+    template: str | None = None,
     **options: Unpack[ConnectorKeywords],
 ) -> _Request:
     asked = Connector.of(connector, **options)
-    return _Request(model, output, asked, revision, overwrite, link, towers or {}, keep_all)
+    places = towers or {}
+    return _Request(model, output, asked, revision, overwrite, link, places, keep_all, template)
 
 
 def _require_unconverted(checkpoint: Checkpoint) -> None:
@@ -261,9 +261,9 @@ def write_folder(
         }
     )
     transfers.append(_write_text(folder, PLAN_FILE, plan.model_dump_json(indent=2) + "\n"))
-    # The files of an adopted base are no files of its folder: who loads the delta needs them.
-    if plan.processor_changes or (plan.form == "delta" and isinstance(checkpoint, Adopted)):
-        transfers += _write_processor(checkpoint, plan, folder)
+    processor = _write_processor(checkpoint, plan, folder)
+    again = {item.file for item in processor}
+    transfers = [*(item for item in transfers if item.file not in again), *processor]
     if plan.form == "delta":
         transfers.append(_write_text(folder, "README.md", delta_readme(plan)))
     checkpoint.require_unchanged()
@@ -271,17 +271,20 @@ def write_folder(
 
 
 def _write_processor(checkpoint: Checkpoint, plan: SurgeryPlan, folder: Path) -> list[Transfer]:
-    """Write the base's processor with the connector's token count, so that AutoProcessor fits."""
+    """Write the processor that the plan changes: AutoProcessor then fits the output.
+
+    A delta gets all of its files, as does one of an adopted base, whose files are in no folder.
+    """
+    names = [] if plan.form == "stock" else processor_files(checkpoint)
+    if not plan.processor_changes:
+        names = names if isinstance(checkpoint, Adopted) else []
+    files = {name: checkpoint.read_file(name) for name in names}
+    if plan.processor_changes:
+        files[PROCESSOR_FILE] = planned_processor(checkpoint, plan)
     transfers = []
-    for name in processor_files(checkpoint):
-        content = checkpoint.read_file(name)
-        if name == PROCESSOR_FILE:
-            architecture = named(plan.architecture)
-            before = read_processor(checkpoint)
-            content = render_processor(
-                edit_processor(before, architecture, plan.anatomy, plan.layout)
-            )
+    for name, content in files.items():
         make_folder((folder / name).parent)
+        (folder / name).unlink(missing_ok=True)
         transfers.append(Transfer(name, "write", write_file(folder / name, [content])))
     return transfers
 

@@ -17,10 +17,11 @@ from dcsurgery.connectors.folding import ITEM_BYTES
 from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import PlanError
 from dcsurgery.features import FeatureLayout
-from dcsurgery.originals import TowerPlaces, open_model
+from dcsurgery.originals import open_model, told
 from dcsurgery.originals.adopted import Adopted
 from dcsurgery.surgery.plan import make_plan
 from dcsurgery.surgery.plan_file import PLAN_FILE, SurgeryPlan
+from dcsurgery.surgery.processor_fit import ProcessorFit, fit_processor
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,15 @@ class WeightSummary:
 
 @dataclass(frozen=True)
 class OriginalSummary:
-    """What a model in an original format is: its own class, where its towers are ("inside"), and
-    the connector it was trained with (None for an ordinary model)."""
+    """What a model in an original format is: its own class, where its towers are ("inside"), the
+    connector it was trained with (None for an ordinary model), whose prompts it gets."""
 
     format: str
     class_name: str
     towers: dict[str, str]
     connector: str | None
     notes: tuple[str, ...]
+    template: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Inspection:
     offers: tuple[ConnectorOffer, ...]
     original: OriginalSummary | None = None
     set_aside: tuple[str, ...] = ()
+    processor: ProcessorFit | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; keys only ever get added."""
@@ -98,15 +101,19 @@ class Inspection:
 
 
 def inspect_checkpoint(
-    model: str | Path, revision: str | None = None, *, towers: Mapping[str, str] | None = None
+    model: str | Path,
+    revision: str | None = None,
+    *,
+    towers: Mapping[str, str] | None = None,
+    template: str | None = None,
 ) -> Inspection:
     """Inspect a folder or a Hub model (config, index and header bytes only).
 
     A model in an original format is inspected as the Hugging Face one it means; `towers` says where
-    the vision tower is that it names. Raises CheckpointError, UnknownArchitectureError or
-    AnatomyError.
+    the vision tower is that it names, `template` how its prompts are written. Raises
+    CheckpointError, UnknownArchitectureError or AnatomyError.
     """
-    checkpoint = open_model(model, revision, towers=TowerPlaces(towers or {}))
+    checkpoint = open_model(model, revision, hints=told(towers, template))
     installed = checkpoint.connector if isinstance(checkpoint, Adopted) else None
     architecture = find_architecture(checkpoint.config)
     anatomy = architecture.dissect(checkpoint.config, checkpoint.tensors)
@@ -129,6 +136,7 @@ def inspect_checkpoint(
         ),
         original=_original(checkpoint),
         set_aside=checkpoint.set_aside,
+        processor=fit_processor(checkpoint, architecture, anatomy),
     )
 
 
@@ -174,6 +182,7 @@ def _original(checkpoint: Checkpoint) -> OriginalSummary | None:
         {name: item.place or "inside" for name, item in adoption.towers.items()},
         installed.kind if installed else None,
         adoption.notes,
+        adoption.template.name if adoption.template else None,
     )
 
 

@@ -30,6 +30,7 @@ from dcsurgery.surgery.plan_file import (
     BaseRecord,
     FileRecord,
     SurgeryPlan,
+    TemplateRecord,
     TensorRecord,
     TowerPlace,
 )
@@ -54,6 +55,7 @@ def describe_base(checkpoint: Checkpoint) -> BaseRecord:
     ref = checkpoint.ref
     local = None if ref.repo_id or ref.folder is None else str(ref.folder.resolve())
     adoption = checkpoint.adoption if isinstance(checkpoint, Adopted) else None
+    template = adoption.template if adoption else None
     return BaseRecord(
         id=ref.repo_id or ref.name,
         folder=local,
@@ -69,6 +71,7 @@ def describe_base(checkpoint: Checkpoint) -> BaseRecord:
             name: TowerPlace(place=item.place, commit=item.commit)
             for name, item in (adoption.towers if adoption else {}).items()
         },
+        template=TemplateRecord(name=template.name, text=template.text) if template else None,
     )
 
 

@@ -55,11 +55,19 @@ class TowerPlace(_Record):
     commit: str | None = None
 
 
+class TemplateRecord(_Record):
+    """Whose prompts an original got: a conversation's name, "own", or a file's with its `text`."""
+
+    name: str
+    text: str | None = None
+
+
 class BaseRecord(_Record):
     """Where the base is (`folder` for a local one) and how to recognise it.
 
     A base in an original format is presented as the Hugging Face one: config and files are those
-    presented, `original` says its own format, `towers` where each tower it names was found.
+    presented, `original` says its own format, `towers` where each tower it names was found,
+    `template` how its prompts are written.
     """
 
     id: str
@@ -70,6 +78,7 @@ class BaseRecord(_Record):
     files: dict[str, FileRecord]
     original: str | None = None
     towers: dict[str, TowerPlace] = {}
+    template: TemplateRecord | None = None
 
 
 class TensorRecord(_Record):

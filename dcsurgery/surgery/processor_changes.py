@@ -1,4 +1,4 @@
-"""The processor's side of a connector that changes the number of image tokens."""
+"""The processor's side of a surgery: a base that miscounts, a connector that counts otherwise."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from dcsurgery.anatomy import Anatomy
-from dcsurgery.architectures import Architecture
-from dcsurgery.checkpoint.checks import parse_object
+from dcsurgery.architectures import Architecture, named
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.errors import PlanError
 from dcsurgery.features import FeatureLayout
+from dcsurgery.surgery.plan_file import SurgeryPlan
+from dcsurgery.surgery.processor_fit import (
+    PROCESSOR_FILE,
+    fit_processor,
+    read_object,
+    template_notes,
+)
 
-PROCESSOR_FILE = "processor_config.json"
 # What AutoProcessor and AutoTokenizer read, beside the model's own files.
 PROCESSOR_FILES = (
     PROCESSOR_FILE, "preprocessor_config.json", "video_preprocessor_config.json",
@@ -38,22 +43,22 @@ def plan_processor(
 
     Raises PlanError when the family cannot take the connector.
     """
-    if not layout.changes_tokens:
-        return {}, []
-    _check_tokens(architecture, anatomy, layout)
-    if PROCESSOR_FILE not in checkpoint.side_files:
+    if layout.changes_tokens:
+        _check_tokens(architecture, anatomy, layout)
+    fit = fit_processor(checkpoint, architecture, anatomy)
+    notes = [*(fit.notes if fit else ()), *template_notes(checkpoint)]
+    before = read_object(checkpoint, PROCESSOR_FILE)
+    if layout.changes_tokens and not before and not (fit and fit.words):
         tokens = layout.count_tokens(anatomy.image_tokens)
-        return {}, [
-            f"the base has no {PROCESSOR_FILE}: repeat the image token {tokens} times yourself"
-        ]
-    before = read_processor(checkpoint)
-    after = edit_processor(before, architecture, anatomy, layout)
+        told = f"the base has no {PROCESSOR_FILE}: repeat the image token {tokens} times yourself"
+        return {}, [*notes, told]
+    after = edit_processor(checkpoint, architecture, anatomy, layout)
     changed = {
         key: {"from": before.get(key), "to": value}
         for key, value in after.items()
         if before.get(key) != value
     }
-    return changed, []
+    return changed, notes
 
 
 def _check_tokens(architecture: Architecture, anatomy: Anatomy, layout: FeatureLayout) -> None:
@@ -82,21 +87,19 @@ def _check_tokens(architecture: Architecture, anatomy: Anatomy, layout: FeatureL
             )
 
 
-def read_processor(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the base's processor_config.json. Raises MalformedCheckpointError."""
-    text = checkpoint.read_file(PROCESSOR_FILE).decode("utf-8", errors="replace")
-    return parse_object(text, PROCESSOR_FILE)
-
-
 def edit_processor(
-    before: dict[str, Any], architecture: Architecture, anatomy: Anatomy, layout: FeatureLayout
+    checkpoint: Checkpoint, architecture: Architecture, anatomy: Anatomy, layout: FeatureLayout
 ) -> dict[str, Any]:
-    """Return a copy of processor_config.json that counts the connector's image tokens."""
-    if architecture.processor is None:
-        return dict(before)
-    return architecture.processor(before, anatomy, layout)
+    """Return the base's processor_config.json as it counts the connector's image tokens."""
+    fit = fit_processor(checkpoint, architecture, anatomy)
+    words = {**read_object(checkpoint, PROCESSOR_FILE), **(fit.words if fit else {})}
+    if architecture.processor is None or not layout.changes_tokens:
+        return words
+    return architecture.processor(words, anatomy, layout)
 
 
-def render_processor(content: dict[str, Any]) -> bytes:
-    """Return processor_config.json as bytes, keys in their order."""
+def planned_processor(checkpoint: Checkpoint, plan: SurgeryPlan) -> bytes:
+    """Return processor_config.json as a plan with processor_changes has it, keys in their order."""
+    architecture = named(plan.architecture)
+    content = edit_processor(checkpoint, architecture, plan.anatomy, plan.layout)
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

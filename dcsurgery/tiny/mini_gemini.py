@@ -161,9 +161,11 @@ def write_mini_gemini(
 
 def write_processor(folder: Path, config: Mapping[str, Any]) -> None:
     """Write the files of a MiniGeminiProcessor that fits `config`."""
-    from dcsurgery.modeling.mini_gemini.chat_templates import chat_template
+    from dcsurgery.modeling.chat_templates import chat_template
 
-    write_tokenizer(folder, SPECIALS, chat_template(config["text_config"]["model_type"]))
+    prompts = {"gemma": "gemma", "mixtral": "mgm_mistral_instruct"}
+    template = chat_template(prompts.get(config["text_config"]["model_type"], "v1"))
+    write_tokenizer(folder, SPECIALS, template)
     vision = config["vision_config"]
     processor = {
         "image_token": "<image>",

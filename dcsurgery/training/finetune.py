@@ -51,6 +51,8 @@ class FinetuneOptions(ConnectorKeywords, total=False):
     columns: Mapping[str, str] | None
     revision: str | None
     base: str | Path | None
+    towers: Mapping[str, str] | None
+    template: str | None
     resume: bool
     overwrite: bool
 
@@ -95,13 +97,13 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
 
     `model` is a folder or Hub id (at `revision`) that convert or finetune wrote, `base` where its
     base is now; or an unconverted one with `connector`, which it gets on the way as convert takes
-    it. `data`, `images`, `split`, `streaming` and `columns` are as read_rows takes them.
-    Checkpoints and log are kept in OUTPUT.training/ until `output` is whole; `resume` goes on from
-    there to the same weights, to the bit on a CPU. `progress(step, steps, words)` is called with
-    every step, `tell` with each piece of advice before the first one. `dry_run` returns the plan,
-    measured on one micro-batch, and writes nothing. Raises DcSurgeryError of the fitting kind; the
-    source is never changed. SIGINT and SIGTERM save a checkpoint before they raise
-    KeyboardInterrupt or SystemExit.
+    it; `towers` and `template` are as convert takes them. `data`, `images`, `split`, `streaming`
+    and `columns` are as read_rows takes them. Checkpoints and log are kept in OUTPUT.training/
+    until `output` is whole; `resume` goes on from there to the same weights, to the bit on a CPU.
+    `progress(step, steps, words)` is called with every step, `tell` with each piece of advice
+    before the first one. `dry_run` returns the plan, measured on one micro-batch, and writes
+    nothing. Raises DcSurgeryError of the fitting kind; the source is never changed. SIGINT and
+    SIGTERM save a checkpoint before they raise KeyboardInterrupt or SystemExit.
     """
     asked = _request(model, data, **options)
     target = wanted_output(output, dry_run=dry_run)
@@ -158,12 +160,14 @@ def _request(  # noqa: PLR0913 - one keyword per CLI option, by design
     columns: Mapping[str, str] | None = None,
     revision: str | None = None,
     base: str | Path | None = None,
+    towers: Mapping[str, str] | None = None,
+    template: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     **options: Unpack[ConnectorKeywords],
 ) -> _Request:
     return _Request(
-        Origin(model, revision, base, _connector(connector, options)),
+        Origin(model, revision, base, _connector(connector, options), towers, template),
         Data(data, None if images is None else Path(images), split, streaming, columns),
         (settings or TrainingSettings()).resolved(),
         resume,
@@ -307,7 +311,7 @@ def _write(  # noqa: PLR0913 - what a training leaves behind
         trained=[name for name in record.trained if ".lora_" not in name],
         record=record,
         adapter=adapter,
-        base=begun.base.ref.folder,
+        base=begun.base,
         source=begun.source,
         overwrite=overwrite,
         leave=leave,

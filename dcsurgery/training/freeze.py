@@ -75,10 +75,13 @@ def choose(model: nn.Module, plan: SurgeryPlan, settings: TrainingSettings) -> T
 
 
 def projector_names(parameters: Iterable[str], plan: SurgeryPlan) -> list[str]:
-    """Return the names of the projector's parameters in a loaded model. Raises AnatomyError."""
+    """Return the names of the parameters of a loaded model's projector, and of what learns with it.
+
+    Raises AnatomyError.
+    """
     architecture = named(plan.architecture)
     names, found = list(parameters), []
-    for tensor in plan.anatomy.projector.tensors:
+    for tensor in (*plan.anatomy.projector.tensors, *plan.anatomy.projector.beside):
         wanted = architecture.parameter_name(tensor)
         same = [name for name in names if name == wanted or name.endswith("." + wanted)]
         if len(same) != 1:

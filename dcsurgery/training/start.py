@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,14 +11,15 @@ from typing import Any
 
 import torch
 
+from dcsurgery.architectures import named
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.checkpoint.model_ref import local_folder
 from dcsurgery.connectors.request import Connector
 from dcsurgery.data.processor import load_processor
 from dcsurgery.errors import RequestError
-from dcsurgery.loading.load import load_for_training, read_delta
+from dcsurgery.loading.load import load_for_training, read_delta, refuse_hints
 from dcsurgery.loading.parameter_names import plain_parameters
-from dcsurgery.originals import open_model
+from dcsurgery.originals import open_model, told
 from dcsurgery.surgery.base_model import find_base
 from dcsurgery.surgery.convert import convert_checkpoint
 from dcsurgery.surgery.plan import make_plan
@@ -28,6 +30,7 @@ from dcsurgery.surgery.plan_file import (
     SurgeryPlan,
     read_plan,
 )
+from dcsurgery.surgery.processor_fit import fit_processor
 from dcsurgery.training.freeze import projector_names
 from dcsurgery.training.lora import restore_adapters
 from dcsurgery.training.precision import DTYPES, wanted_precision
@@ -54,13 +57,15 @@ class Start:
 @dataclass(frozen=True)
 class Origin:
     """What to train: a model (`revision` of a Hub id), where its `base` is now, and the connector
-    that an unconverted one gets.
+    that an unconverted one gets. `towers` and `template` as convert takes them.
     """
 
     model: str | Path
     revision: str | None = None
     base: str | Path | None = None
     connector: Connector | None = None
+    towers: Mapping[str, str] | None = None
+    template: str | None = None
 
 
 def check_origin(origin: Origin) -> Path:
@@ -75,6 +80,8 @@ def check_origin(origin: Origin) -> Path:
             f"{origin.model} has a {read_plan(folder).kind} connector already",
             hint="leave out --connector to train it, or name its base",
         )
+    if converted:
+        refuse_hints(read_plan(folder), None, origin.template)
     if not converted and origin.connector is None:
         raise RequestError(
             f"{origin.model} has no dense connector yet",
@@ -93,21 +100,27 @@ def start(origin: Origin, settings: TrainingSettings) -> Start:
     folder = check_origin(origin)
     if origin.connector is None:
         return _load(folder, folder, origin, settings)
-    checkpoint = open_model(origin.model, origin.revision)
+    hints: dict[str, Any] = {"towers": origin.towers, "template": origin.template}
+    checkpoint = open_model(origin.model, origin.revision, hints=told(**hints))
     form = make_plan(checkpoint, origin.connector).form
     with tempfile.TemporaryDirectory(prefix="dcsurgery-") as place:
         delta = Path(place) / "delta"
         asked = replace(origin.connector, form="delta")
-        convert_checkpoint(origin.model, delta, revision=origin.revision, connector=asked)
+        convert_checkpoint(origin.model, delta, revision=origin.revision, connector=asked, **hints)
         found = _load(delta, None, origin, settings)
     return replace(found, plan=found.plan.model_copy(update={"form": form}))
 
 
 def _load(folder: Path, source: Path | None, origin: Origin, settings: TrainingSettings) -> Start:
-    model, plan = load_for_training(folder, base=origin.base, **load_options(settings))
-    base = find_base(plan, origin.base)
+    places: dict[str, Any] = {"base": origin.base, "towers": origin.towers}
+    model, plan = load_for_training(folder, **places, **load_options(settings))
+    base = find_base(plan, **places)
+    architecture = named(plan.architecture)
+    fit = fit_processor(base, architecture, plan.anatomy)
+    if fit is not None and fit.words and not plan.processor_changes:
+        raise RequestError(fit.notes[0], hint="convert the base again: the new plan repairs it")
     _restore(model, plan, folder, base, settings)
-    return Start(model, plan, base, source, load_processor(folder, base=origin.base))
+    return Start(model, plan, base, source, load_processor(folder, **places))
 
 
 def _restore(

@@ -22,7 +22,7 @@ from dcsurgery.loading.parameter_names import (
     stored_tensors,
     unwrapped,
 )
-from dcsurgery.surgery.base_model import find_base, open_base
+from dcsurgery.surgery.base_model import check_base, find_base, open_base
 from dcsurgery.surgery.conversion import Conversion
 from dcsurgery.surgery.export import bytes_to_write, write_output
 from dcsurgery.surgery.merge_lora import Adapter, describe_adapter, merge_problem, open_adapter
@@ -114,7 +114,7 @@ def write_trained(  # noqa: PLR0913 - what a training leaves behind, each under 
     trained: Sequence[str],
     record: TrainingRecord,
     adapter: Path | None = None,
-    base: str | Path | None = None,
+    base: str | Path | Checkpoint | None = None,
     source: str | Path | None = None,
     overwrite: bool = False,
     leave: Callable[[Path], None] | None = None,
@@ -125,14 +125,20 @@ def write_trained(  # noqa: PLR0913 - what a training leaves behind, each under 
     rounded once to the dtype its tensor is stored in (those of LoRA are in `adapter`, a folder with
     peft's files). `source` is the folder that the training started from: what an earlier training
     left in it and this one did not touch is carried over byte by byte; without it, those values
-    come from the model. `base` says where the base is now. `record` is completed with the names of
-    the trained tensors; `leave(folder)` adds files of its own to the folder being filled. Raises
-    TrainingError for values that are not finite, or DcSurgeryError as convert_checkpoint does.
+    come from the model. `base` is the base, opened or where it is now. `record` is completed with
+    the names of the trained tensors; `leave(folder)` adds files of its own to the folder being
+    filled. Raises TrainingError for values that are not finite, or DcSurgeryError as
+    convert_checkpoint does.
     """
     started = time.perf_counter()
     # A plan that was never written has no hashes to compare a base with.
     written = all(plan.relies_on.values())
-    checkpoint = open_base(plan, base) if written else find_base(plan, base)
+    if isinstance(base, Checkpoint):
+        checkpoint = base
+        if written:
+            check_base(plan, base)
+    else:
+        checkpoint = open_base(plan, base) if written else find_base(plan, base)
     model = unwrapped(model)
     stored = stored_tensors(model, checkpoint)
     homes = _homes(model, stored)

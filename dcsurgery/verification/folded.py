@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dcsurgery.checkpoint.contents import Checkpoint
-from dcsurgery.checkpoint.digests import digest, tensor_bytes
-from dcsurgery.checkpoint.headers import Header
+from dcsurgery.checkpoint.digests import digest, same_bytes
 from dcsurgery.checkpoint.rewrite import NewTensor
 from dcsurgery.errors import DcSurgeryError
 from dcsurgery.surgery.merge_lora import open_adapter
@@ -43,13 +42,11 @@ def _unlike(stock: Checkpoint, record: TensorRecord, again: NewTensor, merged: b
     found = stock.tensors.get(record.name)
     if found is None or [found.dtype, list(found.shape)] != [record.dtype, record.shape]:
         return f"is not {record.dtype} {record.shape}"
-    file = stock.file_of(record.name)
-    path = stock.path(file.name)
-    if digest(tensor_bytes(path, file.header, record.name)) != record.sha256:
+    if digest(stock.tensor_chunks(record.name)) != record.sha256:
         return "has other values than planned"
     if [again.dtype, list(again.shape)] != [record.dtype, record.shape]:
         return f"should be {again.dtype} {list(again.shape)}"
-    if not _same(again, path, file.header, merged=merged):
+    if not _same(again, stock, merged=merged):
         return "is not what base and delta make"
     return None
 
@@ -59,16 +56,14 @@ def _made_again(plan: SurgeryPlan, folder: Path, base: Checkpoint) -> dict[str, 
     return stock_tensors(base, plan, stored_delta(folder, plan), adapter)
 
 
-def _same(again: NewTensor, path: Path, header: Header, *, merged: bool) -> bool:
+def _same(again: NewTensor, stock: Checkpoint, *, merged: bool) -> bool:
     """Compare a tensor with what is on disk: bytes; where an adapter is merged, almost.
 
     Another machine sums the product in another order, which can round the last bit differently.
     """
     if not merged:
-        return digest(again.chunks()) == digest(tensor_bytes(path, header, again.name))
-    found = NewTensor(
-        again.name, again.dtype, again.shape, lambda: tensor_bytes(path, header, again.name)
-    )
+        return same_bytes(again.chunks(), stock.tensor_chunks(again.name))
+    found = NewTensor(again.name, again.dtype, again.shape, lambda: stock.tensor_chunks(again.name))
     pairs = zip(tensor_rows(found)(), tensor_rows(again)(), strict=True)
     limit = MERGE_LIMITS[again.dtype]
     return all(bool((abs(a - b) <= limit * abs(b).max()).all()) for a, b in pairs)

@@ -17,6 +17,7 @@ from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.errors import VerificationError
 from dcsurgery.loading.adopted_models import from_checkpoint, load_config
 from dcsurgery.loading.load import quiet_transformers
+from dcsurgery.loading.parameter_names import needed_tensors, word_parameters
 
 TEXT_TOKENS = 8
 
@@ -40,8 +41,13 @@ def load_vision(checkpoint: Checkpoint) -> Any:
             dtype="auto",
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            only=lambda empty, source: needed_tensors(empty, source.tensors),
         )
-    problems = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    missing = set(info["missing_keys"])
+    if not checkpoint.is_local:
+        words = {id(parameter) for parameter in word_parameters(model)}
+        missing -= {name for name, found in model.named_parameters() if id(found) in words}
+    problems = sorted(map(str, [*missing, *info["mismatched_keys"]]))
     if problems:
         raise VerificationError(
             f"transformers finds no fitting tensor for {', '.join(problems[:4])} in "

@@ -16,6 +16,7 @@ from dcsurgery.connectors.passes import block_input
 from dcsurgery.errors import VerificationError
 from dcsurgery.loading.load import install, load_adapter, load_stock, read_delta
 from dcsurgery.surgery.plan_file import CONNECTOR_PREFIX, CONNECTOR_TENSOR, SurgeryPlan
+from dcsurgery.verification.agreement import agreement_check
 from dcsurgery.verification.inputs import foreign_errors, prepare_inputs
 from dcsurgery.verification.models import (
     free_memory,
@@ -24,10 +25,11 @@ from dcsurgery.verification.models import (
     logit_inputs,
     model_logits,
 )
+from dcsurgery.verification.pair import Pair
 from dcsurgery.verification.portable import portable_checks
+from dcsurgery.verification.remembered import remembered_blocks
 from dcsurgery.verification.report import Check
 from dcsurgery.verification.restated import restated_connector
-from dcsurgery.verification.structure import Pair
 
 # Allowed difference between fold and branch, relative to the largest value. A fold rounds W / M
 # once to the file's dtype: bf16 keeps 8 bits, fp16 11; at zero nothing is rounded and only the
@@ -51,24 +53,31 @@ def feature_checks(pair: Pair, pictures: Sequence[Any]) -> list[Check]:
     zero = _starts_exact(plan, delta)
     with torch.no_grad(), _model_errors(pair):
         model = load_vision(pair.base)
-        checks = [_finite_check(model, architecture, plan, inputs)]
-        base = image_features(model, architecture, inputs)
-        install(model, plan, pair.folder, partly=True)
-        if zero:
-            branch = image_features(model, architecture, inputs)
-            checks.append(_equal_check("features: branch against base", branch, base))
+        with remembered_blocks(model, plan.anatomy):
+            with _largest_states(model, plan) as largest:
+                base = image_features(model, architecture, inputs)
+            checks = [_finite_check(plan, largest)]
+            install(model, plan, pair.folder, partly=True)
+            if zero:
+                branch = image_features(model, architecture, inputs)
+                checks.append(_equal_check("features: branch against base", branch, base))
         model.float()
-        branch = image_features(model, architecture, inputs)
-        detach(model)
-        restated = _restate(model, architecture, plan, inputs, delta)
+        with remembered_blocks(model, plan.anatomy):
+            branch = image_features(model, architecture, inputs)
+            if pair.stock is None:
+                checks.append(agreement_check(pair, model, architecture, pictures[0]))
+            detach(model)
+            restated = _restate(model, architecture, plan, inputs, delta)
         checks.append(_close_check("features: branch against the formula", branch, restated, 1e-5))
         del model
         free_memory()
         if pair.stock is not None and plan.form == "stock":
             stock = load_vision(pair.stock).float()
-            fold = image_features(stock, architecture, inputs)
-            limit = 1e-5 if zero else FOLD_LIMITS[plan.anatomy.dtype]
-            checks.append(_close_check("features: fold against branch", fold, branch, limit))
+            with remembered_blocks(stock, plan.anatomy):
+                fold = image_features(stock, architecture, inputs)
+                limit = 1e-5 if zero else FOLD_LIMITS[plan.anatomy.dtype]
+                checks.append(_close_check("features: fold against branch", fold, branch, limit))
+                checks.append(agreement_check(pair, stock, architecture, pictures[0]))
     return [prepared.explain(check) for check in checks]
 
 
@@ -107,14 +116,17 @@ def logit_checks(pair: Pair, pictures: Sequence[Any]) -> list[Check]:
     checks = []
     with torch.no_grad(), _model_errors(pair):
         model = load_stock(pair.base, projector)
-        count = len(image_features(model, architecture, inputs))
-        base = model_logits(model, architecture, inputs, count)
+        with remembered_blocks(model, plan.anatomy):
+            count = len(image_features(model, architecture, inputs))
+            base = model_logits(model, architecture, inputs, count)
+        # A training may have changed the tower.
         install(model, plan, pair.folder)
         if plan.adapter is not None:
             load_adapter(model, plan, pair.folder)
-        count = len(image_features(model, architecture, inputs))
-        given = logit_inputs(model, architecture, inputs, count)
-        branch = model(**given).logits
+        with remembered_blocks(model, plan.anatomy):
+            count = len(image_features(model, architecture, inputs))
+            given = logit_inputs(model, architecture, inputs, count)
+            branch = model(**given).logits
         del model
         free_memory()
         if zero:
@@ -161,11 +173,7 @@ def _close_check(name: str, found: Tensor, wanted: Tensor, limit: float) -> Chec
     )
 
 
-def _finite_check(
-    model: Any, architecture: Architecture, plan: SurgeryPlan, inputs: dict[str, Tensor]
-) -> Check:
-    with _largest_states(model, plan) as values:
-        image_features(model, architecture, inputs)
+def _finite_check(plan: SurgeryPlan, values: Sequence[float]) -> Check:
     if not values:
         raise VerificationError("the vision tower did not run", hint="report this model")
     dtype = plan.anatomy.dtype

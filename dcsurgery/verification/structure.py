@@ -3,63 +3,31 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
-from dcsurgery.checkpoint.contents import CONFIG, INDEX, Checkpoint, WeightFile, open_checkpoint
-from dcsurgery.checkpoint.digests import digest, file_bytes, tensor_bytes
+from dcsurgery.checkpoint.contents import CONFIG, INDEX, Checkpoint, WeightFile
+from dcsurgery.checkpoint.digests import digest, file_bytes, same_bytes, tensor_bytes
 from dcsurgery.checkpoint.headers import Header, read_header
 from dcsurgery.errors import DcSurgeryError
-from dcsurgery.surgery.base_model import check_base, find_base
+from dcsurgery.surgery.base_model import check_base
 from dcsurgery.surgery.convert import edit_config
 from dcsurgery.surgery.delta_readme import BEGIN, CARD
 from dcsurgery.surgery.plan_file import (
     DELTA_FILE,
     DELTA_FOLDER,
     PLAN_FILE,
-    SurgeryPlan,
-    read_plan,
 )
 from dcsurgery.surgery.portable import CODE_FILE, code_digest
+from dcsurgery.surgery.processor_changes import planned_processor
+from dcsurgery.surgery.processor_fit import PROCESSOR_FILE
 from dcsurgery.verification.consistency import contradictions
 from dcsurgery.verification.folded import fold_check
+from dcsurgery.verification.pair import Pair, same_file
 from dcsurgery.verification.report import Check, judge
 from dcsurgery.verification.trained import ADAPTER_CHECK, adapter_check, trained_check
 
 DELTA_CHECK = "connector is as planned"
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A converted folder, its plan and its base.
-
-    `stock` is the folder as a checkpoint; None for a delta, and for a broken folder, where `broken`
-    says what is wrong with it.
-    """
-
-    folder: Path
-    plan: SurgeryPlan
-    base: Checkpoint
-    stock: Checkpoint | None
-    broken: str | None = None
-
-
-def open_pair(folder: Path, against: str | Path | None) -> Pair:
-    """Open both sides of a verification.
-
-    Raises CheckpointNotFoundError when the plan or the base is missing, and
-    MalformedCheckpointError when the plan or the base is broken.
-    """
-    plan = read_plan(folder)
-    base = find_base(plan, against)
-    if plan.form == "delta":
-        return Pair(folder, plan, base, None)
-    try:
-        return Pair(folder, plan, base, open_checkpoint(folder))
-    except DcSurgeryError as error:
-        return Pair(folder, plan, base, None, broken=error.message)
 
 
 def structure_checks(pair: Pair, *, deep: bool) -> list[Check]:
@@ -102,7 +70,7 @@ def _base_check(pair: Pair) -> Check:
 def _hub_check(base: Checkpoint) -> Check:
     """Compare cached Hub files with the SHA-256 the Hub names them by."""
     problems, compared = [], 0
-    for file in base.weights:
+    for file in base.weights if base.is_local else ():
         path = base.whole_file(file.name)
         published = path.resolve().name if path else ""
         if path and re.fullmatch(r"[0-9a-f]{64}", published):
@@ -165,19 +133,11 @@ def _tensors_check(pair: Pair, stock: Checkpoint, deep: bool) -> Check:
     for file in pair.base.weights if not problems else ():
         names = [name for name in file.header.tensors if name not in changed]
         compared += len(names)
-        if not (_same_inode(pair, stock, file.name) and not deep):
+        if not same_file(pair, stock, file.name, deep=deep):
             problems += _compare_metadata(stock, file)
             problems += _compare_tensors(pair.base, stock, file, names)
     measured = f"{compared} tensors byte-identical" if not problems else f"{len(problems)} differ"
     return judge("every other tensor", problems, measured, "all but the planned ones")
-
-
-def _same_inode(pair: Pair, stock: Checkpoint, name: str) -> bool:
-    """A hard link is the same file: nothing to read."""
-    if name not in {file.name for file in stock.weights}:
-        return False
-    own = pair.base.whole_file(name)
-    return own is not None and os.path.samefile(own, stock.path(name))
 
 
 def _compare_metadata(stock: Checkpoint, file: WeightFile) -> list[str]:
@@ -197,8 +157,7 @@ def _compare_tensors(
         if (old.dtype, old.shape) != (new.dtype, new.shape) or other.name != file.name:
             problems.append(f"{name} changed its dtype, shape or file")
             continue
-        first = digest(base.tensor_chunks(name))
-        if first != digest(tensor_bytes(stock.path(other.name), other.header, name)):
+        if not same_bytes(base.tensor_chunks(name), stock.tensor_chunks(name)):
             problems.append(f"{name} differs from the base")
     return problems
 
@@ -221,7 +180,9 @@ def _layout_check(pair: Pair) -> Check:
     if pair.broken is not None:
         return judge(name, [pair.broken], "unreadable", limit)
     if pair.stock is None:
-        problems = [f"{item} would be loaded without the connector" for item in _base_files(pair)]
+        files = [CONFIG, INDEX, *(file.name for file in pair.base.weights)]
+        found = [name for name in files if pair.holds(name)]
+        problems = [f"{item} would be loaded without the connector" for item in found]
         return judge(name, problems, "no base files", "nothing that loads as the base")
     index = pair.stock.index
     if index is None:
@@ -232,23 +193,24 @@ def _layout_check(pair: Pair) -> Check:
     return judge(name, problems, f"{len(pair.stock.weights)} shards, {total} bytes", limit)
 
 
-def _base_files(pair: Pair) -> list[str]:
-    names = [CONFIG, INDEX, *(file.name for file in pair.base.weights)]
-    return [name for name in names if os.path.lexists(pair.folder / name)]
-
-
 def _side_files_check(pair: Pair, stock: Checkpoint) -> Check:
     found = {*stock.side_files, *stock.left_out}
     aside = _publishing_files(pair.folder)
     ours = {name for name in found if not name.startswith(f"{DELTA_FOLDER}/")} - aside
-    theirs = set(pair.base.side_files) - aside
+    planned = {}
+    if pair.plan.processor_changes:
+        planned = {PROCESSOR_FILE: planned_processor(pair.base, pair.plan)}
+    theirs = {*pair.base.side_files, *planned} - aside
     ours -= {CODE_FILE} if pair.plan.form == "portable" else set()
     problems = [f"{name} is missing" for name in sorted(theirs - ours)]
     problems += [f"{name} was added" for name in sorted(ours - theirs)]
     for name in sorted(ours & theirs):
-        if digest([pair.base.read_file(name)]) != digest(file_bytes(stock.path(name))):
-            problems.append(f"{name} differs from the base")
-    return judge("side files", problems, f"{len(theirs)} files", "byte-identical")
+        wanted = planned.get(name) or pair.base.read_file(name)
+        if digest([wanted]) != digest([stock.read_file(name)]):
+            told = "is not as planned" if name in planned else "differs from the base"
+            problems.append(f"{name} {told}")
+    limit = "byte-identical" + (f", {PROCESSOR_FILE} as planned" if planned else "")
+    return judge("side files", problems, f"{len(theirs)} files", limit)
 
 
 def _publishing_files(folder: Path) -> set[str]:

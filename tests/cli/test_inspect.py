@@ -84,7 +84,7 @@ def test_a_connector_is_offered_in_the_forms_it_has(model: Path) -> None:
     assert costs["sti"] == {"delta": (0, 0, 64 + 2 * 8)}
     assert costs["mix"] == {"delta": (768 + 24, 4 * (768 + 24), 64)}
     assert [cost.form for cost in offers["sti"].costs] == ["delta"]
-    assert [cost.form for cost in offers["dci"].costs] == ["stock", "delta"]
+    assert [cost.form for cost in offers["dci"].costs] == ["stock", "delta", "portable"]
 
 
 def test_inspect_of_a_converted_model_offers_no_second_connector(

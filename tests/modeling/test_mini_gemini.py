@@ -159,13 +159,16 @@ def test_prompts_are_those_of_the_reference(processor: Any) -> None:
             "<start_of_turn>model\nTwo.<end_of_turn>\n<eos>"
             "<start_of_turn>user\nAnd now?<end_of_turn>\n<start_of_turn>model\n",
         ),
-        ("mixtral", "[INST] <image>\nHow many? [/INST] Two. </s><s>[INST] And now? [/INST]"),
+        (
+            "mgm_mistral_instruct",
+            "[INST] <image>\nHow many? [/INST] Two. </s><s>[INST] And now? [/INST]",
+        ),
     ],
 )
 def test_other_language_models_have_their_own_prompts(
     processor: Any, language: str, wanted: str
 ) -> None:
-    from dcsurgery.modeling.mini_gemini.chat_templates import chat_template
+    from dcsurgery.modeling.chat_templates import chat_template
 
     talk = [
         *MESSAGES,

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from dcsurgery.surgery.plan_file import DELTA_FILE, PLAN_FILE, read_plan
-from dcsurgery.verification.structure import open_pair, structure_checks
+from dcsurgery.verification.pair import open_pair
+from dcsurgery.verification.structure import structure_checks
 from tests.checkpoint.folders import write
 from tests.docs.pages import PAGES
 from tests.hub import Hub, User, running_hub

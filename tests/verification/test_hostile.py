@@ -17,7 +17,8 @@ from dcsurgery.loading.load import load_model
 from dcsurgery.surgery.convert import convert_checkpoint
 from dcsurgery.surgery.plan_file import DELTA_FILE, PLAN_FILE, read_plan
 from dcsurgery.verification import Report, verify_checkpoint
-from dcsurgery.verification.structure import open_pair, structure_checks
+from dcsurgery.verification.pair import open_pair
+from dcsurgery.verification.structure import structure_checks
 from tests.verification.damage import Damage, copy_of, edit_json, remove, write
 
 STRANGE: tuple[Any, ...] = (

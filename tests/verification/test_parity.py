@@ -27,13 +27,15 @@ from dcsurgery.tiny import llava_config, write_tiny_llava
 from dcsurgery.tiny.llava import Tower, write_llava
 from dcsurgery.verification import verify_checkpoint
 from dcsurgery.verification.inputs import PLAIN, prepare_inputs
+from dcsurgery.verification.pair import Pair, open_pair
 from dcsurgery.verification.parity import feature_checks, load_vision, logit_checks
 from dcsurgery.verification.report import Check
-from dcsurgery.verification.structure import Pair, open_pair, structure_checks
+from dcsurgery.verification.structure import structure_checks
 from tests.surgery import random_matrix, write_delta, write_folded
 from tests.verification.damage import copy_of, edit_plan, edit_tensors
 
 PROJECTOR = "multi_modal_projector.linear_1.weight"
+AGREE = "processor and model agree on image tokens"
 RANGE = "hidden states stay in range"
 BRANCH = "features: branch against base"
 FORMULA = "features: branch against the formula"
@@ -98,7 +100,7 @@ def swap_columns(tensors: dict[str, Tensor]) -> None:
 
 def test_a_trained_delta_and_its_fold_agree(trained: Pair) -> None:
     checks = features(trained)
-    assert failed(checks) == set() and names(checks) == {RANGE, FORMULA, FOLD}
+    assert failed(checks) == set() and names(checks) == {RANGE, FORMULA, FOLD, AGREE}
     checks = logits(trained)
     assert failed(checks) == set() and names(checks) == {FINITE_LOGITS, FOLD_LOGITS}
 

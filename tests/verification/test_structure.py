@@ -12,16 +12,15 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from dcsurgery.checkpoint.contents import INDEX
-from dcsurgery.checkpoint.digests import tensor_bytes
-from dcsurgery.checkpoint.headers import Header
+from dcsurgery.checkpoint.contents import INDEX, Checkpoint
 from dcsurgery.errors import CheckpointNotFoundError, DcSurgeryError
 from dcsurgery.surgery.convert import convert_checkpoint
 from dcsurgery.surgery.plan_file import DELTA_FILE, PLAN_FILE
 from dcsurgery.tiny import write_tiny_llava
 from dcsurgery.tiny.llava import Tower
 from dcsurgery.verification import Report, verify_checkpoint
-from dcsurgery.verification.structure import open_pair, structure_checks
+from dcsurgery.verification.pair import open_pair
+from dcsurgery.verification.structure import structure_checks
 from tests.verification.damage import (
     Damage,
     copy_of,
@@ -283,11 +282,13 @@ def test_linked_files_are_read_in_deep_mode_only(
     pair = open_pair(out, None)
     read: list[str] = []
 
-    def note(path: Path, header: Header, name: str) -> Iterator[bytes]:
-        read.append(path.name)
-        return tensor_bytes(path, header, name)
+    def note(checkpoint: Checkpoint, name: str) -> Iterator[bytes]:
+        if checkpoint.ref.folder == out:
+            read.append(checkpoint.file_of(name).name)
+        return real(checkpoint, name)
 
-    monkeypatch.setattr("dcsurgery.verification.structure.tensor_bytes", note)
+    real = Checkpoint.tensor_chunks
+    monkeypatch.setattr(Checkpoint, "tensor_chunks", note)
     assert all(check.passed for check in structure_checks(pair, deep=False))
     assert FIRST not in read
     assert all(check.passed for check in structure_checks(pair, deep=True))
