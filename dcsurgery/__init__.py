@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from dcsurgery.publishing.push import PushResult
     from dcsurgery.publishing.push import push_checkpoint as push
     from dcsurgery.recipes import Recipe, RecipeRun, load_recipe, run_recipe
+    from dcsurgery.serving.compare import verify_engine
+    from dcsurgery.serving.gguf import export_gguf
     from dcsurgery.surgery.conversion import Conversion, ConversionPlan
     from dcsurgery.surgery.convert import convert_checkpoint as convert
     from dcsurgery.surgery.convert import plan_conversion as plan
@@ -57,6 +59,7 @@ __all__ = [
     "convert",
     "evaluate",
     "export",
+    "export_gguf",
     "finetune",
     "inspect",
     "load",
@@ -69,6 +72,7 @@ __all__ = [
     "run_recipe",
     "score_answers",
     "verify",
+    "verify_engine",
 ]
 
 _HOMES = {
@@ -91,6 +95,7 @@ _HOMES = {
     "convert": "surgery.convert:convert_checkpoint",
     "evaluate": "evaluation.runner:evaluate_checkpoints",
     "export": "surgery.export:export_checkpoint",
+    "export_gguf": "serving.gguf:export_gguf",
     "finetune": "training.finetune:finetune_connector",
     "inspect": "surgery.inspection:inspect_checkpoint",
     "load": "loading.load:load_model",
@@ -103,6 +108,7 @@ _HOMES = {
     "run_recipe": "recipes:run_recipe",
     "score_answers": "evaluation.foreign:score_answers",
     "verify": "verification:verify_checkpoint",
+    "verify_engine": "serving.compare:verify_engine",
 }
 # Names of 0.1, kept for one release.
 _RENAMED = {

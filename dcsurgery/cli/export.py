@@ -21,6 +21,7 @@ from dcsurgery.cli.options import (
     read_towers,
 )
 from dcsurgery.cli.output import Output
+from dcsurgery.errors import RequestError
 
 EXAMPLES = (
     "dcsurgery export my-llava-delta -o my-llava-stock",
@@ -40,9 +41,17 @@ class ExportOptions:
             metavar="FORM",
             help="stock: a complete checkpoint for plain transformers. portable: one that brings "
             "the connector's code along, for any family. reference: one for the "
-            "reference's own code.",
+            "reference's own code. gguf: the mmproj file of a LLaVA for llama.cpp.",
         ),
     ] = "stock"
+    outtype: Annotated[
+        str,
+        typer.Option(metavar="TYPE", help="Matrices of --form gguf: f32, f16 or q8_0."),
+    ] = "f16"
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Write a gguf that llama.cpp is known to compute otherwise."),
+    ] = False
     keep_lora: Annotated[
         bool,
         typer.Option(
@@ -66,7 +75,10 @@ class ExportOptions:
 def export(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="A folder or Hub id that convert or finetune wrote."),
+        typer.Argument(
+            metavar="MODEL",
+            help="A folder or Hub id that convert or finetune wrote; for --form gguf any LLaVA.",
+        ),
     ],
     write: ExportOptions,
     revision: Revision = None,
@@ -79,6 +91,10 @@ def export(
     words for several hidden states, the delta is the only form, and this says so.
     """
     out = Output(as_json=as_json, quiet=quiet)
+    if write.form == "gguf":
+        _export_gguf(model, write, revision, out)
+        return
+    _refuse_gguf_options(write)
     from dcsurgery.surgery.export import export_checkpoint
 
     options: dict[str, Any] = {
@@ -97,3 +113,31 @@ def export(
     with out.working(f"writing {write.output}", growing=growing, fetches=remote):
         done = export_checkpoint(model, write.output, **options)
     out.result(done, f"\nnext:\n  dcsurgery verify {shlex.quote(str(done.output))}")
+
+
+def _export_gguf(model: str, write: ExportOptions, revision: str | None, out: Output) -> None:
+    from dcsurgery.serving.gguf import export_gguf
+
+    for name in ("keep_lora", "tower", "link", "dry_run"):
+        if getattr(write, name):
+            option = f"--{name.replace('_', '-')}"
+            raise RequestError(f"{option} is not for --form gguf", hint=f"leave {option} out")
+    if write.output is None:
+        raise typer.BadParameter("say where to write: -o OUT", param_hint="--output")
+    with out.working(f"writing {write.output}", fetches=not Path(model).is_dir()):
+        done = export_gguf(
+            model,
+            write.output,
+            outtype=write.outtype,
+            base=write.base,
+            revision=revision,
+            overwrite=write.overwrite,
+            force=write.force,
+        )
+    out.result(done, "\nnext:\n" + "\n".join(f"  {command}" for command in done.commands))
+
+
+def _refuse_gguf_options(write: ExportOptions) -> None:
+    given = {"--outtype": write.outtype != "f16", "--force": write.force}
+    for option in (name for name, used in given.items() if used):
+        raise RequestError(f"{option} is for --form gguf", hint=f"leave {option} out")

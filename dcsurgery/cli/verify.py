@@ -10,7 +10,7 @@ import typer
 
 from dcsurgery.cli.options import AsJson, Orientation, Quiet, Revision, Towers, read_towers
 from dcsurgery.cli.output import Output
-from dcsurgery.errors import DcSurgeryError
+from dcsurgery.errors import DcSurgeryError, RequestError
 from dcsurgery.printing import units
 
 if TYPE_CHECKING:
@@ -57,6 +57,17 @@ class VerifyOptions:
         ),
     ] = False
     tower: Towers = None
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENGINE",
+            help="Instead, compare a server's log-probabilities with transformers': the address of "
+            "one that runs, or llama.cpp or vllm to start one. MODEL may be any model.",
+        ),
+    ] = None
+    engine_limit: Annotated[
+        float, typer.Option(metavar="NATS", help="Largest difference that passes with --engine.")
+    ] = 0.1
 
 
 def verify(
@@ -75,6 +86,8 @@ def verify(
     fails; the report is on stdout either way.
     """
     out = Output(as_json=as_json, quiet=quiet)
+    if options.engine is not None:
+        return _verify_engine(model, options, options.engine, revision, out)
     with out.working(f"verifying {model}", fetches=_fetches(Path(model), options.against)):
         from dcsurgery.verification import verify_checkpoint
 
@@ -89,11 +102,35 @@ def verify(
             announce=lambda cost: out.tell(_told(cost)),
             orientation=options.orientation,
         )
-    if as_json:
+    return _end(report, out)
+
+
+def _end(report: Report, out: Output) -> int:
+    if out.as_json:
         out.data(report.to_dict())
     else:
         show_report(report, out)
     return 0 if report.passed else FAILED
+
+
+def _verify_engine(
+    model: str, options: VerifyOptions, engine: str, revision: str | None, out: Output
+) -> int:
+    for name in ("deep", "logits", "tower"):
+        if getattr(options, name):
+            raise RequestError(f"--{name} is not for --engine", hint=f"leave --{name} out")
+    with out.working(f"asking {engine} and transformers", fetches=not Path(model).is_dir()):
+        from dcsurgery.serving.compare import verify_engine
+
+        report = verify_engine(
+            model,
+            engine,
+            base=options.against,
+            revision=revision,
+            images=options.image or [],
+            limit=options.engine_limit,
+        )
+    return _end(report, out)
 
 
 def _told(cost: Cost) -> str:
