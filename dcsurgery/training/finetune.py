@@ -23,7 +23,7 @@ from dcsurgery.data.templates import prompt_version
 from dcsurgery.errors import RequestError, TrainingError
 from dcsurgery.printing.sheet import Progress
 from dcsurgery.surgery.conversion import Conversion, wanted_output
-from dcsurgery.surgery.plan_file import DELTA_FOLDER, TrainingRecord
+from dcsurgery.surgery.plan_file import ADAPTED, DELTA_FOLDER, TrainingRecord
 from dcsurgery.training.advice import advice
 from dcsurgery.training.checkpoints import latest_checkpoint, load_trained
 from dcsurgery.training.estimate import estimate
@@ -258,7 +258,7 @@ def _job(origin: Origin, source: Data, settings: TrainingSettings) -> tuple[Job,
     feed = Feed(dataset, Collator(begun.processor))
     steps = feed.steps(settings)
     trained = prepare(begun.model, begun.plan, feed, settings)
-    plain = [name for name in trained.names if ".lora_" not in name]
+    plain = [name for name in trained.names if ADAPTED not in name]
     checkpoint_names(begun.model, begun.base, plain)
     return Job(begun.plan, settings, trained, steps, feed), begun
 
@@ -308,7 +308,7 @@ def _write(  # noqa: PLR0913 - what a training leaves behind
         target,
         plan=begun.plan,
         model=begun.model,
-        trained=[name for name in record.trained if ".lora_" not in name],
+        trained=record.trained,
         record=record,
         adapter=adapter,
         base=begun.base,

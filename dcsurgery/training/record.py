@@ -12,7 +12,7 @@ import torch
 
 from dcsurgery import __version__
 from dcsurgery.errors import TrainingError
-from dcsurgery.surgery.plan_file import TrainingRecord
+from dcsurgery.surgery.plan_file import ADAPTED, TrainingRecord
 from dcsurgery.training.job import Data, Job
 from dcsurgery.training.lora import describe_adapters
 from dcsurgery.training.start import Start
@@ -36,7 +36,7 @@ def make_record(
         )
     settings, lost = job.settings, job.feed.dataset.tally.counts()
     assert settings.train is not None
-    untouched = [name for name in result.untouched if ".lora_" not in name]
+    untouched = [name for name in result.untouched if ADAPTED not in name]
     moved = [name for name in job.trained.names if name not in result.untouched]
     sizes = {name: value.numel() for name, value in begun.model.named_parameters()}
     return TrainingRecord(

@@ -17,6 +17,7 @@ from dcsurgery.checkpoint.model_ref import local_folder
 from dcsurgery.connectors.request import Connector
 from dcsurgery.data.processor import load_processor
 from dcsurgery.errors import RequestError
+from dcsurgery.loading.adopted_models import DTYPES as STORED
 from dcsurgery.loading.load import load_for_training, read_delta, refuse_hints
 from dcsurgery.loading.parameter_names import plain_parameters
 from dcsurgery.originals import open_model, told
@@ -35,7 +36,6 @@ from dcsurgery.training.freeze import projector_names
 from dcsurgery.training.lora import restore_adapters
 from dcsurgery.training.precision import DTYPES, wanted_precision
 from dcsurgery.training.settings import TrainingSettings
-from dcsurgery.training.trained_files import DTYPES as STORED
 from dcsurgery.training.trained_files import checkpoint_names
 
 
