@@ -132,7 +132,7 @@ def test_every_option_reaches_the_plan(
     [
         (["--connector", "dense"], "choose one of dci, sci"),
         (["--init", "zero"], "preserve or paper"),
-        (["--form", "onnx"], "stock, delta or reference"),
+        (["--form", "onnx"], "stock, delta, portable, reference"),
         (["--seed", "-1"], "0 or more"),
         (["--pool", "3"], "choose 1"),
         (["--norm"], "--connector sci"),
