@@ -128,7 +128,7 @@ def old(jobs: Path) -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize("name", [*FAMILIES, *KINDS])
 def test_everything_works_without_dcsurgery(results: dict[str, dict[str, str]], name: str) -> None:
     failed = {check: why for check, why in results[name].items() if why}
-    assert failed.keys() <= {"as_the_base"}
+    assert failed.keys() <= {"as_the_base"}, failed
     assert results[name].keys() >= set(CHECKS) - {"inner_model_loads"}
 
 
@@ -136,7 +136,7 @@ def test_everything_works_without_dcsurgery(results: dict[str, dict[str, str]], 
 @pytest.mark.skipif(not OLD, reason="DCSURGERY_OLD_TRANSFORMERS names no 4.57")
 def test_everything_works_in_transformers_4(old: dict[str, dict[str, str]], name: str) -> None:
     failed = {check: why for check, why in old[name].items() if why}
-    assert failed.keys() <= {"exists", "as_the_base"}
+    assert failed.keys() <= {"exists", "as_the_base"}, failed
 
 
 @pytest.mark.skipif(not OLD, reason="DCSURGERY_OLD_TRANSFORMERS names no 4.57")

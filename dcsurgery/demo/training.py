@@ -18,8 +18,7 @@ from dcsurgery.checkpoint.written import clear, foreign, require_ours
 from dcsurgery.demo.arms import ARMS, Arm
 from dcsurgery.demo.exercise import Exercise
 from dcsurgery.demo.outcome import Outcome, read_outcome
-from dcsurgery.demo.rows import Rows, exam_rows, said, training_rows
-from dcsurgery.demo.tower import to_pixels
+from dcsurgery.demo.rows import Rows, exam_rows, said, to_pixels, training_rows
 from dcsurgery.surgery.plan_file import DELTA_FOLDER, SurgeryPlan, TrainingRecord
 from dcsurgery.training.average import averaged
 from dcsurgery.training.settings import TrainingSettings

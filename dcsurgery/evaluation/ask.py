@@ -223,11 +223,13 @@ def ask_model(  # noqa: PLR0913 - one keyword per CLI option, by design
     dtype: str = "auto",
     device: str | None = None,
     prompt: Prompt = "auto",
+    towers: Mapping[str, str] | None = None,
+    template: str | None = None,
 ) -> Answer:
     """Ask a model (folder or Hub id) about pictures, or 8 frames of a video, and return its answer.
 
-    `orientation` as in make_question; the last five keywords as in Loading. Raises DcSurgeryError.
+    `orientation` as in make_question; the last seven keywords as in Loading. Raises DcSurgeryError.
     """
     asked = make_question(question, images, video=video, orientation=orientation)
-    where = Loading(path, revision, base, dtype, device, prompt)
+    where = Loading(path, revision, base, dtype, device, prompt, towers, template)
     return load_respondent(where).answer(asked, max_new_tokens=max_new_tokens)

@@ -19,7 +19,7 @@ from dcsurgery.checkpoint.model_ref import local_folder
 from dcsurgery.connectors.attach import attach
 from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import MalformedCheckpointError, RequestError
-from dcsurgery.loading.adopted_models import from_checkpoint
+from dcsurgery.loading.adopted_models import DTYPES, from_checkpoint
 from dcsurgery.loading.parameter_names import (
     plain_parameters,
     projector_parameters,
@@ -108,11 +108,10 @@ def published_tensors(checkpoint: Adopted, plan: SurgeryPlan) -> dict[str, torch
     connector = checkpoint.connector
     if connector is None or connector.rows is None:
         return {}
-    dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16}
     raw = bytearray(b"".join(connector.rows()))
-    dtype = dtypes.get(plan.anatomy.dtype, torch.bfloat16)
     (record,) = plan.delta
-    return {"weight": torch.frombuffer(raw, dtype=dtype).reshape(record.shape)}
+    values = torch.frombuffer(raw, dtype=DTYPES[plan.anatomy.dtype])
+    return {"weight": values.reshape(record.shape)}
 
 
 def load_for_training(

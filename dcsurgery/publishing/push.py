@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcsurgery.checkpoint.leftovers import describe_leftovers
+from dcsurgery.checkpoint.model_ref import local_folder
 from dcsurgery.errors import PublishError, RequestError
 from dcsurgery.printing import units
 from dcsurgery.printing.sheet import Printed, Sheet
@@ -41,7 +42,6 @@ from dcsurgery.publishing.licences import settle_licence
 from dcsurgery.publishing.metadata import lenient_metadata, split_card
 from dcsurgery.publishing.secrets import refuse_secrets
 from dcsurgery.publishing.target import MAIN, Target, look_up
-from dcsurgery.surgery.base_model import converted_folder
 from dcsurgery.surgery.delta_readme import CARD
 from dcsurgery.surgery.plan_file import read_plan
 
@@ -185,7 +185,7 @@ def push_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
     RequestError for `evals` that are no reports, and what verify_checkpoint raises.
     """
     started = time.perf_counter()
-    folder = converted_folder(model)
+    folder = local_folder(model)
     if message is not None and not message.strip():
         raise RequestError("the commit message is empty", hint="leave --message out")
     plan, new = read_plan(folder), read_evaluations(evals)

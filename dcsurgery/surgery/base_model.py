@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
-from dcsurgery.checkpoint.model_ref import local_folder
 from dcsurgery.errors import CheckpointNotFoundError, MalformedCheckpointError
 from dcsurgery.originals import Hints, open_model
 from dcsurgery.originals.adopted import (
@@ -24,18 +23,6 @@ from dcsurgery.surgery.plan_file import PLAN_FILE, SurgeryPlan
 from dcsurgery.surgery.portable import CODE_FILE, first_columns
 
 Towers = Mapping[str, str] | None
-
-
-def converted_folder(model: str | Path, revision: str | None = None) -> Path:
-    """Return the folder of a converted model, fetched if need be.
-
-    Raises CheckpointNotFoundError.
-    """
-    try:
-        return local_folder(model, revision)
-    except CheckpointNotFoundError as error:
-        hint = "name what `dcsurgery convert` wrote: a folder, or a Hub id"
-        raise CheckpointNotFoundError(error.message, hint=hint) from None
 
 
 def open_base(

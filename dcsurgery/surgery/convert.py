@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
@@ -138,17 +138,17 @@ class _Request:
     model: str | Path
     output: Path | None
     connector: Connector
-    revision: str | None
-    overwrite: bool
-    link: bool
-    towers: Mapping[str, str]
-    keep_all: bool
-    template: str | None
+    revision: str | None = None
+    overwrite: bool = False
+    link: bool = False
+    towers: Mapping[str, str] | None = None
+    keep_all: bool = False
+    template: str | None = None
 
     @property
     def tower(self) -> str | None:
         """What the reference form calls the tower."""
-        return self.towers.get(TOWER_KEY)
+        return (self.towers or {}).get(TOWER_KEY)
 
     def open(self, *, weights: bool = False) -> tuple[Checkpoint, SurgeryPlan, int]:
         """Return the model, its plan, and an upper bound of the bytes to write."""
@@ -173,22 +173,16 @@ class _Request:
         return small + estimate_bytes(checkpoint, stock, linked=linked)
 
 
-def _request(  # noqa: PLR0913 - one keyword per CLI option, by design
+def _request(
     model: str | Path,
     output: Path | None,
     *,
     connector: Connector | str | None = None,
-    revision: str | None = None,
-    overwrite: bool = False,
-    link: bool = False,
-    towers: Mapping[str, str] | None = None,
-    keep_all: bool = False,
-    template: str | None = None,
-    **options: Unpack[ConnectorKeywords],
+    **options: Any,
 ) -> _Request:
-    asked = Connector.of(connector, **options)
-    places = towers or {}
-    return _Request(model, output, asked, revision, overwrite, link, places, keep_all, template)
+    own = {field.name for field in fields(_Request)} & options.keys()
+    plain = {name: options.pop(name) for name in own}
+    return _Request(model, output, Connector.of(connector, **options), **plain)
 
 
 def _require_unconverted(checkpoint: Checkpoint) -> None:

@@ -380,11 +380,13 @@ def __getattr__(name):
     # transformers 4 does not set it where model_type is its own, and would not save this file
     made._auto_class = "AutoModel" if name.endswith("Model") else "AutoModelForImageTextToText"
     if conversion_mapping is not None:
-        for key in (stock.__name__, stock.config_class.model_type):
+        # Found by model_type, it must stay there: by class name the inner model would get it again.
+        kind = stock.config_class.model_type
+        for key, own in ((stock.__name__, name), (kind, kind)):
             known = conversion_mapping.get_checkpoint_conversion_mapping(key)
             if known:
                 register = conversion_mapping.register_checkpoint_conversion_mapping
-                register(name, known, overwrite=True)
+                register(own, known, overwrite=True)
                 break
     globals()[name] = made
     return made

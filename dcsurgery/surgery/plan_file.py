@@ -27,6 +27,9 @@ CONNECTOR_TENSOR = f"{CONNECTOR_PREFIX}weight"
 ADAPTER_FOLDER = f"{DELTA_FOLDER}/lora"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# In names of parameters: peft's prefix of the model it wraps, and a part of those of its factors.
+PEFT_MODEL = "base_model.model."
+ADAPTED = ".lora_"
 DELTA_LOADER = "dcsurgery.load"
 # What loads a form, whatever the family.
 MINI_GEMINI_LOADER = "dvlab-research/MGM with the mgm_arch.py of DenseConnector-with-mgm-7B"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
@@ -23,18 +23,18 @@ from dcsurgery.data.templates import prompt_version
 from dcsurgery.errors import RequestError, TrainingError
 from dcsurgery.printing.sheet import Progress
 from dcsurgery.surgery.conversion import Conversion, wanted_output
-from dcsurgery.surgery.plan_file import DELTA_FOLDER, TrainingRecord
+from dcsurgery.surgery.plan_file import ADAPTED, DELTA_FOLDER, TrainingRecord
 from dcsurgery.training.advice import advice
 from dcsurgery.training.checkpoints import latest_checkpoint, load_trained
 from dcsurgery.training.estimate import estimate
 from dcsurgery.training.feeding import Feed, micro_batches, processes, rank
 from dcsurgery.training.finetuned import Finetuned, TrainingPlan
-from dcsurgery.training.job import Data, Job
+from dcsurgery.training.job import Job, Request
 from dcsurgery.training.logs import PLOT_FILE, Watch, draw
 from dcsurgery.training.lora import add_adapters, save_adapters
 from dcsurgery.training.record import make_record
 from dcsurgery.training.settings import TrainingSettings
-from dcsurgery.training.start import Origin, Start, check_origin, start
+from dcsurgery.training.start import Start, check_origin, start
 from dcsurgery.training.trained_files import checkpoint_names, write_trained
 from dcsurgery.training.trainer import Run, TrainingResult, carry_out, prepare
 from dcsurgery.training.workspace import Workspace, check_workspace, open_workspace
@@ -107,11 +107,11 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
     """
     asked = _request(model, data, **options)
     target = wanted_output(output, dry_run=dry_run)
-    folder = check_origin(asked.origin)
+    folder = check_origin(asked)
     if target is not None:
         check_output(target, overwrite=asked.overwrite, sources=[folder])
         workspace = check_workspace(target, resume=asked.resume, overwrite=asked.overwrite)
-    job, begun = _job(asked.origin, asked.source, asked.settings)
+    job, begun = _job(asked)
     if dry_run or target is None:
         return _plan(str(model), job, begun)
     open_workspace(workspace)
@@ -121,15 +121,15 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
     if tell is not None and rank() == 0:
         for line in advice(job):
             tell(line)
-    identity = _identity(begun, asked.source, job)
+    identity = _identity(begun, asked, job)
     run = Run(workspace.folder, workspace.resumes, identity, _watch(progress, watch))
     result = carry_out(begun.model, job, run)
     job.feed.share_tally()
-    record = make_record(begun, job, result, asked.source, identity)
+    record = make_record(begun, job, result, asked, identity)
     conversion = None
     if rank() == 0:
         if result.sharded:
-            begun = _reloaded(asked.origin, job, workspace)
+            begun = _reloaded(asked, job, workspace)
         leave = partial(_leave_logs, job, result, workspace)
         conversion = _write(target, job, begun, workspace, record, asked.overwrite, leave)
         workspace.clear()
@@ -137,41 +137,24 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
     return Finetuned(target, result, record, _bad(job), census, conversion, advice(job))
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What finetune was asked for."""
-
-    origin: Origin
-    source: Data
-    settings: TrainingSettings
-    resume: bool
-    overwrite: bool
-
-
-def _request(  # noqa: PLR0913 - one keyword per CLI option, by design
+def _request(
     model: str | Path,
     data: str | Path,
     *,
     images: str | Path | None = None,
     settings: TrainingSettings | None = None,
     connector: Connector | str | Mapping[str, Any] | None = None,
-    split: str = "train",
-    streaming: bool = False,
-    columns: Mapping[str, str] | None = None,
-    revision: str | None = None,
-    base: str | Path | None = None,
-    towers: Mapping[str, str] | None = None,
-    template: str | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    **options: Unpack[ConnectorKeywords],
-) -> _Request:
-    return _Request(
-        Origin(model, revision, base, _connector(connector, options), towers, template),
-        Data(data, None if images is None else Path(images), split, streaming, columns),
+    **options: Any,
+) -> Request:
+    own = {field.name for field in fields(Request)} & options.keys()
+    plain = {name: options.pop(name) for name in own}
+    return Request(
+        model,
+        data,
         (settings or TrainingSettings()).resolved(),
-        resume,
-        overwrite,
+        None if images is None else Path(images),
+        connector=_connector(connector, options),
+        **plain,
     )
 
 
@@ -214,7 +197,7 @@ def _watch(progress: Progress | None, watch: Watch | None) -> Watch | None:
 
 
 def _connector(
-    connector: Connector | str | Mapping[str, Any] | None, options: ConnectorKeywords
+    connector: Connector | str | Mapping[str, Any] | None, options: Mapping[str, Any]
 ) -> Connector | None:
     if isinstance(connector, Mapping):
         text = "connector is a Connector, or its kind with the other fields as keywords"
@@ -227,21 +210,22 @@ def _connector(
     return None if connector is None else Connector.of(connector, **options)
 
 
-def _job(origin: Origin, source: Data, settings: TrainingSettings) -> tuple[Job, Start]:
+def _job(asked: Request) -> tuple[Job, Start]:
     """Open the data, load the model and make exactly what is announced trainable."""
+    settings = asked.settings
     rows = read_rows(
-        source.data,
-        images=source.images,
-        split=source.split,
-        streaming=source.streaming,
-        columns=source.columns,
+        asked.data,
+        images=asked.images,
+        split=asked.split,
+        streaming=asked.streaming,
+        columns=asked.columns,
     )
     if rows.streamed and settings.orientation == "raw":
         raise RequestError(
             "the pictures of a stream arrive turned as their EXIF tag says",
             hint="leave out --streaming, or --orientation raw",
         )
-    begun = start(origin, settings)
+    begun = start(asked)
     prompter = Prompter(
         begun.processor,
         version=prompt_version(settings.prompt),
@@ -258,22 +242,22 @@ def _job(origin: Origin, source: Data, settings: TrainingSettings) -> tuple[Job,
     feed = Feed(dataset, Collator(begun.processor))
     steps = feed.steps(settings)
     trained = prepare(begun.model, begun.plan, feed, settings)
-    plain = [name for name in trained.names if ".lora_" not in name]
+    plain = [name for name in trained.names if ADAPTED not in name]
     checkpoint_names(begun.model, begun.base, plain)
     return Job(begun.plan, settings, trained, steps, feed), begun
 
 
-def _identity(begun: Start, source: Data, job: Job) -> dict[str, Any]:
+def _identity(begun: Start, asked: Request, job: Job) -> dict[str, Any]:
     plan = begun.plan
     return {
-        **source.identity(job.feed.dataset.rows.root),
+        **asked.identity(job.feed.dataset.rows.root),
         "base": plan.base.config_sha256,
         "connector": [plan.kind, list(map(list, plan.layout.groups)), plan.layout.pool],
         "values": [record.sha256 for record in plan.delta],
     }
 
 
-def _reloaded(origin: Origin, job: Job, workspace: Workspace) -> Start:
+def _reloaded(asked: Request, job: Job, workspace: Workspace) -> Start:
     """Return the trained model whole, where processes hold a part each: from the last checkpoint.
 
     Raises TrainingError where there is none.
@@ -284,7 +268,7 @@ def _reloaded(origin: Origin, job: Job, workspace: Workspace) -> Start:
             "FSDP and DeepSpeed need a checkpoint to put the model together from",
             hint="leave out --save-steps 0",
         )
-    begun = start(origin, job.settings)
+    begun = start(asked)
     if job.settings.train == "lora":
         add_adapters(begun.model, job.settings)
     load_trained(checkpoint, begun.model, job.trained.names)
@@ -308,7 +292,7 @@ def _write(  # noqa: PLR0913 - what a training leaves behind
         target,
         plan=begun.plan,
         model=begun.model,
-        trained=[name for name in record.trained if ".lora_" not in name],
+        trained=record.trained,
         record=record,
         adapter=adapter,
         base=begun.base,

@@ -15,6 +15,7 @@ from dcsurgery.data.processor import FOREIGN_ERRORS, PROCESSOR_FILES, load_proce
 from dcsurgery.data.prompts import TOKEN_FIELDS, Prompter
 from dcsurgery.errors import RequestError
 from dcsurgery.loading.adopted_models import small_files
+from dcsurgery.verification.inputs import NO_TORCHVISION, Inputs
 from dcsurgery.verification.models import image_features
 from dcsurgery.verification.pair import Pair
 from dcsurgery.verification.report import Check
@@ -24,11 +25,14 @@ LIMIT = "as many as the model makes"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
-def agreement_check(pair: Pair, model: Any, architecture: Architecture, picture: Any) -> Check:
+def agreement_check(
+    pair: Pair, model: Any, architecture: Architecture, picture: Any, prepared: Inputs
+) -> Check:
     """Ask about a PIL image as a user would, and count on both sides.
 
-    `model` is the output's, without its language model. Families whose language model looks at
-    pictures by cross-attention have no image tokens to count.
+    `model` is the output's, without its language model; `prepared` says whether the base's image
+    processor could be loaded here at all. Families whose language model looks at pictures by
+    cross-attention have no image tokens to count.
     """
     if architecture.prompt is not None:
         return Check(NAME, True, "pictures are no tokens in this family", LIMIT)
@@ -39,7 +43,8 @@ def agreement_check(pair: Pair, model: Any, architecture: Architecture, picture:
         try:
             prompter = Prompter(load_processor(folder))
         except RequestError as error:
-            if "torchvision" in error.message and find_spec("torchvision") is None:
+            lacks = "torchvision" in error.message or prepared.note == NO_TORCHVISION
+            if lacks and find_spec("torchvision") is None:
                 return Check(NAME, True, "not compared: torchvision is not installed", LIMIT)
             return Check(NAME, False, "it cannot be loaded", LIMIT, error.message)
     try:

@@ -65,19 +65,19 @@ def feature_checks(pair: Pair, pictures: Sequence[Any]) -> list[Check]:
         with remembered_blocks(model, plan.anatomy):
             branch = image_features(model, architecture, inputs)
             if pair.stock is None:
-                checks.append(agreement_check(pair, model, architecture, pictures[0]))
+                checks.append(agreement_check(pair, model, architecture, pictures[0], prepared))
             detach(model)
             restated = _restate(model, architecture, plan, inputs, delta)
         checks.append(_close_check("features: branch against the formula", branch, restated, 1e-5))
         del model
         free_memory()
-        if pair.stock is not None and plan.form == "stock":
+        if pair.stock is not None and plan.form != "portable":
             stock = load_vision(pair.stock).float()
             with remembered_blocks(stock, plan.anatomy):
                 fold = image_features(stock, architecture, inputs)
                 limit = 1e-5 if zero else FOLD_LIMITS[plan.anatomy.dtype]
                 checks.append(_close_check("features: fold against branch", fold, branch, limit))
-                checks.append(agreement_check(pair, stock, architecture, pictures[0]))
+                checks.append(agreement_check(pair, stock, architecture, pictures[0], prepared))
     return [prepared.explain(check) for check in checks]
 
 

@@ -31,7 +31,6 @@ CASES: dict[str, tuple[Callable[[Path], Path], str, int]] = {
 
 
 # PaliGemmaProcessor turns tensors into arrays the way numpy 2 warns of.
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("family", CASES)
 def test_processor_and_upgraded_model_agree_on_tokens(family: str, tmp_path: Path) -> None:
     from transformers import AutoProcessor

@@ -210,7 +210,6 @@ def test_every_way_of_writing_pictures_out_keeps_the_answers(family: str, tmp_pa
 
 
 # PaliGemmaProcessor turns tensors into arrays the way numpy 2 warns of.
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_paligemma_learns_its_last_answer_as_suffix(tmp_path: Path) -> None:
     prompts = prompter(write_tiny_paligemma(tmp_path / "m"))
     encoded = prompts.encode(ONE)

@@ -222,7 +222,6 @@ def test_rows_say_what_of_them_is_not_trained(processor: Any, tmp_path: Path) ->
 
 
 # PaliGemmaProcessor turns tensors into arrays the way numpy 2 warns of.
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_earlier_answers_that_a_model_sees_whole_carry_no_loss(tmp_path: Path) -> None:
     prompts = Prompter(load_processor(write_tiny_paligemma(tmp_path / "m")))
     assert prompts.encode(ONE).dropped == ("loss of earlier answers",)

@@ -169,7 +169,6 @@ SILENT = {"cohere2_vision", "ernie4_5_vl", "kimi_k25", "lfm2_vl", "llama4", "mol
 
 
 @pytest.mark.parametrize("family", sorted(WRITERS.keys() - SILENT))
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_every_family_reads_a_video(family: str, tmp_path: Path, clip: Clip) -> None:
     """Frames as pictures; their tokens pooled, or a clear word that they cannot be."""
     respondent = load_respondent(Loading(WRITERS[family](tmp_path / "model")))

@@ -36,8 +36,6 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "qwen2_vl": write_tiny_qwen2_vl,
     "paligemma": write_tiny_paligemma,
 }
-# PaliGemmaProcessor turns tensors into arrays the way numpy 2 warns of.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 Loaded = tuple[Any, Prompter]
 
 

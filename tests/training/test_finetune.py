@@ -26,8 +26,9 @@ from dcsurgery.surgery.plan_file import DELTA_FILE, read_plan
 from dcsurgery.training import finetune
 from dcsurgery.training.finetune import finetune_connector
 from dcsurgery.training.finetuned import Finetuned
+from dcsurgery.training.job import Request
 from dcsurgery.training.settings import TrainingSettings
-from dcsurgery.training.start import Origin, start
+from dcsurgery.training.start import start
 from dcsurgery.training.workspace import MARK
 from tests.surgery import digests
 from tests.training.data import write_data
@@ -108,7 +109,7 @@ def test_out_computes_what_the_training_ended_with(
     again = finetune_connector(once.output, data, settings=fast(), dry_run=True)
     assert again.trained.groups == once.result.trained.groups
     model = load_model(once.output)
-    begun = start(Origin(once.output), fast())
+    begun = start(Request(once.output, "", fast()))
     pairs = zip(model.parameters(), begun.model.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
 
@@ -190,7 +191,7 @@ def test_lora_on_top_of_a_first_training(once: Finetuned, data: Path, place: Pat
     assert (place / "lora" / "dense_connector" / "lora" / "adapter_model.safetensors").is_file()
     names = [name for name, _ in load_model(done.output).named_parameters() if "lora" in name]
     assert len(names) == 2 * 14
-    low = start(Origin(done.output), fast(train="lora", precision="bf16")).model
+    low = start(Request(done.output, "", fast(train="lora", precision="bf16"))).model
     stored = load_file(place / "lora" / "dense_connector" / "lora" / "adapter_model.safetensors")
     found = {k.replace(".default", ""): v for k, v in low.named_parameters() if ".lora_" in k}
     for name, value in stored.items():
@@ -239,8 +240,8 @@ def test_bad_rows_are_named_and_left_out(delta: Path, data: Path, place: Path) -
 def test_what_is_trained_starts_from_the_stored_values_whatever_the_base_is_loaded_in(
     once: Finetuned,
 ) -> None:
-    exact = start(Origin(once.output), fast())
-    low = start(Origin(once.output), fast(precision="bf16"))
+    exact = start(Request(once.output, "", fast()))
+    low = start(Request(once.output, "", fast(precision="bf16")))
     wanted = dict(exact.model.named_parameters())
     kinds = {}
     for name, value in low.model.named_parameters():
@@ -248,7 +249,7 @@ def test_what_is_trained_starts_from_the_stored_values_whatever_the_base_is_load
         if name in once.result.trained.names:
             assert torch.equal(value, wanted[name])
     assert kinds["lm_head.weight"] == torch.bfloat16
-    whole = start(Origin(once.output), fast(precision="bf16", train="full"))
+    whole = start(Request(once.output, "", fast(precision="bf16", train="full")))
     assert {value.dtype for value in whole.model.parameters()} == {torch.float32}
 
 
