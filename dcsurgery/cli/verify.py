@@ -62,7 +62,8 @@ class VerifyOptions:
         typer.Option(
             metavar="ENGINE",
             help="Instead, compare a server's log-probabilities with transformers': the address of "
-            "one that runs, or llama.cpp or vllm to start one. MODEL may be any model.",
+            "one that runs, or llama.cpp or vllm (and its arguments) to start one. MODEL may be "
+            "any model.",
         ),
     ] = None
     engine_limit: Annotated[

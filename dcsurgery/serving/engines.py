@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -26,6 +28,7 @@ ENGINES = ("llama.cpp", "vllm")
 START_S, ANSWER_S = 900, 300
 # Our prompt is sent as it is: what is compared is what the model makes of it, not the template.
 PASS_ON = "{% for message in messages %}{{ message.content }}{% endfor %}"
+RAISED = re.compile(r"(?:^|\] |\) )(\w*(?:Error|Exception): .*)")
 _SERVE = """
 import sys, time
 import xllamacpp as engine
@@ -93,26 +96,29 @@ class Engine:
 def running_engine(engine: str, model: Path) -> Iterator[Engine]:
     """Yield a server: the one at an address, or `engine` started for `model` and stopped after.
 
+    What follows the engine's name are further arguments of its server: "vllm --dtype float32".
+
     Raises RequestError for an engine that is unknown, not installed, or that does not start.
     """
     if engine.startswith(("http://", "https://")):
         yield Engine("the server", engine.rstrip("/").removesuffix("/v1"), own_template=True)
         return
-    if engine not in ENGINES:
+    name, *further = shlex.split(engine) or [engine]
+    if name not in ENGINES:
         raise RequestError(
             f"--engine {engine} is unknown", hint=f"an address, or one of {', '.join(ENGINES)}"
         )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = _llama(model, port) if engine == "llama.cpp" else _vllm(model, port)
+    command = (_llama if name == "llama.cpp" else _vllm)(model, port, further)
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
-            _wait(engine, process, port, log)
-            own = engine != "llama.cpp"
-            yield Engine(engine, f"http://127.0.0.1:{port}", own_template=own)
+            _wait(name, process, port, log)
+            own = name != "llama.cpp"
+            yield Engine(name, f"http://127.0.0.1:{port}", own_template=own)
         finally:
             process.terminate()
             try:
@@ -122,7 +128,7 @@ def running_engine(engine: str, model: Path) -> Iterator[Engine]:
                 process.wait()
 
 
-def _wait(engine: str, process: subprocess.Popen[bytes], port: int, log: Any) -> None:
+def _wait(name: str, process: subprocess.Popen[bytes], port: int, log: Any) -> None:
     until = time.monotonic() + START_S
     while time.monotonic() < until and process.poll() is None:
         try:
@@ -133,23 +139,32 @@ def _wait(engine: str, process: subprocess.Popen[bytes], port: int, log: Any) ->
         except OSError:
             time.sleep(0.2)
     log.seek(0)
-    told = " / ".join(line.strip() for line in log.read().splitlines()[-4:] if line.strip())
+    lines = [line.strip() for line in log.read().splitlines() if line.strip()]
+    # Servers of several processes end with the news that one of them ended: the first error is why.
+    errors = [found[1] for line in lines if (found := RAISED.search(line))]
+    told = " / ".join(errors[:1] or lines[-4:])
     raise RequestError(
-        f"{engine} did not start: {told or f'no answer in {START_S} s'}",
+        f"{name} did not start: {told or f'no answer in {START_S} s'}",
         hint="start it yourself and give its address: --engine http://localhost:8000",
     )
 
 
-def _llama(folder: Path, port: int) -> list[str]:
+def _llama(folder: Path, port: int, further: Sequence[str]) -> list[str]:
     """Return the command that serves a folder that export wrote, with its language model in it."""
     text, projector = gguf_files(folder)
     if server := shutil.which("llama-server"):
         command = [server, "-m", str(text), "--mmproj", str(projector), "--port", str(port)]
-        return [*command, "-c", "4096", "--jinja", "--no-warmup", "--chat-template", PASS_ON]
+        command += ["-c", "4096", "--jinja", "--no-warmup", "--chat-template", PASS_ON]
+        return [*command, *further]
     if find_spec("xllamacpp") is None:
         raise RequestError(
             "llama.cpp is not installed: neither llama-server nor xllamacpp",
             hint="pip install xllamacpp",
+        )
+    if further:
+        raise RequestError(
+            f"xllamacpp takes no arguments: {shlex.join(further)}",
+            hint="they are for llama-server, which is not on the path",
         )
     return [sys.executable, "-c", _SERVE, str(text), str(projector), str(port), PASS_ON]
 
@@ -184,7 +199,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _vllm(model: Path, port: int) -> list[str]:
+def _vllm(model: Path, port: int, further: Sequence[str]) -> list[str]:
     server = shutil.which("vllm")
     if server is None:
         raise RequestError(
@@ -192,4 +207,5 @@ def _vllm(model: Path, port: int) -> list[str]:
             hint="install it, or give the address of a server: --engine http://localhost:8000",
         )
     command = [server, "serve", str(model), "--host", "127.0.0.1", "--port", str(port)]
-    return [*command, "--model-impl", "transformers", "--trust-remote-code", "--max-logprobs", "20"]
+    command += ["--model-impl", "transformers", "--trust-remote-code", "--max-logprobs", "20"]
+    return [*command, *further]

@@ -183,11 +183,13 @@ def test_no_server_or_no_such_engine(trained: Path, tmp_path: Path) -> None:
         dcsurgery.verify_engine(trained, "http://127.0.0.1:9")
     with pytest.raises(DcSurgeryError, match="tgi is unknown"):
         dcsurgery.verify_engine(trained, "tgi")
-    found = CliRunner().invoke(app, ["verify", str(trained), "--engine", "vllm", "--deep"])
+    found = CliRunner().invoke(
+        app, ["verify", str(trained), "--engine", "vllm --dtype float32", "--deep"]
+    )
     assert found.exit_code == 1 and "--deep is not for --engine" in found.stderr
     if shutil.which("vllm") is None:
         with pytest.raises(DcSurgeryError, match="vllm is not on the path"):
-            dcsurgery.verify_engine(trained, "vllm")
+            dcsurgery.verify_engine(trained, "vllm --dtype float32")
 
 
 class TestLlamaCpp:
