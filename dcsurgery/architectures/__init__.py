@@ -215,8 +215,9 @@ def refuse_known(config: Config) -> None:
     name = class_name(config)
     if _supported(name):
         return
-    if find_known(name) is None and name not in REFUSED:
-        # Another version of a known kind keeps its type: MiniCPMV4_5 is a minicpmv.
+    if find_known(name) is None and name not in REFUSED and "mm_vision_tower" not in config:
+        # Another version of a known kind keeps its type: MiniCPMV4_5 is a minicpmv. Originals of
+        # LLaVA borrow theirs.
         name = _class_of_type(config)
         if _supported(name):
             return
