@@ -147,6 +147,28 @@ def _counted(class_name: str, word: str, default: int) -> Callable[[Anatomy], Co
     return find
 
 
+def _counted_by_patches(
+    class_name: str, window: str, absent: dict[str, int], *, size: str = ""
+) -> Callable[[Anatomy], Counting]:
+    """Return how a processor counts that is told patches and how many a side are joined (`window`),
+    and where it knows no picture, its `size`.
+    """
+
+    def find(anatomy: Anatomy) -> Counting:
+        tower = anatomy.tower
+        joined = isqrt(tower.grid**2 // anatomy.image_tokens)
+        words = {"patch_size": tower.patch_size, window: joined}
+        words |= {size: tower.image_size} if size else {}
+
+        def count(stated: Config) -> int:
+            side: int = stated.get(size, tower.image_size)
+            return int(side // (stated["patch_size"] * stated[window])) ** 2
+
+        return Counting(class_name, words, absent, count)
+
+    return find
+
+
 def _encode_llama4(model: Any, inputs: dict[str, Any]) -> Any:
     """Return what the language model reads: the projector runs outside get_image_features."""
     states = model.vision_model(inputs["pixel_values"]).last_hidden_state
@@ -170,6 +192,12 @@ ARCHITECTURES = (
             normed=False,
         ),
         arrange=partial(_rows.join_windows, key="downsample_factor"),
+        counting=_counted_by_patches(
+            "AyaVisionProcessor",
+            "downsample_factor",
+            {"patch_size": 28, "downsample_factor": 1, "img_size": 364},
+            size="img_size",
+        ),
     ),
     row(
         "cohere2_vision",
@@ -434,6 +462,9 @@ ARCHITECTURES = (
         "Pixtral",
         MISTRAL3,
         arrange=_rows.cut_windows,
+        counting=_counted_by_patches(
+            "PixtralProcessor", "spatial_merge_size", {"patch_size": 16, "spatial_merge_size": 1}
+        ),
     ),
     row(
         "mistral_large4",
@@ -455,6 +486,9 @@ ARCHITECTURES = (
             ("vision_language_adapter.w_out.", "multi_modal_projector.linear_2."),
             ("patch_merger.merging_layer.", "multi_modal_projector.patch_merger.merging_layer."),
             ("pre_mm_projector_norm.", "multi_modal_projector.norm."),
+        ),
+        counting=_counted_by_patches(
+            "PixtralProcessor", "spatial_merge_size", {"patch_size": 16, "spatial_merge_size": 1}
         ),
     ),
     row(
