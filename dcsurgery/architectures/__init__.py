@@ -186,7 +186,7 @@ def _unknown(config: Config, name: str) -> UnknownArchitectureError:
         hint = f'write "architectures": [{json.dumps(name[:200])}]'
     elif _supported(whole):
         why = f": {whole} is the one of its family that answers questions about pictures"
-        hint = "name a checkpoint of that class; one with another head has nothing to answer with"
+        hint = f"name a checkpoint of that class, or {hint}"
     elif name.endswith("ForCausalLM") and not any("vis" in key for key in config):
         why = ": it is a language model alone and sees no pictures"
     elif config.get("auto_map"):
