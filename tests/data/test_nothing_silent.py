@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -188,3 +189,13 @@ def test_no_spelling_leaves_the_folder(name: str, folder: Path, tmp_path: Path) 
     (tmp_path / "in").mkdir()
     with pytest.raises(RowError, match=r"does not exist|leaves the images folder"):
         read_row({**ASKED, "image": name}, 1, tmp_path / "in").images[0].check()
+
+
+def test_a_row_may_point_to_the_picture_of_another(folder: Path) -> None:
+    """As VLMEvalKit's tables do, for the circular copies of a question."""
+    text = base64.b64encode((folder / "a.png").read_bytes()).decode()
+    lines = ["index\timage\tquestion\tanswer", f"7\t{text}\tOne?\tIt.", "1000007\t7\tTwo?\tIt."]
+    first, second, lost = written(folder, "t.tsv", "\n".join([*lines, "9\t8\tThree?\tIt."]))
+    assert first.images[0].open().size == second.images[0].open().size == (8, 8)
+    with pytest.raises(RowError, match="image 8 does not exist"):
+        lost.images[0].check()
