@@ -127,7 +127,7 @@ class Prompter:
         """
         outside = () if generate else _outside(turns)
         used = turns if generate else for_training(Row("", tuple(turns))).turns
-        found = (*outside, *self._misread("\n".join(turn.text for turn in used)))
+        found = (*outside, *self._misread(" ".join(turn.text for turn in used)))
         if not self.suffixed:
             return (*found, *self._write(used, generate).dropped)
         earlier = any(turn.role == "assistant" for turn in used[:-1])
