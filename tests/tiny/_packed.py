@@ -57,18 +57,20 @@ def write_packed(
     config: Mapping[str, Any],
     tokens: tuple[str, ...],
     preprocessor: Mapping[str, Any],
+    named: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Path:
     """Write model, tokenizer, chat template and the settings of the image processor.
 
-    `tokens` begin with start, end and image token; `options` are those of write_model. The whole
+    `tokens` begin with start, end and image token; `named` are those that the processor asks the
+    tokenizer for by name, the image token when None; `options` are those of write_model. The whole
     processor needs torchvision (it has a video half); AutoImageProcessor and AutoTokenizer load
     without. Returns `folder`.
     """
     write_model(folder, config["architectures"][0], config, **options)
     start, end, image = tokens[:3]
     template = CHAT_TEMPLATE.replace("<image>", start + image + end)
-    write_tokenizer(folder, tokens, template, {"image_token": image})
+    write_tokenizer(folder, tokens, template, named or {"image_token": image})
     write_json(folder / "preprocessor_config.json", dict(preprocessor))
     generation = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     write_json(folder / "generation_config.json", generation)

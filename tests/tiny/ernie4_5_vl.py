@@ -94,6 +94,7 @@ def write_tiny_ernie4_5_vl(
         config,
         TOKENS,
         preprocessor,
+        dict(zip((name.removesuffix("_id") for name in IDS), TOKENS, strict=True)),
         names=HUB_NAMES,
         shards=shards,
         dtype=dtype,
