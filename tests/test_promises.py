@@ -27,7 +27,9 @@ LAYERS = (
     ("loading",),
     ("data",),
     ("verification",),
-    ("training", "evaluation", "publishing"),
+    ("training", "evaluation"),
+    ("probing",),
+    ("publishing",),
     ("recipes", "demo"),
     ("cli",),
 )

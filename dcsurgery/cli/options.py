@@ -129,7 +129,7 @@ class ConnectorOptions:
             metavar="LAYERS",
             help="Hidden states to read, instead of the connector's own rule: states like 7,15, "
             "runs like 0-11, groups like '0-11;12-23'. State 0 is the embeddings, state i the "
-            "output of block i; -1 is the last.",
+            "output of block i; -1 is the last. @probe.json: those that `dcsurgery probe` found.",
         ),
     ] = None
     norm: Annotated[

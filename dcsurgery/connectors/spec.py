@@ -16,6 +16,7 @@ Init = Literal["preserve", "paper", "published"]
 class ConnectorSpec:
     """A request: `layers` overrides the kind's rule, without `form` the family chooses.
 
+    `probe` is a file of `dcsurgery probe` that says which, once the model is known.
     `norm` puts a LayerNorm on every extra state (sci); `pool` 2 halves the sides of the token grid
     after the projector.
     """
@@ -28,3 +29,4 @@ class ConnectorSpec:
     form: Form | None = None
     norm: bool = False
     pool: int = 1
+    probe: str | None = None

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from dcsurgery.architectures import Form, find_architecture
 from dcsurgery.checkpoint.checks import render_object
@@ -21,7 +21,7 @@ from dcsurgery.checkpoint.rewrite import (
     write_tensors,
 )
 from dcsurgery.checkpoint.staging import staged_output
-from dcsurgery.connectors.spec import ConnectorSpec, Init, Layers
+from dcsurgery.connectors.spec import ConnectorSpec, Layers
 from dcsurgery.errors import PlanError, RequestError
 from dcsurgery.features import parse_layers
 from dcsurgery.originals import Hints, open_model, told
@@ -42,6 +42,7 @@ from dcsurgery.surgery.processor_changes import planned_processor, processor_fil
 from dcsurgery.surgery.processor_fit import PROCESSOR_FILE
 
 METADATA = {"format": "pt"}
+PROBE_MARK = "@"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,10 @@ def make_spec(  # noqa: PLR0913 - one keyword per CLI option, by design
     norm: bool = False,
     pool: int = 1,
 ) -> ConnectorSpec:
-    """Return a ConnectorSpec from plain values. Raises RequestError or PlanError."""
+    """Return a ConnectorSpec from plain values; layers "@FILE" are those of a probe in that file.
+
+    Raises RequestError or PlanError.
+    """
     if init not in ("preserve", "paper"):
         raise RequestError(f"init {init!r} does not exist", hint="choose preserve or paper")
     if form not in (None, *get_args(Form)):
@@ -86,10 +90,12 @@ def make_spec(  # noqa: PLR0913 - one keyword per CLI option, by design
         )
     if seed < 0:
         raise RequestError(f"seed {seed} is negative", hint="choose a seed of 0 or more")
+    probe = None
+    if isinstance(layers, str) and layers.startswith(PROBE_MARK):
+        probe, layers = layers.removeprefix(PROBE_MARK), None
     parsed = parse_layers(layers) if isinstance(layers, str) else layers
-    return ConnectorSpec(
-        connector, groups, parsed, cast(Init, init), seed, cast(Form | None, form), norm, pool
-    )
+    chosen: dict[str, Any] = {"init": init, "form": form, "norm": norm, "pool": pool}
+    return ConnectorSpec(connector, groups, parsed, seed=seed, probe=probe, **chosen)
 
 
 def preview_conversion(  # noqa: PLR0913 - one keyword per CLI option, by design

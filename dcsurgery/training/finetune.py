@@ -12,22 +12,19 @@ from typing import Any
 import torch
 
 from dcsurgery.checkpoint.destination import check_output
-from dcsurgery.data.batches import Collator, Measured, StreamedDataset, TrainingDataset
+from dcsurgery.data.batches import Measured, TrainingDataset
 from dcsurgery.data.census import Census
 from dcsurgery.data.conversations import BadRow
-from dcsurgery.data.prompts import Prompter
-from dcsurgery.data.rows import read_rows
 from dcsurgery.data.samples import Sample, dry_run_samples
-from dcsurgery.data.templates import prompt_version
-from dcsurgery.errors import RequestError, TrainingError
+from dcsurgery.errors import TrainingError
 from dcsurgery.surgery.convert import Conversion
 from dcsurgery.surgery.plan_file import DELTA_FOLDER, TrainingRecord
 from dcsurgery.training.advice import advice
 from dcsurgery.training.checkpoints import latest_checkpoint, load_trained
 from dcsurgery.training.estimate import Estimate, estimate
-from dcsurgery.training.feeding import Feed, micro_batches, processes, rank
+from dcsurgery.training.feeding import micro_batches, processes, rank
 from dcsurgery.training.freeze import Trained
-from dcsurgery.training.job import Data, Job
+from dcsurgery.training.job import Data, Job, open_feed, open_rows
 from dcsurgery.training.logs import PLOT_FILE, Watch, draw
 from dcsurgery.training.lora import add_adapters, save_adapters
 from dcsurgery.training.record import make_record
@@ -184,33 +181,11 @@ def preview_finetune(  # noqa: PLR0913 - one keyword per CLI option, by design
 
 def _job(origin: Origin, source: Data, settings: TrainingSettings) -> tuple[Job, Start]:
     """Open the data, load the model and make exactly what is announced trainable."""
-    rows = read_rows(
-        source.data,
-        images=source.images,
-        split=source.split,
-        streaming=source.streaming,
-        columns=source.columns,
-    )
-    if rows.streamed and settings.orientation == "raw":
-        raise RequestError(
-            "the pictures of a stream arrive turned as their EXIF tag says",
-            hint="leave out --streaming, or --orientation raw",
-        )
+    rows = open_rows(source, settings)
     begun = start(origin, settings)
-    prompter = Prompter(
-        begun.processor,
-        version=prompt_version(settings.prompt),
-        aspect=settings.aspect,
-        orientation=settings.orientation,
-    )
-    limits: dict[str, Any] = {"max_length": settings.max_length, "max_bad": settings.max_bad}
-    dataset: TrainingDataset | StreamedDataset
-    if rows.streamed:
-        dataset = StreamedDataset(rows, prompter, **limits)
-    else:
-        dataset = TrainingDataset(rows, prompter, **limits)
-        dataset.measure()
-    feed = Feed(dataset, Collator(begun.processor))
+    feed = open_feed(rows, begun.processor, settings)
+    if isinstance(feed.dataset, TrainingDataset):
+        feed.dataset.measure()
     steps = feed.steps(settings)
     trained = prepare(begun.model, begun.plan, feed, settings)
     plain = [name for name in trained.names if ".lora_" not in name]
