@@ -157,9 +157,11 @@ class Advice:
                 f"{gain.rows:,} rows could tell from chance, about {self.smallest:.2g} nats per "
                 "answer token"
             )
+        single = len(chosen) == 1 and len(chosen[0].layers) == 1
         return (
-            f"operate: hidden states {write_layers(chosen)} are expected to take {gain.mean:.2g} "
-            f"nats [{gain.low:.2g}, {gain.high:.2g}] off each answer token's {self.gains.loss:.3g}"
+            f"operate: hidden state{'' if single else 's'} {write_layers(chosen)} should take "
+            f"{gain.mean:.2g} nats [{gain.low:.2g}, {gain.high:.2g}] off each answer token's "
+            f"{self.gains.loss:.3g}"
         )
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from dcsurgery.checkpoint.copying import make_folder
+from dcsurgery.checkpoint.destination import check_output
 from dcsurgery.errors import OutputExistsError, RequestError
 from dcsurgery.evaluation.eval_report import Score
 from dcsurgery.surgery.plan_file import BaseRecord
@@ -97,11 +98,12 @@ class ProbeReport(_Record):
 def check_file(path: Path, *, overwrite: bool) -> None:
     """Refuse a file that cannot or must not be written; only another probe's is ever replaced.
 
-    Raises OutputExistsError or RequestError.
+    Raises OutputExistsError, RequestError or CheckpointError.
     """
     if path.is_dir():
         raise RequestError(f"{path} is a folder", hint="name a file: -o probe.json")
     if not path.exists() and not path.is_symlink():
+        check_output(path, overwrite=False)
         return
     if not overwrite:
         raise OutputExistsError(f"{path} exists", hint="choose another file, or use --overwrite")

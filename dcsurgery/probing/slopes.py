@@ -142,9 +142,9 @@ def _read(
 ) -> Iterator[tuple[int, RowReading, list[Tensor]]]:
     """Yield every row's reading, and the candidates' states [K, T, C] of each site.
 
-    A shuffled candidate has those of the last row with another picture.
+    A shuffled candidate has those of the row before with another picture, the last for the first.
     """
-    last = next(row for row in rows if row.picture != rows[0].picture)
+    last = next(row for row in reversed(rows) if row.picture != rows[0].picture)
     own, other = _states(reader.read(last.batch())), []
     for index, row in enumerate(rows):
         if row.picture != last.picture:
