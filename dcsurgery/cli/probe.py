@@ -69,8 +69,12 @@ class ProbeOptions:
             help="JSON file to write, for `dcsurgery convert --layers @FILE`. Default: none.",
         ),
     ] = None
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Page to write, with the picture. Default: none."),
+    ] = None
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace FILE, if it is a probe's answer.")
+        bool, typer.Option("--overwrite", help="Replace FILE, if a probe wrote it.")
     ] = False
     rows: Annotated[
         int,
@@ -151,7 +155,9 @@ def probe(
     is no evidence.
     """
     out = Output(as_json=as_json, quiet=quiet)
-    with out.stepping(f"probing {model}") as show:
+    text, remote = f"probing {model}", not Path(model).is_dir()
+    # What is fetched from the Hub shows its own bars.
+    with out.working(text, fetches=True) if remote else out.stepping(text) as show:
         from dcsurgery.data.columns import parse_columns
         from dcsurgery.probing.probe import probe_model
         from dcsurgery.training.settings import make_settings
@@ -166,8 +172,9 @@ def probe(
         out.data(report.model_dump(mode="json"))
         return
     _show(report, out)
-    if options.output is not None:
-        out.tell(f"\n{options.output}: the whole answer")
+    for file in (options.output, options.html):
+        if file is not None:
+            out.tell(f"{file} is written")
     if report.recommended.operate:
         place = report.base.folder or report.base.id if report.installed else model
         layers = f"@{options.output}" if options.output else report.recommended.layers
@@ -197,6 +204,8 @@ def _show(report: ProbeReport, out: Output) -> None:
         out.table(("questions", "rows", "gain", "95 %"), lines, "lrrw")
     out.show()
     out.show(report.verdict, "bold green" if report.recommended.operate else "bold yellow")
+    if report.recommended.layers is not None:
+        out.facts([("recommended", f"--layers {shlex.quote(report.recommended.layers)}")])
 
 
 def _draw(report: ProbeReport, out: Output) -> None:

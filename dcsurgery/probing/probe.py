@@ -14,7 +14,8 @@ from dcsurgery.data.rows import data_digest
 from dcsurgery.errors import RequestError
 from dcsurgery.probing.advice import Advice, Candidates
 from dcsurgery.probing.gains import Gains
-from dcsurgery.probing.probe_report import ProbeReport, check_file, write_report
+from dcsurgery.probing.page import is_page, render_page
+from dcsurgery.probing.probe_report import ProbeReport, check_file, is_answer, write_file
 from dcsurgery.probing.rows import draw_rows
 from dcsurgery.probing.slopes import ProbeRow, Progress, Subject, measure_slopes
 from dcsurgery.probing.subject import open_subject
@@ -39,6 +40,7 @@ def probe_model(  # noqa: PLR0913 - one keyword per CLI option, by design
     data: str | Path,
     output: str | Path | None = None,
     *,
+    html: str | Path | None = None,
     images: str | Path | None = None,
     rows: int = 500,
     folds: int = 4,
@@ -58,14 +60,16 @@ def probe_model(  # noqa: PLR0913 - one keyword per CLI option, by design
     states would add. `rows` are drawn among those with pictures, by `settings.seed`; `folds` of
     them are held out in turn. Of `settings`, what says how rows become batches and in which
     precision is used, as finetune uses it; `data` and what follows are as finetune takes them.
-    `output` is a JSON file that `convert --layers @FILE` reads. `progress` is called with (done,
+    `output` is a JSON file that `convert --layers @FILE` reads, `html` a page for
+    people. `progress` is called with (done,
     total, what). Raises DcSurgeryError of the fitting kind; no weight changes.
     """
     started = time.perf_counter()
     _check(rows, folds)
-    target = None if output is None else Path(output)
-    if target is not None:
-        check_file(target, overwrite=overwrite)
+    if output is not None:
+        check_file(Path(output), overwrite=overwrite, ours=is_answer)
+    if html is not None:
+        check_file(Path(html), overwrite=overwrite, ours=is_page)
     chosen = (settings or TrainingSettings()).model_copy(update={"train": "connector"}).resolved()
     source = Data(data, None if images is None else Path(images), split, False, columns)
     records = open_rows(source, chosen)
@@ -105,8 +109,10 @@ def probe_model(  # noqa: PLR0913 - one keyword per CLI option, by design
         seconds=round(time.perf_counter() - started, 3),
         versions={"dcsurgery": __version__, **{n: version(n) for n in ("torch", "transformers")}},
     )
-    if target is not None:
-        write_report(report, target)
+    if output is not None:
+        write_file(Path(output), report.model_dump_json(indent=2) + "\n")
+    if html is not None:
+        write_file(Path(html), render_page(report))
     return report
 
 

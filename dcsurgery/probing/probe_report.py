@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -95,8 +96,8 @@ class ProbeReport(_Record):
     versions: dict[str, str]
 
 
-def check_file(path: Path, *, overwrite: bool) -> None:
-    """Refuse a file that cannot or must not be written; only another probe's is ever replaced.
+def check_file(path: Path, *, overwrite: bool, ours: Callable[[Path], bool]) -> None:
+    """Refuse a file that cannot or must not be written; only one of `ours` is ever replaced.
 
     Raises OutputExistsError, RequestError or CheckpointError.
     """
@@ -104,24 +105,29 @@ def check_file(path: Path, *, overwrite: bool) -> None:
         raise RequestError(f"{path} is a folder", hint="name a file: -o probe.json")
     if not path.exists() and not path.is_symlink():
         check_output(path, overwrite=False)
-        return
-    if not overwrite:
+    elif not overwrite:
         raise OutputExistsError(f"{path} exists", hint="choose another file, or use --overwrite")
+    elif not ours(path):
+        raise OutputExistsError(
+            f"{path} is no probe's: --overwrite does not replace it", hint="choose another file"
+        )
+
+
+def is_answer(path: Path) -> bool:
+    """Return whether a file is the JSON of a probe."""
     try:
         read_answer(path)
     except RequestError:
-        raise OutputExistsError(
-            f"{path} is no probe's answer: --overwrite does not replace it",
-            hint="choose another file",
-        ) from None
+        return False
+    return True
 
 
-def write_report(report: ProbeReport, path: Path) -> None:
-    """Write a report whole or not at all."""
+def write_file(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         make_folder(path.parent)
-        partial.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)

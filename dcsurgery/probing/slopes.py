@@ -150,9 +150,10 @@ def _read(
         if row.picture != last.picture:
             other = own
         reading, last = reader.read(row.batch()), row
-        if not math.isfinite(reading.loss):
+        finite = all(bool(torch.isfinite(site.error).all()) for site in reading.sites)
+        if not (finite and math.isfinite(reading.loss)):
             raise TrainingError(
-                f"the loss of {row.name} is {reading.loss}",
+                f"the loss of {row.name}, {reading.loss:g}, or its gradient is no number",
                 hint="look at this row; else use --precision bf16 or fp32 instead of fp16",
             )
         own = _states(reading)

@@ -32,9 +32,11 @@ def blocks_of(case: Case) -> tuple[FeatureBlock, ...]:
     return tuple(map(FeatureBlock, dict.fromkeys(wanted)))
 
 
-def heard(case: Case, model: Any, batch: Mapping[str, Tensor]) -> RowReading:
+def heard(
+    case: Case, model: Any, batch: Mapping[str, Tensor], precision: str = "fp32"
+) -> RowReading:
     listener = Listener(case.anatomy, blocks_of(case), case.architecture.arrange)
-    with listening(model, listener) as reader:
+    with listening(model, listener, precision) as reader:
         return reader.read(batch)
 
 
@@ -71,3 +73,19 @@ def test_the_loss_moves_as_the_gradient_says(families: dict[str, Case], name: st
     # Richardson: the error of third order drops out.
     found = (4 * slopes[1] - slopes[0]) / 3
     assert_near(torch.tensor(found), torch.tensor(norm), FINITE, name)
+
+
+@pytest.mark.parametrize(("precision", "relative"), [("bf16", 0.05), ("fp16", 0.01)])
+def test_fewer_bits_hear_the_same_error(
+    families: dict[str, Case],  # noqa: F811
+    precision: str,
+    relative: float,
+) -> None:
+    case = families["llava"]
+    model = case.plain()
+    batch = make_rows(case.tiny, model, 1)[0]
+    wanted = heard(case, model, batch)
+    found = heard(case, model, batch, precision)
+    assert_near(found.sites[0].error, wanted.sites[0].error, relative)
+    assert_near(found.sites[0].states, wanted.sites[0].states, relative)
+    assert found.loss == pytest.approx(wanted.loss, rel=relative)

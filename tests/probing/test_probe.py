@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 import dcsurgery
 from dcsurgery.errors import DcSurgeryError, OutputExistsError, PlanError, RequestError
+from dcsurgery.probing.page import MARK
 from dcsurgery.probing.probe_report import ProbeReport
 from dcsurgery.tiny.published import write_tiny_published
 from tests.training.data import write_data
@@ -206,9 +209,29 @@ def test_its_file_is_written_whole_and_replaces_nothing_else(
     with pytest.raises(OutputExistsError, match="exists"):
         dcsurgery.probe(tiny_clip, data, path)
     path.write_text("notes of mine")
-    with pytest.raises(OutputExistsError, match="no probe's answer"):
+    with pytest.raises(OutputExistsError, match="is no probe's"):
         dcsurgery.probe(tiny_clip, data, path, overwrite=True)
     assert path.read_text() == "notes of mine"
     with pytest.raises(DcSurgeryError, match="is a folder"):
         dcsurgery.probe(tiny_clip, data, tmp_path)
     save_picture(tmp_path / "other.png")
+
+
+def test_its_page_says_the_same_and_needs_nothing_else(
+    tiny_clip: Path, data: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "probe.html"
+    report = dcsurgery.probe(tiny_clip, data, html=page, rows=20)
+    text = page.read_text()
+    root = ElementTree.fromstring(text.replace("<!doctype html>", "").replace(
+        '<meta charset="utf-8">', "").replace(MARK, ""))  # fmt: skip
+    assert report.verdict in "".join(root.itertext())
+    bars = root.findall(".//svg/g")
+    controls = [*report.null.feature, *report.null.shuffled]
+    assert len(bars) == len(report.states) + len(controls)
+    assert not re.search("https?:|<script|<link|<img", text)
+    again = dcsurgery.probe(tiny_clip, data, html=page, rows=20, overwrite=True)
+    assert again.states == report.states
+    page.write_text("mine")
+    with pytest.raises(OutputExistsError):
+        dcsurgery.probe(tiny_clip, data, html=page, overwrite=True)
