@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dcsurgery.cli.probe import SETTINGS
 from dcsurgery.cli.training_options import SettingOptions
 from dcsurgery.demo.lesson import write_lesson
 from dcsurgery.probing.probe import USED
@@ -32,6 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_setting_it_follows_has_the_options_name() -> None:
+    assert SETTINGS == USED
     assert set(USED) <= set(SettingOptions.__dataclass_fields__)
 
 
