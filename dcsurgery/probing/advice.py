@@ -117,7 +117,8 @@ class Advice:
         sets |= self.candidates.defaults
         of_sets = {name: self._rows(blocks) for name, blocks in sets.items()}
         rows = self.gains.nested(list(places.values()), floor)
-        for name in self.candidates.defaults:
+        # Defaults are no further chances: where no state has evidence, luck would pick one.
+        for name in self.candidates.defaults if chosen else ():
             if self.gains.surely(of_sets[name] - rows):
                 chosen, rows = sets[name], of_sets[name]
         expected, *scored = self.gains.scores([rows, *of_sets.values()])
@@ -153,9 +154,9 @@ class Advice:
     def _verdict(self, operate: bool, chosen: Blocks, gain: Score) -> str:
         if not operate:
             return (
-                "do not operate: today's feature already holds it; no other state adds what "
-                f"{gain.rows:,} rows could tell from chance, about {self.smallest:.2g} nats per "
-                "answer token"
+                "do not operate: today's feature already holds it, as far as "
+                f"{gain.rows:,} rows can tell: gains below about {self.smallest:.2g} nats per "
+                "answer token would not show"
             )
         single = len(chosen) == 1 and len(chosen[0].layers) == 1
         return (

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dcsurgery.features import FeatureBlock
 from tests.probing.toy import FEATURE, WIDTH, Toy, make_rows, noise, planted, probe_toy
 
 
@@ -86,6 +87,15 @@ def test_a_difference_from_the_feature_that_hardly_varies_is_not_blown_up() -> N
     assert faint.gain(3) < 0.01 * faint.gain(1)
 
 
+def test_a_connector_that_reads_it_already_leaves_nothing_to_gain() -> None:
+    read = (FeatureBlock((2,)),)
+    assert not probe_toy(make_rows(partial(planted, [2])), read).report["recommended"].operate
+    report = probe_toy(make_rows(partial(planted, [0])), read).report
+    # The base is converted anew, with what it reads and what it lacks.
+    assert report["recommended"].layers == "2;0"
+    assert report["recommended"].blocks == [[2], [0]]
+
+
 def test_the_expected_gain_is_what_a_step_of_that_kind_takes_off_unseen_rows() -> None:
     """The oracle trains a matrix beside the projector by gradient descent, on other rows."""
     paint = partial(planted, [2])
@@ -127,7 +137,7 @@ def test_question_types_get_their_own_gains() -> None:
 def test_the_model_is_left_as_it_was() -> None:
     model = Toy().train()
     before = copy.deepcopy(model.state_dict())
-    probe_toy(make_rows(noise, count=24), model)
+    probe_toy(make_rows(noise, count=24), model=model)
     assert model.training and all(value.requires_grad for value in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(item._forward_hooks or item._forward_pre_hooks for item in model.modules())

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dcsurgery.anatomy import Anatomy, Projector, Site, VisionTower
 from dcsurgery.probing.advice import Advice, Candidates
 from dcsurgery.probing.gains import Gains
+from dcsurgery.probing.listen import Blocks
 from dcsurgery.probing.slopes import ProbeRow, Subject, measure_slopes
 
 DEPTH, TOKENS, WIDTH, OUT, CLASSES = 5, 4, 6, 8, 3
@@ -125,10 +126,12 @@ class Probed:
         return self.gains.mean(self.gains.rows([self.candidates.place(state)]))
 
 
-def probe_toy(rows: Sequence[ProbeRow], model: nn.Module | None = None, **options: Any) -> Probed:
-    """What a probe says of the toy on these rows."""
+def probe_toy(
+    rows: Sequence[ProbeRow], installed: Blocks = (), model: nn.Module | None = None
+) -> Probed:
+    """What a probe says of the toy on these rows; `installed` blocks are read today, too."""
     candidates = Candidates(ANATOMY)
-    subject = Subject(model or Toy(), ANATOMY)
-    slopes = measure_slopes(subject, rows, candidates.all, **options)
+    subject = Subject(model or Toy(), ANATOMY, installed=installed)
+    slopes = measure_slopes(subject, rows, candidates.all)
     gains = Gains(slopes, [row.picture for row in rows], [row.kind for row in rows])
-    return Probed(gains, candidates, Advice(gains, candidates, ()).fields())
+    return Probed(gains, candidates, Advice(gains, candidates, installed).fields())
