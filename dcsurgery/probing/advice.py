@@ -29,6 +29,9 @@ SHUFFLED = 4
 DEFAULTS = ("dci", "sci")
 # About the standard errors at which the best of many states stands out from chance.
 STANDS_OUT = 3.0
+# In parts of the smallest gain that stands out. Only what the regression leaves of known features
+# can be sure and yet so small.
+NEGLIGIBLE = 0.1
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ class Advice:
         feature = [s for s in self.candidates.anatomy.feature_layers if s in self.candidates.states]
         again = [self._state(state) for state in feature]
         shuffled = [self._state(state, shuffled=True) for state in self.candidates.shuffled]
-        floor = max([0.0, *(item.gain.mean for item in (*again, *shuffled))])
+        found = (item.gain.mean for item in (*again, *shuffled))
+        floor = max([self.smallest * NEGLIGIBLE, *found])
         return Null(floor=floor, feature=again, shuffled=shuffled)
 
     def _state(self, state: int, *, shuffled: bool = False, floor: float = inf) -> StateGain:

@@ -45,7 +45,7 @@ class SetGain(_Record):
 class Null(_Record):
     """What nothing gains: today's feature again, and states of another picture (`shuffled`).
 
-    `floor` is the largest of their gains, at least 0.
+    `floor` is the largest of their gains, at least a tenth of the report's `smallest`.
     """
 
     floor: float
