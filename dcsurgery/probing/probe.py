@@ -60,9 +60,9 @@ def probe_model(  # noqa: PLR0913 - one keyword per CLI option, by design
     states would add. `rows` are drawn among those with pictures, by `settings.seed`; `folds` of
     them are held out in turn. Of `settings`, what says how rows become batches and in which
     precision is used, as finetune uses it; `data` and what follows are as finetune takes them.
-    `output` is a JSON file that `convert --layers @FILE` reads, `html` a page for
-    people. `progress` is called with (done,
-    total, what). Raises DcSurgeryError of the fitting kind; no weight changes.
+    `output` is a JSON file that `convert --layers @FILE` reads, `html` a page for people.
+    `progress` is called with (done, total, what). Raises DcSurgeryError of the fitting kind; no
+    weight changes.
     """
     started = time.perf_counter()
     _check(rows, folds)

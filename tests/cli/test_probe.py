@@ -61,6 +61,8 @@ def test_it_draws_the_gains_and_its_answer_can_be_converted(
     assert max(len(bar) for _, bar in bars) == 30
     assert f"dcsurgery convert {model} -o OUT --layers @{answer}" in result.stderr
     recommended = json.loads(answer.read_text())["recommended"]
+    planned = run("convert", model, "--layers", f"@{answer}", "--dry-run", "--json")
+    assert json.loads(planned.stdout)["plan"]["blocks"] == recommended["blocks"]
     assert run("convert", model, "-o", out, "--layers", f"@{answer}").exit_code == 0
     plan = read_plan(out)
     assert plan.blocks == recommended["blocks"] and plan.kind == "dci"
