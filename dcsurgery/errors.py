@@ -2,6 +2,7 @@
 
 DcSurgeryError                  message + hint; the CLI prints both and exits 1
 ├── RequestError                an option or argument that cannot be meant
+│   └── FieldError                  a value that a field of a connector or training cannot have
 ├── CheckpointError             something about the files of a model
 │   ├── CheckpointNotFoundError     no such folder, Hub repository, revision or file
 │   ├── MalformedCheckpointError    files that contradict themselves or each other
@@ -29,6 +30,10 @@ class DcSurgeryError(Exception):
 
 class RequestError(DcSurgeryError):
     """An option or argument that cannot be meant."""
+
+
+class FieldError(RequestError, ValueError):
+    """A value that a field cannot have. A ValueError, so that pydantic says where it was found."""
 
 
 class CheckpointError(DcSurgeryError):

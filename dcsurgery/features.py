@@ -23,6 +23,13 @@ class FeatureBlock:
 
     layers: tuple[int, ...]
 
+    # pydantic, which plans are read with, takes both classes as they are.
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise ValueError("a block reads one hidden state or more")
+
     def __str__(self) -> str:
         return describe_layers(self.layers)
 
@@ -44,6 +51,17 @@ class FeatureLayout:
     mixed: bool = False
     normed: bool = False
     pool: int = 1
+
+    __pydantic_config__ = FeatureBlock.__pydantic_config__
+
+    def __post_init__(self) -> None:
+        if not self.blocks or self.stride < 1 or self.pool < 1:
+            raise ValueError("blocks, stride and pool are one or more")
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The hidden states of every block."""
+        return tuple(block.layers for block in self.blocks)
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from dcsurgery.checkpoint import copying, destination
 from dcsurgery.checkpoint.checks import WRITTEN
 from dcsurgery.checkpoint.contents import INDEX
 from dcsurgery.checkpoint.written import record as record_files
+from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import (
     CheckpointError,
     DcSurgeryError,
@@ -30,7 +31,7 @@ from dcsurgery.errors import (
     PlanError,
     RequestError,
 )
-from dcsurgery.surgery.convert import convert_checkpoint, make_spec, preview_conversion
+from dcsurgery.surgery.convert import convert_checkpoint, plan_conversion
 from dcsurgery.surgery.plan_file import DELTA_FILE, PLAN_FILE, read_plan
 from tests.checkpoint.folders import (
     LLAVA_CONFIG,
@@ -92,7 +93,7 @@ def test_every_other_file_is_the_same_bytes(base: Path, tmp_path: Path) -> None:
     for name in before.keys() - {WEIGHT}:
         assert same(before[name], after[name])
     assert {item.file for item in done.transfers} == names(out)
-    assert done.bytes_written <= preview_conversion(base, make_spec()).bytes_to_write
+    assert done.bytes_written <= plan_conversion(base).bytes_to_write
 
 
 def test_a_delta_holds_no_base_weights(base: Path, tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_the_plan_says_what_it_relies_on_and_what_it_wrote(
     assert {k: v.size for k, v in plan.base.files.items()} == {
         path.name: path.stat().st_size for path in base.glob("model-*.safetensors")
     }
-    assert plan.blocks == [[0, 1], [2, 3]]
+    assert plan.layout.groups == ((0, 1), (2, 3))
     weights = {name: tensor.numpy().tobytes() for name, tensor in load(base).items()}
     assert plan.relies_on == {
         name: hashlib.sha256(data).hexdigest()
@@ -332,8 +333,8 @@ def test_links_need_room_for_what_is_copied_only(
     with pytest.raises(CheckpointError, match="are needed"):
         convert_checkpoint(base, tmp_path / "OUT")
     with pytest.raises(CheckpointError, match="are needed"):
-        preview_conversion(base, make_spec(), output=tmp_path / "OUT")
-    preview_conversion(base, make_spec(), output=tmp_path / "OUT", link=True)
+        plan_conversion(base, tmp_path / "OUT")
+    plan_conversion(base, tmp_path / "OUT", link=True)
     convert_checkpoint(base, tmp_path / "OUT", link=True)
     # On another disk no link is possible, and everything needs room.
     monkeypatch.setattr("dcsurgery.surgery.convert.on_same_disk", lambda *_: False)
@@ -358,12 +359,12 @@ def test_outputs_that_are_refused(overwrite: bool, form: str, base: Path, tmp_pa
 
 
 def preview(base: Path, output: Path, *, form: str, overwrite: bool) -> object:
-    return preview_conversion(base, make_spec(form=form), output=output, overwrite=overwrite)
+    return plan_conversion(base, output, form=form, overwrite=overwrite)
 
 
 def test_a_preview_writes_nothing(base: Path, tmp_path: Path) -> None:
     before = snapshot(tmp_path)
-    found = preview_conversion(base, make_spec(), output=tmp_path / "a" / "OUT")
+    found = plan_conversion(base, tmp_path / "a" / "OUT")
     assert snapshot(tmp_path) == before
     assert not (tmp_path / "a").exists()
     done = convert_checkpoint(base, tmp_path / "OUT")
@@ -543,11 +544,11 @@ def test_raw_files_are_what_the_fuzz_starts_from() -> None:
 
 
 OPTIONS: dict[str, Callable[[], object]] = {
-    "connector": lambda: make_spec("nope").kind and convert_checkpoint(".", "x", connector="nope"),
-    "init": lambda: make_spec(init="zero"),
-    "form": lambda: make_spec(form="both"),
-    "seed": lambda: make_spec(seed=-1),
-    "layers": lambda: make_spec(layers="a-b"),
+    "connector": lambda: convert_checkpoint(".", "x", connector="nope"),
+    "init": lambda: Connector.of(init="zero"),
+    "form": lambda: Connector.of(form="both"),
+    "seed": lambda: Connector.of(seed=-1),
+    "layers": lambda: Connector.of(layers="a-b"),
 }
 
 

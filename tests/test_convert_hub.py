@@ -25,7 +25,7 @@ NAME = "org/model"
 
 CHILD = """
 import json, sys
-from dcsurgery.surgery.convert import convert_checkpoint, make_spec, preview_conversion
+from dcsurgery.surgery.convert import convert_checkpoint, plan_conversion
 from dcsurgery.errors import DcSurgeryError
 from dcsurgery.surgery.inspection import inspect_checkpoint
 what, model, output, options = json.loads(sys.argv[1])
@@ -34,7 +34,7 @@ try:
         done = convert_checkpoint(model, output, **options)
         result = {"plan": done.plan.model_dump(), "modes": {t.file: t.mode for t in done.transfers}}
     elif what == "preview":
-        result = {"plan": preview_conversion(model, make_spec(), output=output).plan.model_dump()}
+        result = {"plan": plan_conversion(model, output).plan.model_dump()}
     else:
         result = {"inspected": str(inspect_checkpoint(model))[:200]}
 except DcSurgeryError as error:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dcsurgery.connectors.attach import find_module
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from tests.architectures import test_idefics2, test_llava, test_molmo2
 from tests.architectures.cases import Case, make_case
 
@@ -39,9 +39,7 @@ def rows_read(case: Case) -> list[int]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_branch_flops_count_the_rows_the_sites_read(family: str, tmp_path: Path) -> None:
-    case = make_case(
-        FAMILIES[family].tiny(tmp_path / "base", 1), ConnectorSpec("dci", form="delta")
-    )
+    case = make_case(FAMILIES[family].tiny(tmp_path / "base", 1), Connector("dci", form="delta"))
     columns = case.anatomy.feature_width * len(case.layout.blocks)
     sites = case.anatomy.projector.sites
     rows = rows_read(case)
@@ -50,7 +48,7 @@ def test_branch_flops_count_the_rows_the_sites_read(family: str, tmp_path: Path)
 
 
 def test_molmo2_reads_four_patches_per_window(tmp_path: Path) -> None:
-    case = make_case(test_molmo2.TestMolmo2.tiny(tmp_path / "base", 1), ConnectorSpec("dci"))
+    case = make_case(test_molmo2.TestMolmo2.tiny(tmp_path / "base", 1), Connector("dci"))
     query, key, value = rows_read(case)
     assert key == value == 4 * query
     stated = [site.rows for site in case.anatomy.projector.sites]
@@ -58,6 +56,6 @@ def test_molmo2_reads_four_patches_per_window(tmp_path: Path) -> None:
 
 
 def test_appended_tokens_pass_the_whole_projector(tmp_path: Path) -> None:
-    case = make_case(test_llava.TestClip.tiny(tmp_path / "base", 1), ConnectorSpec("sti"))
+    case = make_case(test_llava.TestClip.tiny(tmp_path / "base", 1), Connector("sti"))
     # 2 states of 16 tokens, 8 to 1; matrices 16 -> 24 and 24 -> 24.
     assert case.plan.extra_flops_per_image == 2 * 4 * (16 * 24 + 24 * 24)

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcsurgery.architectures import find_architecture
-from dcsurgery.connectors import find_kind, make_layout
-from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.errors import PlanError, RequestError
+from dcsurgery.connectors import make_layout
+from dcsurgery.connectors.request import Connector
+from dcsurgery.errors import PlanError
 from dcsurgery.features import (
     FeatureBlock,
     FeatureLayout,
@@ -206,7 +206,7 @@ def blocks_for(
     config["vision_feature_layer"] = feature_layer
     source = checkpoint(config, shapes)
     anatomy = find_architecture(source.config).dissect(source.config, source.tensors)
-    return layers_of(make_layout(anatomy, ConnectorSpec(kind, groups, layers)).blocks)
+    return layers_of(make_layout(anatomy, Connector(kind, groups, layers)).blocks)
 
 
 def test_dci_takes_the_given_groups_or_cuts_one_list() -> None:
@@ -225,9 +225,3 @@ def test_sci_keeps_the_given_order_and_has_no_groups() -> None:
             blocks_for(27, 26, "sci", bad)
     with pytest.raises(PlanError, match="no shallower hidden state"):
         blocks_for(4, 0, "sci")
-
-
-def test_unknown_connectors_name_the_known_ones() -> None:
-    with pytest.raises(RequestError) as caught:
-        find_kind("xyz")
-    assert "dci" in caught.value.hint and "sci" in caught.value.hint

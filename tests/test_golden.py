@@ -16,7 +16,7 @@ from torch.nn.functional import avg_pool1d
 import dcsurgery
 from dcsurgery.anatomy import Anatomy, Projector, VisionTower
 from dcsurgery.connectors import make_layout
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.features import FeatureLayout
 from dcsurgery.tiny import llava_config
 from dcsurgery.tiny.llava import Tower, write_llava
@@ -57,7 +57,7 @@ def reference_layout(tower: Tower, kind: str) -> FeatureLayout:
         language_model="llama",
         dtype="F32",
     )
-    return make_layout(anatomy, ConnectorSpec(kind, layers=layers))
+    return make_layout(anatomy, Connector(kind, layers=layers))
 
 
 @pytest.mark.parametrize("case", ["clip_p16", "clip_p64", "siglip_p16", "siglip_p25"])

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.connectors.folding import learned_shares
+from dcsurgery.connectors.request import Connector
 from dcsurgery.loading.load import load_model
-from dcsurgery.surgery.convert import convert_checkpoint, make_spec
+from dcsurgery.surgery.convert import convert_checkpoint
 from dcsurgery.surgery.plan import make_plan
 from dcsurgery.tiny import write_tiny_llava
 from tests.architectures.cases import load
@@ -109,7 +110,7 @@ def fold(base: Path, output: Path, **options: Any) -> Any:
 
     That is the base with the connector as a branch beside the projector's first matrix.
     """
-    plan = make_plan(open_checkpoint(base), make_spec(**options))
+    plan = make_plan(open_checkpoint(base), Connector.of(**options))
     tensors, shares = {"weight": random_matrix(plan)}, None
     if options.get("connector") == "mix":
         tensors["mix"] = torch.tensor(MIX)

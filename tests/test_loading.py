@@ -17,7 +17,7 @@ from torch import Tensor
 
 import dcsurgery
 from dcsurgery.checkpoint.contents import open_checkpoint
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import (
     CheckpointNotFoundError,
     MalformedCheckpointError,
@@ -37,7 +37,7 @@ MATRIX = "dense_connector.weight"
 
 @pytest.fixture(scope="module")
 def matrix(tiny_clip: Path) -> Tensor:
-    return random_matrix(make_plan(open_checkpoint(tiny_clip), ConnectorSpec()))
+    return random_matrix(make_plan(open_checkpoint(tiny_clip), Connector()))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import (
     AnatomyError,
     CheckpointNotFoundError,
@@ -41,7 +41,7 @@ PUBLISHED_GROWTH = {
 @pytest.mark.parametrize("name", PUBLISHED_GROWTH)
 def test_a_delta_costs_two_widths_of_columns(name: str, kind: str) -> None:
     options, growth, tokens = PUBLISHED_GROWTH[name]
-    plan = make_plan(checkpoint(*llava_like(**options)), ConnectorSpec(kind, form="delta"))
+    plan = make_plan(checkpoint(*llava_like(**options)), Connector(kind, form="delta"))
     assert plan.new_parameters == growth
     assert plan.image_tokens == tokens
     assert plan.extra_flops_per_image == 2 * tokens * growth
@@ -52,7 +52,7 @@ def test_a_delta_costs_two_widths_of_columns(name: str, kind: str) -> None:
 
 
 def test_stock_dci_of_llava_7b_costs_23_more_layers() -> None:
-    plan = make_plan(checkpoint(*llava_like()), ConnectorSpec())
+    plan = make_plan(checkpoint(*llava_like()), Connector())
     assert plan.form == "stock"
     assert plan.new_parameters == 23 * 1024 * 4096 == 96_468_992
     assert plan.extra_flops_per_image == 2 * 576 * 96_468_992 == 111_132_278_784
@@ -65,21 +65,21 @@ def test_stock_dci_of_llava_7b_costs_23_more_layers() -> None:
 
 
 def test_stock_sci_of_llava_7b_costs_two_more_layers() -> None:
-    plan = make_plan(checkpoint(*llava_like()), ConnectorSpec("sci"))
+    plan = make_plan(checkpoint(*llava_like()), Connector("sci"))
     assert plan.stock_layers == [7, 15, 23]
     assert plan.new_parameters == 2 * 1024 * 4096
     assert plan.changed[0].shape == [4096, 3072]
 
 
 def test_a_layer_that_is_read_already_costs_no_column() -> None:
-    plan = make_plan(checkpoint(*llava_like()), ConnectorSpec("sci", layers=((7, 23),)))
+    plan = make_plan(checkpoint(*llava_like()), Connector("sci", layers=((7, 23),)))
     assert plan.stock_layers == [7, 23]
     assert plan.new_parameters == 1024 * 4096
 
 
 def test_the_plan_records_what_it_relies_on() -> None:
     source = checkpoint(*llava_like())
-    plan = make_plan(source, ConnectorSpec())
+    plan = make_plan(source, Connector())
     assert (plan.base.id, plan.base.commit, plan.base.folder) == ("org/model", "c" * 40, None)
     assert plan.base.files["model.safetensors"].size == source.weights[0].size
     assert set(plan.relies_on) == {n for n in source.tensors if n.startswith("multi_modal_proj")}
@@ -95,7 +95,7 @@ def test_planning_is_pure(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Path, "open", refuse)
     monkeypatch.setattr("builtins.open", refuse)
-    first, second = (make_plan(source, ConnectorSpec()) for _ in range(2))
+    first, second = (make_plan(source, Connector()) for _ in range(2))
     assert first == second
     assert SurgeryPlan.model_validate_json(first.model_dump_json()) == first
     assert json.dumps(source.config) == before
@@ -104,10 +104,10 @@ def test_planning_is_pure(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_planning_needs_no_torch() -> None:
     script = (
         "import sys\n"
-        "from dcsurgery.connectors.spec import ConnectorSpec\n"
+        "from dcsurgery.connectors.request import Connector\n"
         "from dcsurgery.surgery.plan import make_plan\n"
         "from tests.headers_only import checkpoint, llava_like\n"
-        "assert make_plan(checkpoint(*llava_like()), ConnectorSpec()).new_parameters\n"
+        "assert make_plan(checkpoint(*llava_like()), Connector()).new_parameters\n"
         "heavy = {'torch', 'transformers', 'peft', 'accelerate', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
@@ -117,7 +117,7 @@ def test_planning_needs_no_torch() -> None:
 
 
 def test_paper_init_redraws_the_whole_projector_and_says_so() -> None:
-    plan = make_plan(checkpoint(*llava_like()), ConnectorSpec(init="paper", seed=3))
+    plan = make_plan(checkpoint(*llava_like()), Connector(init="paper", seed=3))
     assert plan.seed == 3
     assert {record.name for record in plan.changed} == set(plan.relies_on)
     assert {record.name for record in plan.delta} == {"dense_connector.weight", *plan.relies_on}
@@ -125,21 +125,21 @@ def test_paper_init_redraws_the_whole_projector_and_says_so() -> None:
 
 
 def test_notes_say_where_the_groups_stop() -> None:
-    plan = make_plan(checkpoint(*llava_like(**SIGLIP)), ConnectorSpec())
+    plan = make_plan(checkpoint(*llava_like(**SIGLIP)), Connector())
     assert any("stop at state 25" in note for note in plan.notes)
 
 
 def test_notes_say_when_groups_differ_in_size() -> None:
-    plan = make_plan(checkpoint(*llava_like()), ConnectorSpec(groups=7))
+    plan = make_plan(checkpoint(*llava_like()), Connector(groups=7))
     assert any("[3, 4]" in note for note in plan.notes)
-    own = ConnectorSpec(groups=7, layers=(tuple(range(24)),))
+    own = Connector(groups=7, layers=(tuple(range(24)),))
     assert make_plan(checkpoint(*llava_like()), own).notes == []
 
 
 def test_a_dropped_patch_token_is_counted_and_said() -> None:
     config, shapes = llava_like(**SIGLIP)
     config["vision_feature_select_strategy"] = "default"
-    plan = make_plan(checkpoint(config, shapes), ConnectorSpec())
+    plan = make_plan(checkpoint(config, shapes), Connector())
     assert plan.image_tokens == 728
     assert any("drops a patch token" in note for note in plan.notes)
 
@@ -147,7 +147,7 @@ def test_a_dropped_patch_token_is_counted_and_said() -> None:
 def test_full_strategy_keeps_the_class_token() -> None:
     config, shapes = llava_like()
     config["vision_feature_select_strategy"] = "full"
-    assert make_plan(checkpoint(config, shapes), ConnectorSpec()).image_tokens == 577
+    assert make_plan(checkpoint(config, shapes), Connector()).image_tokens == 577
 
 
 Edit = Callable[[dict[str, Any], Shapes], object]
@@ -210,7 +210,7 @@ CONTRADICTIONS: dict[str, tuple[Edit, str]] = {
 
 def refused(config: dict[str, Any], shapes: Shapes, kind: type[DcSurgeryError]) -> DcSurgeryError:
     with pytest.raises(DcSurgeryError) as caught:
-        make_plan(checkpoint(config, shapes), ConnectorSpec())
+        make_plan(checkpoint(config, shapes), Connector())
     assert type(caught.value) is kind, caught.value
     assert len(caught.value.hint) > 10
     return caught.value
@@ -226,9 +226,9 @@ def test_config_and_tensors_that_disagree_are_refused(name: str) -> None:
 
 def test_a_config_that_states_less_is_read_from_the_tensors() -> None:
     config, shapes = llava_like()
-    expected = make_plan(checkpoint(config, shapes), ConnectorSpec())
+    expected = make_plan(checkpoint(config, shapes), Connector())
     del config["vision_config"], config["vision_feature_layer"], config["text_config"]
-    found = make_plan(checkpoint(config, shapes), ConnectorSpec())
+    found = make_plan(checkpoint(config, shapes), Connector())
     assert found.anatomy == expected.anatomy
 
 
@@ -263,7 +263,7 @@ def test_unknown_classes_are_named_with_where_to_look(name: Any) -> None:
 def test_a_config_without_a_class_is_known_by_its_type(value: Any) -> None:
     config, shapes = llava_like()
     config["architectures"] = value
-    assert make_plan(checkpoint(config, shapes), ConnectorSpec()).architecture == "llava"
+    assert make_plan(checkpoint(config, shapes), Connector()).architecture == "llava"
 
 
 @pytest.mark.parametrize("value", ["LlavaForConditionalGeneration", {"0": "x"}, 3])
@@ -288,9 +288,9 @@ def test_original_llava_is_refused_with_the_way_out() -> None:
 
 def test_layers_the_tower_lacks_are_a_plan_error() -> None:
     for spec in (
-        ConnectorSpec("sci", layers=((7, 99),)),
-        ConnectorSpec("dci", layers=((0, 1), (25,))),
-        ConnectorSpec("dci", groups=25),
+        Connector("sci", layers=((7, 99),)),
+        Connector("dci", layers=((0, 1), (25,))),
+        Connector("dci", groups=25),
     ):
         with pytest.raises(PlanError):
             make_plan(checkpoint(*llava_like()), spec)
@@ -343,16 +343,30 @@ def test_plans_that_are_no_json_object_are_malformed(name: str, tmp_path: Path) 
     assert "convert" in caught.value.hint and "plan.json" in caught.value.message
 
 
+def reads(*groups: list[int]) -> Callable[[dict[str, Any]], object]:
+    """Make a plan's blocks read these groups of states."""
+    blocks = [{"layers": group} for group in groups]
+    return lambda plan: plan["layout"].update(blocks=blocks)
+
+
 BROKEN_VALUES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "unknown key": (lambda plan: plan.update(extra=1), "extra"),
     "unknown key inside": (lambda plan: plan["base"].update(extra=1), "base.extra"),
-    "newer schema": (lambda plan: plan.update(schema_version=2), "schema_version"),
+    "newer schema": (lambda plan: plan.update(schema_version=3), "schema_version"),
     "missing key": (lambda plan: plan.pop("form"), "form"),
     "unknown form": (lambda plan: plan.update(form="both"), "form"),
-    "no blocks": (lambda plan: plan.update(blocks=[]), "blocks"),
-    "an empty block": (lambda plan: plan.update(blocks=[[0], []]), "blocks.1"),
-    "a state the tower lacks": (lambda plan: plan.update(blocks=[[0], [5]]), "state 5"),
-    "a negative state": (lambda plan: plan.update(blocks=[[-1], [2]]), "state -1"),
+    "no blocks": (reads(), "layout"),
+    "an empty block": (reads([0], []), "blocks.1"),
+    "a state the tower lacks": (reads([0], [5]), "state 5"),
+    "a negative state": (reads([-1], [2]), "state -1"),
+    "an unknown key in the layout": (lambda plan: plan["layout"].update(extra=1), "layout.extra"),
+    "an unknown key in a block": (
+        lambda plan: plan["layout"]["blocks"][0].update(extra=1),
+        "layout.blocks.0.extra",
+    ),
+    "a stride of none": (lambda plan: plan["layout"].update(stride=0), "layout"),
+    "a pool of none": (lambda plan: plan["layout"].update(pool=0), "layout"),
+    "no layout": (lambda plan: plan.pop("layout"), "layout"),
     "no anatomy": (lambda plan: plan.update(anatomy={}), "anatomy"),
     "an anatomy of text": (lambda plan: plan["anatomy"]["tower"].update(depth="deep"), "depth"),
     "a tower missing": (lambda plan: plan["anatomy"].pop("tower"), "tower"),

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import dcsurgery
 from dcsurgery.architectures import available
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.surgery.export import export_checkpoint
 from dcsurgery.surgery.plan_file import CONNECTOR_PREFIX
 from dcsurgery.surgery.portable import ALONE, STEPS
@@ -37,9 +37,9 @@ MORE = ("copies", "runs_from_disk", "spreads", "takes_lora", "compiles", "bf16_r
 THOROUGH = ("llava", "qwen2_5_vl", "gemma3", "internvl", "glm4v", "molmo2", "lfm2_vl")
 # Connectors beyond the first family-wide dci, where each way of joining is met once.
 OTHERS = {
-    "sci": ConnectorSpec("sci"),
-    "normed sci": ConnectorSpec("sci", norm=True),
-    "mix": ConnectorSpec("mix", groups=3),
+    "sci": Connector("sci"),
+    "normed sci": Connector("sci", norm=True),
+    "mix": Connector("mix", groups=3),
 }
 pytestmark = pytest.mark.slow
 KINDS = [f"{family}, {kind}" for family in ("qwen2_5_vl", "gemma3", "llava") for kind in OTHERS]

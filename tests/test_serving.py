@@ -132,8 +132,8 @@ def test_engine_computes_what_transformers_does(
 
 def write_folded_random(base: Path, out: Path, options: dict[str, Any]) -> Any:
     from dcsurgery.checkpoint.contents import open_checkpoint
-    from dcsurgery.surgery.convert import make_spec
+    from dcsurgery.connectors.request import Connector
     from dcsurgery.surgery.plan import make_plan
 
-    plan = make_plan(open_checkpoint(base), make_spec(**options))
+    plan = make_plan(open_checkpoint(base), Connector.of(**options))
     return write_folded(base, out, random_matrix(plan), **options)

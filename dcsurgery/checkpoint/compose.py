@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -69,16 +70,21 @@ def arranged(header: Header, replacements: Mapping[str, NewTensor]) -> list[Tens
 def compose_file(
     checkpoint: Checkpoint, header: Header, target: Path, replacements: Mapping[str, NewTensor]
 ) -> Transfer:
-    """Write a weight file whose tensors lie in several files, or in one under other names.
+    """Write a weight file whose tensors lie in one file or several, some replaced.
 
     Bytes are moved from where the checkpoint says they are, neighbours together; what is made or
-    replaced is streamed. Raises CheckpointError.
+    replaced is streamed. Tensors keep their order unless that would leave one unaligned. The header
+    is padded so that most bytes keep their offset modulo the page size: on file systems that share
+    blocks, they cost nothing. Raises CheckpointError.
     """
     new = arranged(header, replacements)
     pieces = list(_pieces(checkpoint, new, replacements))
-    first = next((piece.start for piece in pieces if piece.source is not None), None)
-    aligned = first is not None and first % 8 == 0
-    head = render_header(new, header.metadata, first % PAGE if first and aligned else None)
+    shifts: Counter[int] = Counter()
+    for piece in pieces:
+        shift = (piece.start - piece.to) % PAGE
+        if piece.source is not None and shift % 8 == 0:
+            shifts[shift] += piece.length
+    head = render_header(new, header.metadata, max(shifts, key=shifts.__getitem__, default=None))
     opened: dict[Path, int] = {}
     try:
         writing = copying.create(target)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -45,20 +45,6 @@ class Transfer:
     file: str
     mode: Mode
     written: int
-
-
-def scaled(value: float, units: Sequence[str]) -> str:
-    """Return a number with three significant digits and the unit, a thousand apart, that fits."""
-    step = 0
-    while value >= 999.5 and step < len(units) - 1:
-        value /= 1000
-        step += 1
-    return f"{value:.3g} {units[step]}"
-
-
-def size(number: int) -> str:
-    """Like "512 B", "25.2 MB", "14.1 GB": decimal units, as disks are sold."""
-    return scaled(number, ("B", "kB", "MB", "GB", "TB"))
 
 
 def raise_write_error(error: OSError, target: Path) -> NoReturn:

@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from dcsurgery.checkpoint.copying import size
 from dcsurgery.checkpoint.model_ref import is_cache_path
 from dcsurgery.checkpoint.written import AWAY, listed, require_ours, strangers
 from dcsurgery.errors import CheckpointError, OutputExistsError, RequestError
+from dcsurgery.printing.units import size
 
 ELSEWHERE = "choose another output folder"
 

@@ -117,6 +117,14 @@ def fetch(ref: ModelRef, *, cached_only: bool = False, pickles: bool = False) ->
     return replace(ref, folder=folder, commit=folder.name)
 
 
+def local_folder(model: str | Path, revision: str | None = None) -> Path:
+    """Return the folder of a model, fetched if need be. Raises CheckpointNotFoundError."""
+    found = fetch(parse_reference(model, revision)).folder
+    if found is None:
+        raise CheckpointNotFoundError(f"{model} was not found", hint="check the path or the Hub id")
+    return found
+
+
 def fetch_files(ref: ModelRef, names: Iterable[str]) -> ModelRef:
     """Download some files of a Hub model into the cache; return the reference to its snapshot.
 

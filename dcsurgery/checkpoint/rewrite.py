@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dcsurgery.checkpoint import copying
 from dcsurgery.checkpoint.checks import render_object
-from dcsurgery.checkpoint.compose import NewTensor, arranged, compose_file
+from dcsurgery.checkpoint.compose import NewTensor, compose_file
 from dcsurgery.checkpoint.contents import CONFIG, INDEX, Checkpoint
 from dcsurgery.checkpoint.copying import Transfer
-from dcsurgery.checkpoint.headers import (
-    DTYPE_BITS,
-    PAGE,
-    Header,
-    TensorEntry,
-    lay_out,
-    render_header,
-)
+from dcsurgery.checkpoint.headers import DTYPE_BITS, PAGE, lay_out, render_header
 
 __all__ = [
     "NewTensor",
     "copy_side_files",
     "estimate_bytes",
-    "rewrite_shard",
     "updated_index",
     "write_checkpoint",
     "write_tensors",
@@ -45,62 +36,6 @@ def write_tensors(
             yield from item.stream()
 
     return Transfer(target.name, "write", copying.write_file(target, chunks()))
-
-
-def rewrite_shard(
-    source: Path, header: Header, target: Path, replacements: Mapping[str, NewTensor]
-) -> Transfer:
-    """Write `source` with some tensors replaced, every other byte moved as it is.
-
-    Tensors keep their order unless that would leave one unaligned. The new header is padded so that
-    the data keeps its offset modulo the page size: on file systems that share blocks, unchanged
-    data costs nothing. Raises CheckpointError.
-    """
-    new = arranged(header, replacements)
-    aligned = header.data_start % 8 == 0
-    head = render_header(new, header.metadata, header.data_start % PAGE if aligned else None)
-    reading = copying.open_source(source.resolve())
-    try:
-        writing = copying.create(target)
-        try:
-            written = copying.write_all(writing, head)
-            for start, length, to, tensor in _steps(header.tensors, new, replacements):
-                at = len(head) + to
-                if tensor is not None:
-                    os.lseek(writing, at, os.SEEK_SET)
-                    written += sum(copying.write_all(writing, c) for c in tensor.stream())
-                else:
-                    begin = header.data_start + start
-                    written += copying.move_range(reading, writing, begin, length, at)
-        finally:
-            os.close(writing)
-    except OSError as error:
-        copying.raise_write_error(error, target)
-    finally:
-        os.close(reading)
-    return Transfer(target.name, "rewrite", written)
-
-
-def _steps(
-    old: Mapping[str, TensorEntry],
-    new: Sequence[TensorEntry],
-    replacements: Mapping[str, NewTensor],
-) -> Iterator[tuple[int, int, int, NewTensor | None]]:
-    """Yield (source offset, bytes, target offset, replacement); unchanged neighbours join."""
-    start = length = to = 0
-    for after in new:
-        before, tensor = old[after.name], replacements.get(after.name)
-        if length and (tensor is not None or before.begin != start + length):
-            yield start, length, to, None
-            length = 0
-        if tensor is not None:
-            yield before.begin, before.nbytes, after.begin, tensor
-            continue
-        if not length:
-            start, to = before.begin, after.begin
-        length += before.nbytes
-    if length:
-        yield start, length, to, None
 
 
 def updated_index(checkpoint: Checkpoint, replacements: Mapping[str, NewTensor]) -> str:
@@ -177,10 +112,8 @@ def write_checkpoint(
         if own and file.name == _home_of_new(checkpoint, replacements):
             own |= {n: new for n, new in replacements.items() if n not in checkpoint.tensors}
         source = checkpoint.whole_file(file.name)
-        if source is None or not own.keys() <= file.header.tensors.keys():
+        if own or source is None:
             moved = compose_file(checkpoint, file.header, target, own)
-        elif own:
-            moved = rewrite_shard(source, file.header, target, own)
         else:
             moved = copying.transfer_file(source, target, link=link)
         done.append(Transfer(file.name, moved.mode, moved.written))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from dcsurgery.cli import units
 from dcsurgery.cli.options import (
     AsJson,
     Columns,
@@ -22,6 +21,7 @@ from dcsurgery.cli.options import (
     read_towers,
 )
 from dcsurgery.cli.output import Output
+from dcsurgery.printing import units
 
 if TYPE_CHECKING:
     from dcsurgery.data.templates import Prompt
@@ -180,7 +180,7 @@ def _ask(models: list[str], options: EvalOptions, out: Output) -> EvalReport:
         from dcsurgery.data.tally import checked_percent
         from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
 
-        def progress(model: str, done: int, rows: int) -> None:
+        def progress(done: int, rows: int, model: str) -> None:
             if show is not None:
                 show(done, rows, model)
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from dcsurgery.cli import units
-from dcsurgery.cli.convert import list_moves
 from dcsurgery.cli.options import (
     AsJson,
+    DryRun,
     Link,
+    Out,
     Overwrite,
     Quiet,
     Revision,
@@ -21,13 +21,11 @@ from dcsurgery.cli.options import (
     read_towers,
 )
 from dcsurgery.cli.output import Output
-
-if TYPE_CHECKING:
-    from dcsurgery.surgery.convert import Conversion
-    from dcsurgery.surgery.plan_file import SurgeryPlan, TrainingRecord
+from dcsurgery.errors import RequestError
 
 EXAMPLES = (
     "dcsurgery export my-llava-delta -o my-llava-stock",
+    "dcsurgery export my-llava-delta --dry-run",
     "dcsurgery export my-llava-delta -o my-llava-lora --keep-lora",
 )
 
@@ -36,16 +34,24 @@ EXAMPLES = (
 class ExportOptions:
     """Where and how a trained connector is written."""
 
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write.")]
+    output: Out = None
     form: Annotated[
         str,
         typer.Option(
             metavar="FORM",
             help="stock: a complete checkpoint for plain transformers. portable: one that brings "
             "the connector's code along, for any family. reference: one for the "
-            "reference's own code.",
+            "reference's own code. gguf: the mmproj file of a LLaVA for llama.cpp.",
         ),
     ] = "stock"
+    outtype: Annotated[
+        str,
+        typer.Option(metavar="TYPE", help="Matrices of --form gguf: f32, f16 or q8_0."),
+    ] = "f16"
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Write a gguf that llama.cpp is known to compute otherwise."),
+    ] = False
     keep_lora: Annotated[
         bool,
         typer.Option(
@@ -63,14 +69,18 @@ class ExportOptions:
     tower: Towers = None
     overwrite: Overwrite = False
     link: Link = False
+    dry_run: DryRun = False
 
 
 def export(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="A folder or Hub id that convert or finetune wrote."),
+        typer.Argument(
+            metavar="MODEL",
+            help="A folder or Hub id that convert or finetune wrote; for --form gguf any LLaVA.",
+        ),
     ],
-    options: ExportOptions,
+    write: ExportOptions,
     revision: Revision = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -81,60 +91,53 @@ def export(
     words for several hidden states, the delta is the only form, and this says so.
     """
     out = Output(as_json=as_json, quiet=quiet)
+    if write.form == "gguf":
+        _export_gguf(model, write, revision, out)
+        return
+    _refuse_gguf_options(write)
     from dcsurgery.surgery.export import export_checkpoint
 
-    growing = Path(f"{options.output.absolute()}.partial")
-    remote = not Path(model).is_dir()
-    with out.working(f"writing {options.output}", growing=growing, fetches=remote):
-        done = export_checkpoint(
-            model,
-            options.output,
-            form=options.form,
-            base=options.base,
-            keep_lora=options.keep_lora,
-            revision=revision,
-            overwrite=options.overwrite,
-            link=options.link,
-            towers=read_towers(options.tower),
-        )
-    if as_json:
-        out.data(_values(done))
-        return
-    _show(done, out)
-    out.tell(f"\nnext:\n  dcsurgery verify {shlex.quote(str(done.output))}")
-
-
-def _values(done: Conversion) -> dict[str, Any]:
-    return {
-        "schema_version": 1,
-        "output": str(done.output),
-        "seconds": round(done.seconds, 3),
-        "bytes_written": done.bytes_written,
-        "transfers": [asdict(item) for item in done.transfers],
-        "plan": done.plan.model_dump(mode="json"),
+    options: dict[str, Any] = {
+        name: getattr(write, name) for name in ("form", "base", "keep_lora", "overwrite", "link")
     }
+    options |= {"revision": revision, "towers": read_towers(write.tower)}
+    if write.dry_run:
+        with out.working(f"planning the export of {model}"):
+            plan = export_checkpoint(model, write.output, dry_run=True, **options)
+        out.result(plan, "\ndry run: nothing was written")
+        return
+    if write.output is None:
+        raise typer.BadParameter("say where to write: -o OUT", param_hint="--output")
+    growing = Path(f"{write.output.absolute()}.partial")
+    remote = not Path(model).is_dir()
+    with out.working(f"writing {write.output}", growing=growing, fetches=remote):
+        done = export_checkpoint(model, write.output, **options)
+    out.result(done, f"\nnext:\n  dcsurgery verify {shlex.quote(str(done.output))}")
 
 
-def _show(done: Conversion, out: Output) -> None:
-    plan = done.plan
-    out.show(f"{done.output}: {plan.kind} in {plan.base.id}, {plan.form} form", "bold")
-    rows = [("trained", _trained(record)) for record in plan.training] or [("trained", "not yet")]
-    rows += _adapter(plan, done.output)
-    written = f"{units.size(done.bytes_written)} in {units.seconds(done.seconds)}"
-    moves = "\n".join(list_moves(done.transfers))
-    out.facts([*rows, ("written", written), ("weight files", moves), ("loads with", plan.loader)])
+def _export_gguf(model: str, write: ExportOptions, revision: str | None, out: Output) -> None:
+    from dcsurgery.serving.gguf import export_gguf
+
+    for name in ("keep_lora", "tower", "link", "dry_run"):
+        if getattr(write, name):
+            option = f"--{name.replace('_', '-')}"
+            raise RequestError(f"{option} is not for --form gguf", hint=f"leave {option} out")
+    if write.output is None:
+        raise typer.BadParameter("say where to write: -o OUT", param_hint="--output")
+    with out.working(f"writing {write.output}", fetches=not Path(model).is_dir()):
+        done = export_gguf(
+            model,
+            write.output,
+            outtype=write.outtype,
+            base=write.base,
+            revision=revision,
+            overwrite=write.overwrite,
+            force=write.force,
+        )
+    out.result(done, "\nnext:\n" + "\n".join(f"  {command}" for command in done.commands))
 
 
-def _trained(record: TrainingRecord) -> str:
-    count = units.plural(len(record.trained), "tensor")
-    return f"{record.train}: {units.plural(record.steps, 'step')}, {count}, on {record.data}"
-
-
-def _adapter(plan: SurgeryPlan, output: Path) -> list[tuple[str, str]]:
-    if plan.adapter is None:
-        return []
-    count = len(plan.adapter.targets)
-    if plan.adapter.merged:
-        return [("LoRA", f"merged into {units.plural(count, 'tensor')}")]
-    place = str(output / "dense_connector" / "lora")
-    return [("LoRA", f'kept beside the weights: model.load_adapter("{place}")')]
+def _refuse_gguf_options(write: ExportOptions) -> None:
+    given = {"--outtype": write.outtype != "f16", "--force": write.force}
+    for option in (name for name, used in given.items() if used):
+        raise RequestError(f"{option} is for --form gguf", hint=f"leave {option} out")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from dcsurgery.cli import units
 from dcsurgery.cli.options import (
     AsJson,
     Model,
@@ -16,6 +15,7 @@ from dcsurgery.cli.options import (
     read_towers,
 )
 from dcsurgery.cli.output import Output
+from dcsurgery.printing import units
 
 if TYPE_CHECKING:
     from dcsurgery.surgery.inspection import ConnectorOffer, Inspection
@@ -176,7 +176,7 @@ def _costs(offer: ConnectorOffer) -> list[tuple[str, ...]]:
 
 
 def _draw(found: Inspection, out: Output) -> None:
-    from dcsurgery.cli.wiring import draw_wiring
+    from dcsurgery.printing.wiring import draw_wiring
 
     layouts = [offer.layout for offer in found.offers if offer.layout and not found.converted]
     for line in draw_wiring(found.anatomy, layouts).split("\n"):

@@ -1,20 +1,20 @@
 """Options that several commands share, and what turns a group of them into parameters.
 
-A new connector option is one field of ConnectorOptions; its value reaches make_spec under the
-field's name.
+A field of a request (dcsurgery.fields) is an option of every command that takes the request.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from dcsurgery.connectors import KINDS
+from dcsurgery.fields import Field, told_fields
 
 Model = Annotated[
     str,
@@ -33,6 +33,13 @@ Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="No progress, no advice: only the result, and errors."),
 ]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="OUT", help="Folder to write. Needed, except with --dry-run."
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the whole plan and write nothing.")]
 Columns = Annotated[
     str | None,
     typer.Option(
@@ -110,75 +117,10 @@ def read_towers(values: list[str] | None) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class ConnectorOptions:
-    """Which connector, in which form: the keywords of dcsurgery.surgery.convert.make_spec."""
-
-    connector: Annotated[
-        str,
-        typer.Option(
-            metavar="KIND",
-            help="; ".join(f"{kind.name}: {kind.summary}" for kind in KINDS.values()) + ".",
-        ),
-    ] = "dci"
-    groups: Annotated[
-        int, typer.Option(metavar="N", help="Number of groups of hidden states (dci, mix).")
-    ] = 2
-    layers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LAYERS",
-            help="Hidden states to read, instead of the connector's own rule: states like 7,15, "
-            "runs like 0-11, groups like '0-11;12-23'. State 0 is the embeddings, state i the "
-            "output of block i; -1 is the last. @probe.json: those that `dcsurgery probe` found.",
-        ),
-    ] = None
-    norm: Annotated[
-        bool, typer.Option("--norm", help="Put a LayerNorm on every state that is added (sci).")
-    ] = False
-    pool: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            help="2 halves both sides of the token grid after the projector: a quarter of the "
-            "image tokens. 1 keeps them all.",
-        ),
-    ] = 1
-    init: Annotated[
-        str,
-        typer.Option(
-            metavar="INIT",
-            help="preserve: the new matrix is zero, the model computes what it did. paper: "
-            "connector and projector are drawn at random, to be trained.",
-        ),
-    ] = "preserve"
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of --init paper, 0 or more.")] = 0
-    form: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FORM",
-            help="stock: a complete checkpoint that plain transformers loads. delta: the connector "
-            "alone, megabytes; dcsurgery loads it with its base. portable: a complete checkpoint "
-            "with the connector's code inside, for plain transformers with trust_remote_code and "
-            "for servers. reference: what the paper's own "
-            "code (HJYao00/DenseConnector) saves and loads. Default: stock where the model's "
-            "config has words for it, else delta.",
-        ),
-    ] = None
-
-
-@dataclass(frozen=True)
 class WriteOptions:
     """Where and how a conversion writes."""
 
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="OUT",
-            help="Folder to write. Needed, except with --dry-run.",
-        ),
-    ] = None
+    output: Out = None
     overwrite: Overwrite = False
     link: Link = False
     keep_all: Annotated[
@@ -191,38 +133,85 @@ class WriteOptions:
     ] = False
     tower: Towers = None
     template: Template = None
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the whole plan and write nothing.")
-    ] = False
+    dry_run: DryRun = False
 
 
 def spread(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` with every dataclass parameter replaced by one parameter per field."""
-    flat: list[inspect.Parameter] = []
-    groups: dict[str, type] = {}
+    """Return `function` with every dataclass parameter replaced by one parameter per field.
+
+    An optional one (`Group | None`) exists when its first option is given, which the others need;
+    an option that an earlier group has too is one option, given to both.
+    """
+    flat: dict[str, inspect.Parameter] = {}
+    groups: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
-        group = parameter.annotation
-        if not (isinstance(group, type) and is_dataclass(group)):
-            flat.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-            continue
-        groups[parameter.name] = group
-        hints = get_type_hints(group, include_extras=True)
-        flat += [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if field.default is MISSING else field.default,
-                annotation=hints[field.name],
-            )
-            for field in fields(group)
-        ]
+        plain = [kind for kind in get_args(parameter.annotation) if kind is not type(None)]
+        group = plain[0] if len(plain) == 1 else parameter.annotation
+        if isinstance(group, type) and is_dataclass(group):
+            options = dict(_options(group, optional=bool(plain)))
+            own = [option.name for option in options.values() if option.name not in flat]
+            names = {field: option.name for field, option in options.items()}
+            make = partial(_optional, own=own) if plain else _whole
+            groups[parameter.name] = partial(make, group, names)
+            for option in options.values():
+                flat.setdefault(option.name, option)
+        else:
+            flat[parameter.name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
 
     def call(**values: Any) -> Any:
-        for name, kind in groups.items():
-            values[name] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
-        return function(**values)
+        found = {name: make(values) for name, make in groups.items()}
+        plain = inspect.signature(function).parameters.keys() - groups.keys()
+        return function(**found, **{name: values[name] for name in plain})
 
     call.__name__, call.__doc__ = function.__name__, function.__doc__
-    vars(call)["__signature__"] = inspect.Signature(flat)
-    call.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
+    vars(call)["__signature__"] = inspect.Signature(list(flat.values()))
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in flat.values()}
     return call
+
+
+def _whole(group: type, names: Mapping[str, str], values: Mapping[str, Any]) -> Any:
+    return group(**{field: values[option] for field, option in names.items()})
+
+
+def _optional(
+    group: type, names: Mapping[str, str], values: Mapping[str, Any], *, own: Sequence[str]
+) -> Any:
+    """Return a group whose first option was given, else None. Raises BadParameter for the others
+    that are its `own`.
+    """
+    given = {
+        name for name in names.values() if values[name] is not None and values[name] is not False
+    }
+    first = next(iter(names.values()))
+    if first in given:
+        return group(**{field: values[name] for field, name in names.items() if name in given})
+    for option in own:
+        if option in given:
+            flag = "--" + option.replace("_", "-")
+            raise typer.BadParameter(f"needs --{first}", param_hint=flag)
+    return None
+
+
+def _options(group: type, *, optional: bool) -> Iterator[tuple[str, inspect.Parameter]]:
+    """Yield every field of a group and its keyword; without defaults where it is optional."""
+    hints, told = get_type_hints(group, include_extras=True), told_fields(group)
+    for field in fields(group):
+        name, hint, default = field.name, hints[field.name], field.default
+        if field.name in told:
+            name, hint = told[field.name].name, _annotation(told[field.name], optional=optional)
+            default = None if optional and told[field.name].kind is not bool else default
+        default = inspect.Parameter.empty if default is MISSING else default
+        kind = inspect.Parameter.KEYWORD_ONLY
+        yield field.name, inspect.Parameter(name, kind, default=default, annotation=hint)
+
+
+def _annotation(field: Field, *, optional: bool) -> Any:
+    flag = "--" + field.name.replace("_", "-")
+    if field.kind is bool:
+        names = f"{flag}/--no-{flag[2:]}" if field.optional else flag
+        option = typer.Option(names, help=field.told.help)
+        return Annotated[bool | None if field.optional else bool, option]
+    kind: Any = type(field.choices[0]) if field.choices else field.kind
+    kind = kind if kind in (int, float) and field.told.read is None else str
+    option = typer.Option(flag, metavar=field.told.metavar, help=field.told.help)
+    return Annotated[kind | None if optional or field.optional else kind, option]

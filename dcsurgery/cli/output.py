@@ -12,8 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from dcsurgery.cli import tables, units
 from dcsurgery.errors import DcSurgeryError, RequestError
+from dcsurgery.printing import units
+from dcsurgery.printing.sheet import Printed, Sheet, clean
 
 WIDEST = 100
 ASCII = str.maketrans("─│┐┘└┌├┤┼┴┬█▶▼", "-|+++++++++#>v")
@@ -43,14 +44,9 @@ def detach_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _clean(text: str) -> str:
-    """Show control characters instead of obeying them: names come out of other people's files."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-
-
 def _printable(text: str, stream: TextIO) -> str:
     """Return the text without control characters, in ASCII lines where the stream needs that."""
-    text = _clean(text)
+    text = clean(text)
     try:
         text.encode(stream.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -101,10 +97,11 @@ def _folder_bytes(folder: Path) -> int:
     return total
 
 
-class Output:
+class Output(Sheet):
     """What a command says. `as_json`: only data() reaches stdout. `quiet`: tell() is silent."""
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        super().__init__()
         self.as_json = as_json
         self.quiet = quiet
         if as_json or quiet:
@@ -153,8 +150,8 @@ class Output:
         def table() -> Table:
             found = Table(box=None, expand=True, padding=(0, 2, 0, 0))
             for title in titles:
-                found.add_column(Text(_clean(title)), ratio=1, overflow="fold")
-            found.add_row(*(Text(_clean(text)) for text in texts))
+                found.add_column(Text(clean(title)), ratio=1, overflow="fold")
+            found.add_row(*(Text(clean(text)) for text in texts))
             return found
 
         console = Console(width=self.width, legacy_windows=False)
@@ -166,33 +163,23 @@ class Output:
         with live:
             yield add
 
-    def heading(self, text: str) -> None:
-        """Print a bold line, after an empty one."""
-        self._print("\n" + text, "bold")
-
-    def facts(self, rows: Iterable[tuple[str, str]]) -> None:
-        """Print "name  value" lines; values wrap under themselves, words are never broken."""
-        rows = list(rows)
-        offset = max(len(key) for key, _ in rows) + 4
-        for key, value in rows:
-            lines = tables.wrap(value, self.width - offset)
-            for index, line in enumerate(lines):
-                self._print(f"  {'' if index else key:<{offset - 2}}{line}".rstrip())
-
-    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], kinds: str) -> None:
-        """Print a table under dim titles; `kinds` as in tables.lay_out."""
-        lines = tables.lay_out([columns, *rows], kinds, self.width - 2)
-        for index, line in enumerate(lines):
-            self._print("  " + line, "" if index else "dim")
-
     def passage(self, pieces: Iterable[tuple[str, bool]]) -> None:
         """Print a text of pieces (text, marked): marked ones in [[ ]], green on a terminal."""
         from rich.text import Text
 
         text = Text()
         for piece, marked in pieces:
-            text.append(f"[[{_clean(piece)}]]" if marked else _clean(piece), "green" * marked)
+            text.append(f"[[{clean(piece)}]]" if marked else clean(piece), "green" * marked)
         self._print(text)
+
+    def result(self, found: Printed, after: str = "") -> None:
+        """Print what a command found or did, or its JSON; then say what comes `after`."""
+        if self.as_json:
+            self.data(found.to_dict())
+            return
+        found.show(self)
+        if after:
+            self.tell(after)
 
     def tell(self, text: str) -> None:
         """Say something on stderr: advice, progress, nothing a script would read."""
@@ -248,7 +235,7 @@ class Output:
         def line() -> Text:
             bytes_so_far = "" if growing is None else f", {units.size(_folder_bytes(growing))}"
             took = units.seconds(round(time.monotonic() - started))
-            return Text(_clean(f"{text} ... {took}{bytes_so_far}"))
+            return Text(clean(f"{text} ... {took}{bytes_so_far}"))
 
         live = Live(
             get_renderable=line,
@@ -278,7 +265,7 @@ class Output:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Left())
         words = TextColumn("{task.fields[words]}")
         with Progress(*columns, words, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(_clean(text), total=None, words="")
+            task = bar.add_task(clean(text), total=None, words="")
             yield lambda done, total, words: bar.update(
-                task, completed=done, total=total, words=_clean(words)
+                task, completed=done, total=total, words=clean(words)
             )

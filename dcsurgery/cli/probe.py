@@ -160,14 +160,14 @@ def probe(
     with out.working(text, fetches=True) if remote else out.stepping(text) as show:
         from dcsurgery.data.columns import parse_columns
         from dcsurgery.probing.probe import probe_model
-        from dcsurgery.training.settings import make_settings
+        from dcsurgery.training.settings import TrainingSettings
 
         given: dict[str, Any] = asdict(options) | asdict(reading)
         settings = {name: given.pop(name) for name in SETTINGS}
         settings = {name: value for name, value in settings.items() if value is not None}
         given["columns"] = parse_columns(options.columns)
         given["towers"] = read_towers(given.pop("tower"))
-        report = probe_model(model, settings=make_settings(**settings), progress=show, **given)
+        report = probe_model(model, settings=TrainingSettings(**settings), progress=show, **given)
     if as_json:
         out.data(report.model_dump(mode="json"))
         return

@@ -7,16 +7,12 @@ import signal
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from dcsurgery.cli import units
 from dcsurgery.cli.options import AsJson, Quiet
 from dcsurgery.cli.output import Output
-
-if TYPE_CHECKING:
-    from dcsurgery.publishing.push import PushResult
 
 EXAMPLES = (
     "dcsurgery push llava-dci my-name/llava-dci --dry-run",
@@ -86,10 +82,10 @@ class PushOptions:
 
 
 def push(
-    path: Annotated[
-        Path,
+    model: Annotated[
+        str,
         typer.Argument(
-            metavar="OUT", help="A folder that `dcsurgery convert` or a later step wrote."
+            metavar="OUT", help="A folder or Hub id that `dcsurgery convert` or a later step wrote."
         ),
     ],
     repo_id: Annotated[
@@ -114,17 +110,14 @@ def push(
 
     values = asdict(options) | {"evals": options.evals or []}
     try:
-        with out.working(f"pushing {path} to {repo_id}", fetches=True):
-            result = push_checkpoint(path, repo_id, verify=not no_verify, **values)
+        with out.working(f"pushing {model} to {repo_id}", fetches=True):
+            result = push_checkpoint(model, repo_id, verify=not no_verify, **values)
     except UnverifiedError as error:
         _show_unverified(error, out)
         return VERIFICATION_FAILED
     except PushInterrupted as stop:
         _leave(str(stop), out)
-    if as_json:
-        out.data(_as_json(result))
-    else:
-        _show(result, out)
+    out.result(result)
     return 0
 
 
@@ -143,62 +136,3 @@ def _leave(text: str, out: Output) -> None:
     out.tell(text)
     sys.stdout.flush()
     os._exit(128 + signal.SIGINT)
-
-
-def _as_json(result: PushResult) -> dict[str, Any]:
-    files = [
-        {"path": change.path, "action": change.action, "bytes": change.size}
-        for change in result.changes
-    ]
-    return {
-        "schema_version": 1,
-        "dry_run": result.dry_run,
-        "repo_id": result.repo_id,
-        "branch": result.branch,
-        "url": result.url,
-        "creates_repo": result.creates_repo,
-        "verified": result.verified,
-        "commit": result.commit,
-        "pull_request": result.pull_request,
-        "bytes_to_send": result.bytes_to_send,
-        "files": files,
-        "notes": list(result.notes),
-        "seconds": result.seconds,
-    }
-
-
-def _show(result: PushResult, out: Output) -> None:
-    if result.dry_run:
-        rows = [(c.path, c.action, f"{c.size:,}") for c in result.changes]
-        out.table(("file", "action", "bytes"), rows, "wlr")
-        out.show()
-    counts = {
-        action: sum(change.action == action for change in result.changes)
-        for action in ("add", "copy", "skip", "delete")
-    }
-    words = {
-        "add": "added",
-        "copy": "copied on the Hub",
-        "skip": "there already",
-        "delete": "deleted",
-    }
-    tally = ", ".join(f"{counts[a]} {word}" for a, word in words.items() if counts[a])
-    facts = [("files", tally), ("sends", f"{units.size(result.bytes_to_send)} at most")]
-    if result.creates_repo:
-        facts.append(("repository", f"{result.repo_id}, new"))
-    facts += [("note", note) for note in result.notes]
-    if result.commit:
-        facts.append(("commit", result.commit))
-    out.facts(facts)
-    out.show()
-    out.show(_verdict(result), "bold green")
-
-
-def _verdict(result: PushResult) -> str:
-    if result.dry_run:
-        return f"dry run: nothing was sent to {result.repo_id}"
-    if result.pull_request:
-        return f"pull request opened: {result.pull_request}"
-    if result.commit is None:
-        return f"{result.url} has all of it already: nothing was committed"
-    return f"pushed: {result.url}"

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcsurgery.cli import units
 from dcsurgery.cli.options import AsJson, Orientation, Quiet, Revision, Towers, read_towers
 from dcsurgery.cli.output import Output
-from dcsurgery.errors import DcSurgeryError
+from dcsurgery.errors import DcSurgeryError, RequestError
+from dcsurgery.printing import units
 
 if TYPE_CHECKING:
     from dcsurgery.verification import Report
@@ -57,12 +57,23 @@ class VerifyOptions:
         ),
     ] = False
     tower: Towers = None
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENGINE",
+            help="Instead, compare a server's log-probabilities with transformers': the address of "
+            "one that runs, or llama.cpp or vllm (and its arguments) to start one. MODEL may be "
+            "any model.",
+        ),
+    ] = None
+    engine_limit: Annotated[
+        float, typer.Option(metavar="NATS", help="Largest difference that passes with --engine.")
+    ] = 0.1
 
 
 def verify(
-    path: Annotated[
-        str,
-        typer.Argument(metavar="OUT", help="What `dcsurgery convert` wrote: a folder or a Hub id."),
+    model: Annotated[
+        str, typer.Argument(metavar="OUT", help="What `dcsurgery convert` wrote: folder or Hub id.")
     ],
     options: VerifyOptions,
     revision: Revision = None,
@@ -76,25 +87,51 @@ def verify(
     fails; the report is on stdout either way.
     """
     out = Output(as_json=as_json, quiet=quiet)
-    with out.working(f"verifying {path}", fetches=_base_is_remote(path, options.against)):
+    if options.engine is not None:
+        return _verify_engine(model, options, options.engine, revision, out)
+    with out.working(f"verifying {model}", fetches=_fetches(Path(model), options.against)):
         from dcsurgery.verification import verify_checkpoint
 
         report = verify_checkpoint(
-            path,
+            model,
+            revision=revision,
             against=options.against,
             images=options.image or [],
             deep=options.deep,
             logits=options.logits,
             towers=read_towers(options.tower),
-            revision=revision,
             announce=lambda cost: out.tell(_told(cost)),
             orientation=options.orientation,
         )
-    if as_json:
+    return _end(report, out)
+
+
+def _end(report: Report, out: Output) -> int:
+    if out.as_json:
         out.data(report.to_dict())
     else:
         show_report(report, out)
     return 0 if report.passed else FAILED
+
+
+def _verify_engine(
+    model: str, options: VerifyOptions, engine: str, revision: str | None, out: Output
+) -> int:
+    for name in ("deep", "logits", "tower"):
+        if getattr(options, name):
+            raise RequestError(f"--{name} is not for --engine", hint=f"leave --{name} out")
+    with out.working(f"asking {engine} and transformers", fetches=not Path(model).is_dir()):
+        from dcsurgery.serving.compare import verify_engine
+
+        report = verify_engine(
+            model,
+            engine,
+            base=options.against,
+            revision=revision,
+            images=options.image or [],
+            limit=options.engine_limit,
+        )
+    return _end(report, out)
 
 
 def _told(cost: Cost) -> str:
@@ -105,11 +142,11 @@ def _told(cost: Cost) -> str:
     )
 
 
-def _base_is_remote(path: str, against: str | None) -> bool:
-    """True when the base may have to be downloaded; False as well when that cannot be known."""
+def _fetches(path: Path, against: str | None) -> bool:
+    """True when something may have to be downloaded; False too when that cannot be known."""
     from dcsurgery.surgery.plan_file import read_plan
 
-    if not Path(path).is_dir():
+    if not path.is_dir():
         return True
     if against is not None:
         return not Path(against).is_dir()

@@ -2,59 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.connectors import dci, mix, sci, sti
-from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.errors import RequestError
+from dcsurgery.connectors.request import KINDS, Connector
 from dcsurgery.features import FeatureLayout
 
-POOLS = (1, 2)
+__all__ = ["KINDS", "Connector", "connector_shapes", "make_layout"]
+
+LAYOUTS = {"dci": dci.layout, "sci": sci.layout, "sti": sti.layout, "mix": mix.layout}
 
 
-@dataclass(frozen=True)
-class ConnectorKind:
-    """`layout(anatomy, spec)` builds the layout; `summary` is one line."""
-
-    name: str
-    summary: str
-    layout: Callable[[Anatomy, ConnectorSpec], FeatureLayout]
-
-
-KINDS = {
-    kind.name: kind
-    for kind in (
-        ConnectorKind("dci", dci.SUMMARY, dci.layout),
-        ConnectorKind("sci", sci.SUMMARY, sci.layout),
-        ConnectorKind("sti", sti.SUMMARY, sti.layout),
-        ConnectorKind("mix", mix.SUMMARY, mix.layout),
-    )
-}
-
-
-def find_kind(name: str) -> ConnectorKind:
-    """Return a connector kind by name. Raises RequestError for an unknown one."""
-    if name not in KINDS:
-        raise RequestError(
-            f"connector {name!r} does not exist", hint=f"choose one of {', '.join(KINDS)}"
-        )
-    return KINDS[name]
-
-
-def make_layout(anatomy: Anatomy, spec: ConnectorSpec) -> FeatureLayout:
-    """Return the layout a spec means for this anatomy. Raises PlanError or RequestError."""
-    kind = find_kind(spec.kind)
-    if spec.pool not in POOLS:
-        raise RequestError(
-            f"pool {spec.pool} does not exist", hint="choose 1 (all image tokens) or 2 (a quarter)"
-        )
-    if spec.norm and spec.kind != "sci":
-        raise RequestError(
-            f"{spec.kind} has no norm variant", hint="use --norm with --connector sci"
-        )
-    return replace(kind.layout(anatomy, spec), pool=spec.pool)
+def make_layout(anatomy: Anatomy, asked: Connector) -> FeatureLayout:
+    """Return the layout a connector means for this anatomy. Raises PlanError."""
+    return replace(LAYOUTS[asked.kind](anatomy, asked), pool=asked.pool)
 
 
 def connector_shapes(anatomy: Anatomy, layout: FeatureLayout) -> dict[str, tuple[int, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dcsurgery.anatomy import Anatomy
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.features import (
     FeatureBlock,
     FeatureLayout,
@@ -12,22 +12,20 @@ from dcsurgery.features import (
     split_evenly,
 )
 
-SUMMARY = "means of adjacent groups of hidden states, joined along channels"
 
-
-def layout(anatomy: Anatomy, spec: ConnectorSpec) -> FeatureLayout:
+def layout(anatomy: Anatomy, asked: Connector) -> FeatureLayout:
     """Return the blocks of arXiv 2405.13800 eq. 3-4, or the means of the given groups of states.
 
     Raises PlanError for states the tower does not have.
     """
-    layers = spec.layers
+    layers = asked.states
     if layers is None:
-        blocks = dci_blocks(anatomy.feature_layer, spec.groups, anatomy.first_state)
+        blocks = dci_blocks(anatomy.feature_layer, asked.groups, anatomy.first_state)
         return FeatureLayout("dci", blocks)
     depth = anatomy.tower.depth
     layers = tuple(distinct_layers(group, depth) for group in layers)
     only = layers[0]
     # A single state is one group, whatever number is usual.
-    if len(layers) == 1 and spec.groups > 1 and len(only) > 1:
-        layers = tuple(only[run.start : run.stop] for run in split_evenly(len(only), spec.groups))
+    if len(layers) == 1 and asked.groups > 1 and len(only) > 1:
+        layers = tuple(only[run.start : run.stop] for run in split_evenly(len(only), asked.groups))
     return FeatureLayout("dci", tuple(map(FeatureBlock, layers)))

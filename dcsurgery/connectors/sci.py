@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from dcsurgery.anatomy import Anatomy
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import PlanError
 from dcsurgery.features import FeatureBlock, FeatureLayout, distinct_layers, sci_layers
 
-SUMMARY = "single hidden states, joined along channels"
 
-
-def single_states(anatomy: Anatomy, spec: ConnectorSpec) -> tuple[FeatureBlock, ...]:
+def single_states(anatomy: Anatomy, asked: Connector) -> tuple[FeatureBlock, ...]:
     """Return one block per state: the given ones, or the kind's rule. Raises PlanError."""
-    if spec.layers is not None and len(spec.layers) > 1:
+    if asked.states is not None and len(asked.states) > 1:
         raise PlanError(
-            f"{spec.kind} joins single hidden states and has no groups",
+            f"{asked.kind} joins single hidden states and has no groups",
             hint="write --layers 7,15, or use --connector dci for groups",
         )
     wanted = (
-        spec.layers[0] if spec.layers else sci_layers(anatomy.feature_layer, anatomy.first_state)
+        asked.states[0] if asked.states else sci_layers(anatomy.feature_layer, anatomy.first_state)
     )
     if not wanted:
         raise PlanError(
@@ -31,10 +29,10 @@ def single_states(anatomy: Anatomy, spec: ConnectorSpec) -> tuple[FeatureBlock, 
     return tuple(FeatureBlock(distinct_layers((i,), depth)) for i in wanted)
 
 
-def layout(anatomy: Anatomy, spec: ConnectorSpec) -> FeatureLayout:
+def layout(anatomy: Anatomy, asked: Connector) -> FeatureLayout:
     """Return the states of arXiv 2405.13800 eq. 2, or the given ones; groups have no meaning here.
 
-    With `spec.norm` every extra state passes a LayerNorm of its own before the new matrix, as in
+    With `norm` every extra state passes a LayerNorm of its own before the new matrix, as in
     ViP-LLaVA. Raises PlanError for states the tower does not have, and for groups.
     """
-    return FeatureLayout("sci", single_states(anatomy, spec), normed=spec.norm)
+    return FeatureLayout("sci", single_states(anatomy, asked), normed=asked.norm)

@@ -12,8 +12,8 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from dcsurgery.checkpoint.model_ref import fetch, parse_reference
-from dcsurgery.errors import CheckpointNotFoundError, RequestError
+from dcsurgery.checkpoint.model_ref import local_folder
+from dcsurgery.errors import RequestError
 from dcsurgery.loading.adopted_models import small_files
 from dcsurgery.loading.load import quiet_transformers
 from dcsurgery.modeling import register
@@ -85,9 +85,7 @@ def processor_files(
     hints: Hints | None = None,
 ) -> Iterator[Path]:
     """Yield a folder that holds a model's processor files, a temporary one for original formats."""
-    folder = fetch(parse_reference(path, revision)).folder
-    if folder is None:
-        raise CheckpointNotFoundError(f"{path} was not found", hint="check the path or the Hub id")
+    folder = local_folder(path, revision)
     own = any((folder / name).is_file() for name in PROCESSOR_FILES)
     converted = (folder / PLAN_FILE).is_file()
     if converted and not own:

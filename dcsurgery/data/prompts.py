@@ -110,6 +110,12 @@ class Prompter:
             name: value[None] if name in TOKEN_FIELDS else value for name, value in values.items()
         }
 
+    def written(self, turns: Sequence[Turn]) -> str:
+        """Return the prompt for the next answer as text, with one image token a picture."""
+        if self.suffixed:
+            return _prefix(turns, image_token(self.processor))
+        return self._write(turns, True).text
+
     def dropped(self, turns: Sequence[Turn], *, generate: bool = True) -> tuple[str, ...]:
         """Return what the prompt for the next answer, or the text to train on, lacks of turns.
 

@@ -11,25 +11,11 @@ from pathlib import Path
 
 from dcsurgery.data.conversations import BadRow
 from dcsurgery.errors import RequestError
+from dcsurgery.fields import percent
 
 NAMED_IN_ERROR = 3
 # A sample speaks for all rows when chance would give as many bad ones once in a thousand times.
 CHANCE = 1e-3
-
-
-def percent(value: object) -> float:
-    """Return a percentage, 0 to 100, from 1, 0.5, "1", "1%" or "0.5 %". Raises ValueError."""
-    number = math.nan
-    if isinstance(value, str):
-        try:
-            number = float(value.strip().removesuffix("%"))
-        except ValueError:
-            pass
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        number = float(value)
-    if not 0 <= number <= 100:
-        raise ValueError("a percentage from 0 to 100 is expected, such as 1, 0.5 or 5%")
-    return number
 
 
 def checked_percent(value: object, option: str = "--max-bad") -> float:

@@ -59,5 +59,5 @@ ARMS = {
         Arm("random", "dense connector, random start", start="random"),
     )
 }
-# What fits into the demo's minutes; --full does all.
+# What fits into the demo's minutes; its full run does all.
 STORY = ("base", "control", "repeated", "retrofit")

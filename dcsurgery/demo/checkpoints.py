@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcsurgery.demo.scenes import IMAGE_SIZE
 from dcsurgery.demo.words import BEGIN, END, IMAGE, IMAGE_TOKENS, PAD, SPECIALS, VOCABULARY
-from dcsurgery.tiny.llava import HUB_NAMES, write_llava
+from dcsurgery.tiny.llava import write_llava
 from dcsurgery.tiny.weights import write_json
 
 if TYPE_CHECKING:
@@ -71,26 +70,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_baseline(
-    folder: Path, weights: Mapping[str, torch.Tensor], dtype: str = "float32"
-) -> Path:
-    """Write a LlavaForConditionalGeneration with a model's state and return `folder`."""
-    return _write(
-        folder, {name: weights[module] for module, name in _hub_names(weights).items()}, dtype
-    )
-
-
-def _hub_names(modules: Iterable[str]) -> dict[str, str]:
-    """Return the names of published checkpoints by module name."""
-    names = {}
-    for module in modules:
-        pattern, replacement = next(pair for pair in HUB_NAMES if re.match(pair[0], module))
-        names[module] = re.sub(pattern, replacement, module)
-    return names
-
-
 def embedded() -> list[Path]:
-    """Return the folders of the embedded baselines: fp16, trained by pretrain.py."""
+    """Return the folders of the embedded baselines: fp16, made as data/README.md says."""
     return sorted(path.parent for path in (Path(__file__).parent / "data").glob("*/config.json"))
 
 
@@ -98,10 +79,11 @@ def unpack(source: Path, folder: Path) -> Path:
     """Write an embedded baseline to `folder` in float32, which processors compute fast."""
     from safetensors.torch import load_file
 
-    return _write(folder, load_file(source / "model.safetensors"), "float32")
+    return write_baseline(folder, load_file(source / "model.safetensors"), "float32")
 
 
-def _write(folder: Path, tensors: Mapping[str, torch.Tensor], dtype: str) -> Path:
+def write_baseline(folder: Path, tensors: Mapping[str, torch.Tensor], dtype: str) -> Path:
+    """Write a LlavaForConditionalGeneration, named as published ones are, and return `folder`."""
     write_llava(folder, CONFIG, tensors=tensors, dtype=dtype)
     _write_tokenizer(folder)
     _write_processor(folder)

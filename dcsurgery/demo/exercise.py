@@ -24,11 +24,3 @@ class Exercise(BaseModel):
     test_seed: int = 501
     looks: tuple[int, ...] = (10, 25, 50, 100, 200)
     rates: dict[str, Any] = {"connector_lr": 3e-3, "projector_lr": 3e-3}
-
-
-# What `demo --full` does: looked at more closely, asked more, about pictures of its own.
-FULL = Exercise(
-    test_scenes=500,
-    test_seed=9001,
-    looks=(5, 10, 15, 20, 25, 35, 50, 75, 100, 150, 200, 250),
-)

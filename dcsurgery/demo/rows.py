@@ -15,11 +15,19 @@ from torch import Tensor
 from dcsurgery.demo.digits import Bytes, Split
 from dcsurgery.demo.questions import KINDS, Question, any_kinds, ask
 from dcsurgery.demo.scenes import Ints, draw_scenes, paint
-from dcsurgery.demo.tower import to_pixels
 from dcsurgery.demo.words import PAD, Tokens, encode
 
 # Questions answered at once.
 BATCH = 250
+# The statistics of CLIPImageProcessor, which the checkpoint's processor files name.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+
+
+def to_pixels(pictures: Bytes) -> Tensor:
+    """Return pixel values [B, 3, 48, 48] of pictures [B, 48, 48, 3], as the processor does."""
+    values = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    return (values - torch.tensor(MEAN)[:, None, None]) / torch.tensor(DEVIATION)[:, None, None]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from dcsurgery.demo.exercise import Exercise
 from dcsurgery.demo.training_story import train_and_compare
 from dcsurgery.errors import OutputExistsError, VerificationError
 from dcsurgery.features import describe_layers
-from dcsurgery.surgery.convert import Conversion, convert_checkpoint
+from dcsurgery.surgery.conversion import Conversion
+from dcsurgery.surgery.convert import convert_checkpoint
 from dcsurgery.surgery.inspection import inspect_checkpoint
 from dcsurgery.verification import Report, verify_checkpoint
 

@@ -8,7 +8,6 @@ from math import isnan
 from dcsurgery.demo.arms import ARMS
 from dcsurgery.demo.comparison import GROUPS, Difference, compare, shares
 from dcsurgery.demo.outcome import Outcome
-from dcsurgery.markdown import table
 
 SHOWN = ("base", "control", "repeated", "retrofit")
 
@@ -45,17 +44,6 @@ def text_table(outcomes: Sequence[Outcome]) -> list[str]:
         name, *means, last = row
         lines.append(f"  {name:18}" + "".join(f"{mean:>9}" for mean in means) + f" {last}")
     return lines
-
-
-def markdown_table(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return the table as lines of Markdown, with the other comparisons."""
-    columns = ("retrofit - control", "retrofit - repeated")
-    head = ("questions, % right", *(ARMS[arm].name for arm in SHOWN), *columns)
-    rows = []
-    for row in table_rows(outcomes):
-        other = interval(compare(outcomes, "retrofit", "repeated", row[0]))
-        rows.append([cell.replace("*", "\\*") for cell in (*row, other)])
-    return table(head, rows)
 
 
 def verdict(outcomes: Sequence[Outcome]) -> list[str]:

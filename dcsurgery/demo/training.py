@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ from dcsurgery.checkpoint.written import clear, foreign, require_ours
 from dcsurgery.demo.arms import ARMS, Arm
 from dcsurgery.demo.exercise import Exercise
 from dcsurgery.demo.outcome import Outcome, read_outcome
-from dcsurgery.demo.rows import Rows, exam_rows, said, training_rows
-from dcsurgery.demo.tower import to_pixels
+from dcsurgery.demo.rows import Rows, exam_rows, said, to_pixels, training_rows
 from dcsurgery.surgery.plan_file import DELTA_FOLDER, SurgeryPlan, TrainingRecord
 from dcsurgery.training.average import averaged
 from dcsurgery.training.settings import TrainingSettings
@@ -156,7 +156,7 @@ def _record(done: TrainingResult, rows: int, digest: str) -> TrainingRecord:
         steps=done.steps,
         epochs=done.epochs,
         batch_size=settings.batch_size or 0,
-        settings=settings.model_dump(mode="json"),
+        settings=asdict(settings),
         first_loss=done.first_loss,
         last_loss=done.last_loss,
         seconds=done.seconds,

@@ -22,13 +22,12 @@ from dcsurgery.errors import TrainingError
 
 WORK = "work.json"
 RUNS = "runs"
-LANGUAGE = "language"
 PAUSE = 0.5
 Say = Callable[[str], None]
 
 
 class Unit(BaseModel):
-    """One arm of one tower; a base of that name is made from `seed` where the folder has none."""
+    """One arm of one tower, which is a base in a folder of that name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,7 +48,6 @@ class Work(BaseModel):
 
     exercise: Exercise
     units: list[Unit]
-    language_seed: int = 0
 
 
 def cores() -> int:
@@ -59,20 +57,13 @@ def cores() -> int:
 
 def do_units(work: Path, number: int) -> None:
     """Do the units of one worker, in order, in this process."""
-    from dcsurgery.demo.pretrain import ensure_language, pretrain
     from dcsurgery.demo.training import run_once
 
     told = Work.model_validate_json((work / WORK).read_bytes())
     for unit in told.units:
         if unit.worker != number:
             continue
-        base = work / unit.tower
-        if not base.exists():
-            ensure_language(told.language_seed, work / LANGUAGE)
-            made = base.with_name(f"{base.name}.partial")
-            pretrain(unit.seed, made, work / LANGUAGE)
-            made.rename(base)
-        run_once(base, unit.arm, unit.seed, told.exercise, unit.folder(work))
+        run_once(work / unit.tower, unit.arm, unit.seed, told.exercise, unit.folder(work))
 
 
 def run_workers(work: Path, told: Work, say: Say) -> None:

@@ -31,9 +31,8 @@ from dcsurgery.evaluation.questions import Batch, Questions, question_turns, usa
 from dcsurgery.evaluation.summary import Scored, write_summary
 from dcsurgery.loading.hints import share_hints
 from dcsurgery.loading.load import load_model
+from dcsurgery.printing.sheet import Progress
 from dcsurgery.verification.models import free_memory
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def evaluate_checkpoints(  # noqa: PLR0913 - one keyword per CLI option, by desi
     `models` are folders or Hub ids of any form; the first is what the others are compared with.
     `split` and `revision` are of a Hugging Face data set, `columns` as in read_rows; `towers` and
     `template` are as in load_model, for the models that take them; `progress` is called with the
-    model, the rows done and all rows, `tell` with warnings before the work. An
+    rows done, all rows and the model, `tell` with warnings before the work. An
     evaluation that was interrupted goes on where it stopped. Raises RequestError, CheckpointError
     or OutputExistsError.
     """
@@ -197,7 +196,7 @@ class _Model:
             bad.check()
             finished += len(batch)
             if progress is not None:
-                progress(self.name, finished, len(usable))
+                progress(finished, len(usable), self.name)
         del model
         free_memory()
         return dropped

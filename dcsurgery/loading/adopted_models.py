@@ -20,7 +20,8 @@ from dcsurgery.originals.adopted import Adopted
 from dcsurgery.surgery.processor_changes import processor_files
 
 GENERATION = "generation_config.json"
-_DTYPES = {
+# What safetensors calls them.
+DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U8": torch.uint8, "BOOL": torch.bool,
@@ -79,7 +80,7 @@ def from_checkpoint(
 def _tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     """Return a tensor, mapped from the file it lies in where it lies in one."""
     entry = checkpoint.tensors[name]
-    dtype = _DTYPES[entry.dtype]
+    dtype = DTYPES[entry.dtype]
     span = checkpoint.span(name) if checkpoint.is_local else None
     if span is not None and span[1] % dtype.itemsize == 0 and entry.nbytes:
         path, start, length = span

@@ -15,10 +15,11 @@ from dcsurgery.architectures import named
 from dcsurgery.checkpoint.checks import parse_object, read_text
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.checkpoint.digests import digest, file_bytes
+from dcsurgery.checkpoint.model_ref import local_folder
 from dcsurgery.connectors.attach import attach
-from dcsurgery.connectors.spec import ConnectorSpec
-from dcsurgery.errors import CheckpointNotFoundError, MalformedCheckpointError, RequestError
-from dcsurgery.loading.adopted_models import from_checkpoint
+from dcsurgery.connectors.request import Connector
+from dcsurgery.errors import MalformedCheckpointError, RequestError
+from dcsurgery.loading.adopted_models import DTYPES, from_checkpoint
 from dcsurgery.loading.parameter_names import (
     plain_parameters,
     projector_parameters,
@@ -59,7 +60,7 @@ def load_model(
     from_pretrained (dtype, device_map, ...). Raises CheckpointError when the base is missing or is
     not the one the delta was made for.
     """
-    folder = _local_folder(path, revision)
+    folder = local_folder(path, revision)
     if not (folder / PLAN_FILE).is_file() and (folder / "config.json").is_file():
         hints = told(towers, template)
         if hints != Hints() or is_original(
@@ -97,7 +98,7 @@ def refuse_hints(plan: SurgeryPlan, towers: Mapping[str, str] | None, template: 
 def _load_original(checkpoint: Checkpoint, kwargs: dict[str, Any]) -> Any:
     model = load_stock(checkpoint, **kwargs)
     if isinstance(checkpoint, Adopted) and checkpoint.connector is not None:
-        plan = make_plan(checkpoint, ConnectorSpec(kind=checkpoint.connector.kind))
+        plan = make_plan(checkpoint, Connector.of(checkpoint.connector.kind))
         _attach(model, plan, published_tensors(checkpoint, plan))
     return model
 
@@ -107,11 +108,10 @@ def published_tensors(checkpoint: Adopted, plan: SurgeryPlan) -> dict[str, torch
     connector = checkpoint.connector
     if connector is None or connector.rows is None:
         return {}
-    dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16}
     raw = bytearray(b"".join(connector.rows()))
-    dtype = dtypes.get(plan.anatomy.dtype, torch.bfloat16)
     (record,) = plan.delta
-    return {"weight": torch.frombuffer(raw, dtype=dtype).reshape(record.shape)}
+    values = torch.frombuffer(raw, dtype=DTYPES[plan.anatomy.dtype])
+    return {"weight": values.reshape(record.shape)}
 
 
 def load_for_training(
@@ -128,7 +128,7 @@ def load_for_training(
     is. The model is in eval mode, an adapter frozen. Raises what load_model raises, and
     CheckpointNotFoundError for a folder without a plan.
     """
-    folder = _local_folder(path, revision)
+    folder = local_folder(path, revision)
     plan = read_plan(folder)
     return _load_branch(plan, folder, base, towers, kwargs), plan
 
@@ -146,15 +146,6 @@ def _load_branch(
     if plan.adapter is not None:
         load_adapter(model, plan, folder)
     return model
-
-
-def _local_folder(path: str | Path, revision: str | None) -> Path:
-    from dcsurgery.checkpoint.model_ref import fetch, parse_reference
-
-    found = fetch(parse_reference(path, revision)).folder
-    if found is None:
-        raise CheckpointNotFoundError(f"{path} was not found", hint="check the path or the Hub id")
-    return found
 
 
 @contextmanager

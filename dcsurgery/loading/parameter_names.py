@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from dcsurgery.architectures import Architecture, find_architecture
 from dcsurgery.checkpoint.contents import Checkpoint
-from dcsurgery.surgery.plan_file import CONNECTOR_PREFIX
+from dcsurgery.surgery.plan_file import CONNECTOR_PREFIX, PEFT_MODEL
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# How peft calls what it wraps: the model, and a module with an adapter beside it.
-PEFT_MODEL = "base_model.model."
+# How peft calls a module with an adapter beside it.
 PEFT_MODULE = ".base_layer."
 
 

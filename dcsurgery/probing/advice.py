@@ -13,7 +13,7 @@ from typing import Any
 
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.connectors import make_layout
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import PlanError
 from dcsurgery.evaluation.eval_report import Score
 from dcsurgery.features import FeatureBlock
@@ -62,7 +62,7 @@ class Candidates:
         found = {}
         for kind in DEFAULTS:
             try:
-                found[kind] = make_layout(self.anatomy, ConnectorSpec(kind)).blocks
+                found[kind] = make_layout(self.anatomy, Connector.of(kind)).blocks
             except PlanError:  # too few states
                 continue
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,9 @@ from dcsurgery.probing.rows import draw_rows
 from dcsurgery.probing.slopes import ProbeRow, Progress, Subject, measure_slopes
 from dcsurgery.probing.subject import open_subject
 from dcsurgery.training.feeding import Feed
-from dcsurgery.training.job import Data, open_feed, open_rows
+from dcsurgery.training.job import Request, open_feed, open_rows
 from dcsurgery.training.precision import arithmetic
 from dcsurgery.training.settings import TrainingSettings
-from dcsurgery.training.start import Origin
 
 # Three at least: the choice of states is judged by a fold that neither chose nor measured.
 LEAST_FOLDS = 3
@@ -70,11 +70,21 @@ def probe_model(  # noqa: PLR0913 - one keyword per CLI option, by design
         check_file(Path(output), overwrite=overwrite, ours=is_answer)
     if html is not None:
         check_file(Path(html), overwrite=overwrite, ours=is_page)
-    chosen = (settings or TrainingSettings()).model_copy(update={"train": "connector"}).resolved()
-    source = Data(data, None if images is None else Path(images), split, False, columns)
-    records = open_rows(source, chosen)
-    origin = Origin(model, revision, base, None, towers, template)
-    begun, installed = open_subject(origin, chosen)
+    chosen = replace(settings or TrainingSettings(), train="connector").resolved()
+    asked = Request(
+        model,
+        data,
+        chosen,
+        None if images is None else Path(images),
+        split=split,
+        columns=columns,
+        revision=revision,
+        base=base,
+        towers=towers,
+        template=template,
+    )
+    records = open_rows(asked)
+    begun, installed = open_subject(asked)
     feed = open_feed(records, begun.processor, chosen)
     drawn = draw_rows(feed, rows, folds, chosen.seed)
     subject = Subject(

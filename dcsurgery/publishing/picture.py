@@ -43,7 +43,7 @@ def draw_wiring(plan: SurgeryPlan) -> bytes:
         _text(axes, LABEL_AT, row, reads, colour)
         _text(axes, MATRIX_AT, row, f"→ {matrix}", colour)
     end = "sum → rest of the projector → language model"
-    if plan.axis == "token":
+    if plan.layout.axis == "token":
         end = "all tokens → projector → language model"
     _text(axes, LABEL_AT, len(lanes) - 0.3, end, TODAY)
     buffer = io.BytesIO()
@@ -57,11 +57,13 @@ def _lanes(plan: SurgeryPlan) -> list[tuple[str, tuple[int, ...], str, str]]:
     states = tuple(sorted(set(plan.feature_layers)))
     lanes = [("base", states, f"state {describe_layers(states)}", "W")]
     for number, block in enumerate(plan.layout.blocks, 1):
-        kind = "state" if len(block.layers) == 1 else "mix of" if plan.mixed else "mean of"
+        kind = "state" if len(block.layers) == 1 else "mix of" if plan.layout.mixed else "mean of"
         reads = f"{kind} {block}"
-        if plan.normed:
+        if plan.layout.normed:
             reads = f"norm of {reads}"
-        matrix = f"W, {plan.stride} tokens to 1" if plan.axis == "token" else f"D{number}"
+        matrix = (
+            f"W, {plan.layout.stride} tokens to 1" if plan.layout.axis == "token" else f"D{number}"
+        )
         lanes.append((f"+ {plan.kind}" if number == 1 else "", block.layers, reads, matrix))
     return lanes
 

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcsurgery.checkpoint.leftovers import describe_leftovers
-from dcsurgery.errors import CheckpointNotFoundError, PublishError, RequestError
+from dcsurgery.checkpoint.model_ref import local_folder
+from dcsurgery.errors import PublishError, RequestError
+from dcsurgery.printing import units
+from dcsurgery.printing.sheet import Printed, Sheet
 from dcsurgery.publishing.account import connect, full_name, require_write, who_am_i
 from dcsurgery.publishing.base import PublicBase, find_public_base
 from dcsurgery.publishing.card import CardFacts
-from dcsurgery.publishing.changes import Change, Content, left_behind, local_files, plan_changes
+from dcsurgery.publishing.changes import (
+    Action,
+    Change,
+    Content,
+    left_behind,
+    local_files,
+    plan_changes,
+)
 from dcsurgery.publishing.commit import Commit
 from dcsurgery.publishing.documents import (
     VERIFY_FILE,
@@ -42,6 +53,14 @@ if TYPE_CHECKING:
     from dcsurgery.verification import Report
 
 
+ACTIONS: dict[Action, str] = {
+    "add": "added",
+    "copy": "copied on the Hub",
+    "skip": "there already",
+    "delete": "deleted",
+}
+
+
 class UnverifiedError(PublishError):
     """The model did not verify, so it was not pushed; `report` says why."""
 
@@ -55,7 +74,7 @@ class UnverifiedError(PublishError):
 
 
 @dataclass(frozen=True)
-class PushResult:
+class PushResult(Printed):
     """What a push did, or would do (`dry_run`). `commit` is None when nothing was committed."""
 
     repo_id: str
@@ -74,6 +93,44 @@ class PushResult:
     def bytes_to_send(self) -> int:
         """Bytes of all files that are added: an upper bound, the Hub knows many chunks already."""
         return sum(change.size for change in self.changes if change.action == "add")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; keys only ever get added."""
+        names = ("dry_run", "repo_id", "branch", "url", "creates_repo", "verified", "commit")
+        more = ("pull_request", "bytes_to_send", "seconds")
+        files = [
+            {"path": change.path, "action": change.action, "bytes": change.size}
+            for change in self.changes
+        ]
+        values = {name: getattr(self, name) for name in (*names, *more)}
+        return {"schema_version": 1, **values, "files": files, "notes": list(self.notes)}
+
+    def show(self, out: Sheet) -> None:
+        """Put it on a sheet; of a dry run every file."""
+        if self.dry_run:
+            rows = [(c.path, c.action, f"{c.size:,}") for c in self.changes]
+            out.table(("file", "action", "bytes"), rows, "wlr")
+            out.show()
+        counts = Counter(change.action for change in self.changes)
+        tally = ", ".join(f"{counts[a]} {word}" for a, word in ACTIONS.items() if counts[a])
+        facts = [("files", tally), ("sends", f"{units.size(self.bytes_to_send)} at most")]
+        if self.creates_repo:
+            facts.append(("repository", f"{self.repo_id}, new"))
+        facts += [("note", note) for note in self.notes]
+        if self.commit:
+            facts.append(("commit", self.commit))
+        out.facts(facts)
+        out.show()
+        out.show(self._verdict(), "bold green")
+
+    def _verdict(self) -> str:
+        if self.dry_run:
+            return f"dry run: nothing was sent to {self.repo_id}"
+        if self.pull_request:
+            return f"pull request opened: {self.pull_request}"
+        if self.commit is None:
+            return f"{self.url} has all of it already: nothing was committed"
+        return f"pushed: {self.url}"
 
 
 @dataclass(frozen=True)
@@ -119,16 +176,16 @@ def push_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
     overwrite_card: bool = False,
     token: str | None = None,
 ) -> PushResult:
-    """Push a converted folder to a Hub repository, in one commit, and return what was done.
+    """Push a converted model to a Hub repository, in one commit, and return what was done.
 
-    Permission, name and licence are checked first; then the model is verified; files that the
-    repository has are skipped, unchanged files of a base on the same Hub are copied there, the rest
-    is uploaded. Raises PublishError, which says whether anything was committed (UnverifiedError
-    when the model does not verify), RequestError for `evals` that are no reports, and what
-    verify_checkpoint raises.
+    `model` is a folder or a Hub id. Permission, name and licence are checked first; then the model
+    is verified; files that the repository has are skipped, unchanged files of a base on the same
+    Hub are copied there, the rest is uploaded. `dry_run` sends nothing. Raises PublishError, which
+    says whether anything was committed (UnverifiedError when the model does not verify),
+    RequestError for `evals` that are no reports, and what verify_checkpoint raises.
     """
     started = time.perf_counter()
-    folder = _converted_folder(model)
+    folder = local_folder(model)
     if message is not None and not message.strip():
         raise RequestError("the commit message is empty", hint="leave --message out")
     plan, new = read_plan(folder), read_evaluations(evals)
@@ -167,15 +224,6 @@ def push_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
 def _left_notes(folder: Path) -> list[str]:
     left = left_behind(folder)
     return [f"not pushed: {describe_leftovers(left)}"] if left else []
-
-
-def _converted_folder(model: str | Path) -> Path:
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        raise CheckpointNotFoundError(
-            f"there is no folder {folder}", hint="name the folder that `dcsurgery convert` wrote"
-        )
-    return folder
 
 
 def _prepare(folder: Path, plan: SurgeryPlan, wanted: _Request) -> _Ready:

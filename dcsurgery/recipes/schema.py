@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from dcsurgery.connectors.request import Connector
 from dcsurgery.data.pictures import Orientation
-from dcsurgery.errors import RequestError
+from dcsurgery.errors import DcSurgeryError, RequestError
 from dcsurgery.evaluation.eval_report import Metric
-from dcsurgery.training.settings import Percent, TrainingSettings
+from dcsurgery.fields import percent, told_fields
+from dcsurgery.training.settings import TrainingSettings
 
+# pydantic's words for a key that there is not, in a model and in a dataclass.
+NO_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+Percent = Annotated[float, BeforeValidator(percent)]
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
 
 
@@ -32,19 +38,6 @@ class Base(_Section):
     tower: dict[str, str] = {}
 
 
-class Connector(_Section):
-    """The options of `dcsurgery convert`; `kind` is --connector."""
-
-    kind: str = "dci"
-    groups: int = 2
-    layers: str | None = None
-    norm: bool = False
-    pool: int = 1
-    init: Literal["preserve", "paper"] = "preserve"
-    seed: int = 0
-    form: Literal["stock", "delta"] | None = None
-
-
 class Verify(_Section):
     """The options of `dcsurgery verify`, which runs after every step that writes a model."""
 
@@ -54,17 +47,18 @@ class Verify(_Section):
     deep: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
 class Finetune(TrainingSettings):
     """One stage: where the data is, and the options of `dcsurgery finetune`."""
 
     data: str
     images: str | None = None
     split: str = "train"
-    columns: dict[str, str] = Field(default={})
+    columns: dict[str, str] = field(default_factory=dict)
 
     def settings(self) -> TrainingSettings:
         """Return the stage without its data, for finetune_connector."""
-        return TrainingSettings(**self.model_dump(exclude={"data", "images", "split", "columns"}))
+        return TrainingSettings(**{name: getattr(self, name) for name in told_fields(Finetune)})
 
 
 class Eval(_Section):
@@ -164,7 +158,17 @@ def parse_recipe(values: Any, where: str) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, DcSurgeryError):
+            raise RequestError(f"{where}: {place}: {cause.message}", hint=cause.hint) from None
         raise RequestError(f"{where}: {place}: {_said(first)}", hint=_meant(first)) from None
+    except DcSurgeryError as error:  # layers that are none, or a norm that a kind has not
+        raise RequestError(f"{where}: {error.message}", hint=error.hint) from None
+    if recipe.connector.form == "reference":
+        raise RequestError(
+            f"{where}: connector.form: what comes after reads no reference form",
+            hint="leave it out; export: {form: reference} writes it at the end",
+        )
     names = {step.name for step in recipe.eval}
     for row in recipe.expected:
         if row.eval is not None and row.eval not in names:
@@ -176,7 +180,7 @@ def parse_recipe(values: Any, where: str) -> Recipe:
 
 
 def _said(problem: Any) -> str:
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] in NO_KEY:
         return "there is no such key"
     given = "" if problem["type"] == "missing" else f", got {str(problem['input'])[:60]!r}"
     said = problem["msg"].removeprefix("Value error, ")
@@ -186,16 +190,16 @@ def _said(problem: Any) -> str:
 def _meant(problem: Any) -> str:
     keys = _keys_at(problem["loc"][:-1])
     close = difflib.get_close_matches(str(problem["loc"][-1]), keys, n=1, cutoff=0.5)
-    if problem["type"] == "extra_forbidden" and close:
+    if problem["type"] in NO_KEY and close:
         return f"did you mean {close[0]}?"
-    if problem["type"] == "extra_forbidden" and keys:
+    if problem["type"] in NO_KEY and keys:
         return f"keys: {', '.join(sorted(keys))}"
     return "`dcsurgery recipe show NAME` prints a recipe that is right"
 
 
 def _keys_at(location: tuple[str | int, ...]) -> list[str]:
     """The keys a section knows; list positions in the location do not count."""
-    sections: dict[tuple[str, ...], type[BaseModel]] = {
+    sections: dict[tuple[str, ...], type] = {
         (): Recipe,
         ("base",): Base,
         ("connector",): Connector,
@@ -208,5 +212,5 @@ def _keys_at(location: tuple[str | int, ...]) -> list[str]:
         ("cost",): Cost,
         ("smoke",): Smoke,
     }
-    found = sections.get(tuple(part for part in location if isinstance(part, str)))
-    return [] if found is None else list(found.model_fields)
+    section = sections.get(tuple(part for part in location if isinstance(part, str)))
+    return [*getattr(section, "__dataclass_fields__", ()), *getattr(section, "model_fields", ())]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,20 +94,16 @@ def _folder(place: Place, step: Step) -> Path:
 
 
 def _convert(recipe: Recipe) -> Step:
-    options = recipe.connector.model_dump()
-    kind = options.pop("kind")
-
     def run(place: Place) -> dict[str, Any]:
         from dcsurgery.surgery.convert import convert_checkpoint
 
         done = convert_checkpoint(
             place.base,
             place.work / "convert",
-            connector=kind,
+            connector=recipe.connector,
             revision=place.revision,
             towers=place.towers,
             overwrite=True,
-            **options,
         )
         plan = done.plan
         return {
@@ -117,7 +113,7 @@ def _convert(recipe: Recipe) -> Step:
             "loader": plan.loader,
         }
 
-    return Step("convert", {"connector": recipe.connector.model_dump()}, (), "convert", run)
+    return Step("convert", {"connector": asdict(recipe.connector)}, (), "convert", run)
 
 
 def _verify(recipe: Recipe, steps: list[Step]) -> None:
@@ -173,14 +169,14 @@ def _finetune(stage: Finetune, number: int, model: Step) -> Step:
             columns=stage.columns,
             resume=resume,
             overwrite=not resume,
-            watch=lambda row: tell(f"step {row['step']} of {row['steps']}, loss {row['loss']:.4f}"),
+            progress=lambda step, steps, words: tell(f"step {step} of {steps}, {words}"),
             tell=lambda line: place.say(f"  {line}"),
         )
         return {"training": done.record.model_dump(mode="json")}
 
     # The others may change while a training is under way, which goes on then.
-    kept = settings.model_dump(exclude=set(FREE))
-    where = stage.model_dump(include={"split", "images", "columns"})
+    kept = {name: value for name, value in asdict(settings).items() if name not in FREE}
+    where = {name: getattr(stage, name) for name in ("split", "images", "columns")}
     inputs = {"settings": kept, **where}
     reads, unfinished = {"data": stage.data}, f"{name}.training"
     return Step(name, inputs, (model.name,), name, run, reads, unfinished)
@@ -204,7 +200,7 @@ def _eval(item: Eval, first: Step, last: Step) -> Step:
             settings=EvalSettings(**settings),
             split=item.split,
             columns=item.columns,
-            progress=lambda model, done, rows: tell(f"{Path(model).name}: row {done} of {rows}"),
+            progress=lambda done, rows, model: tell(f"{Path(model).name}: row {done} of {rows}"),
         )
         try:
             report = evaluate(overwrite=not place.goes_on)

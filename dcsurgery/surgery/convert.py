@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, Unpack, overload
 
-from dcsurgery.architectures import Form, find_architecture
+from dcsurgery.architectures import find_architecture
 from dcsurgery.checkpoint.checks import render_object
 from dcsurgery.checkpoint.contents import CONFIG, Checkpoint
 from dcsurgery.checkpoint.copying import Transfer, make_folder, write_file
@@ -21,11 +21,11 @@ from dcsurgery.checkpoint.rewrite import (
     write_tensors,
 )
 from dcsurgery.checkpoint.staging import staged_output
-from dcsurgery.connectors.spec import ConnectorSpec, Layers
-from dcsurgery.errors import PlanError, RequestError
-from dcsurgery.features import parse_layers
-from dcsurgery.originals import Hints, open_model, told
+from dcsurgery.connectors.request import Connector, ConnectorKeywords
+from dcsurgery.errors import PlanError
+from dcsurgery.originals import open_model, told
 from dcsurgery.originals.adopted import Adopted
+from dcsurgery.surgery.conversion import Conversion, ConversionPlan, wanted_output
 from dcsurgery.surgery.delta_readme import delta_readme
 from dcsurgery.surgery.paper_form import TOWER_KEY, reference_checkpoint, write_reference
 from dcsurgery.surgery.plan import make_plan
@@ -42,148 +42,151 @@ from dcsurgery.surgery.processor_changes import planned_processor, processor_fil
 from dcsurgery.surgery.processor_fit import PROCESSOR_FILE
 
 METADATA = {"format": "pt"}
-PROBE_MARK = "@"
 
 
-@dataclass(frozen=True)
-class Preview:
-    """A plan and what carrying it out would cost: an upper bound of the bytes written."""
+class ConvertOptions(ConnectorKeywords, total=False):
+    """The keywords of convert_checkpoint and plan_conversion."""
 
-    plan: SurgeryPlan
-    bytes_to_write: int
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """What was written, where, and how each file came to be."""
-
-    plan: SurgeryPlan
-    output: Path
-    transfers: tuple[Transfer, ...]
-    seconds: float
-
-    @property
-    def bytes_written(self) -> int:
-        """Bytes physically written; shared blocks and hard links cost none."""
-        return sum(item.written for item in self.transfers)
+    connector: Connector | str | None
+    revision: str | None
+    overwrite: bool
+    link: bool
+    towers: Mapping[str, str] | None
+    keep_all: bool
+    template: str | None
 
 
-def make_spec(  # noqa: PLR0913 - one keyword per CLI option, by design
-    connector: str = "dci",
-    groups: int = 2,
-    layers: str | Layers | None = None,
-    init: str = "preserve",
-    seed: int = 0,
-    form: str | None = None,
-    norm: bool = False,
-    pool: int = 1,
-) -> ConnectorSpec:
-    """Return a ConnectorSpec from plain values; layers "@FILE" are those of a probe in that file.
-
-    Raises RequestError or PlanError.
-    """
-    if init not in ("preserve", "paper"):
-        raise RequestError(f"init {init!r} does not exist", hint="choose preserve or paper")
-    if form not in (None, *get_args(Form)):
-        raise RequestError(
-            f"form {form!r} does not exist", hint=f"choose one of {', '.join(get_args(Form))}"
-        )
-    if seed < 0:
-        raise RequestError(f"seed {seed} is negative", hint="choose a seed of 0 or more")
-    probe = None
-    if isinstance(layers, str) and layers.startswith(PROBE_MARK):
-        probe, layers = layers.removeprefix(PROBE_MARK), None
-    parsed = parse_layers(layers) if isinstance(layers, str) else layers
-    chosen: dict[str, Any] = {"init": init, "form": form, "norm": norm, "pool": pool}
-    return ConnectorSpec(connector, groups, parsed, seed=seed, probe=probe, **chosen)
-
-
-def preview_conversion(  # noqa: PLR0913 - one keyword per CLI option, by design
-    model: str | Path,
-    spec: ConnectorSpec,
-    *,
-    revision: str | None = None,
-    output: str | Path | None = None,
-    overwrite: bool = False,
-    link: bool = False,
-    towers: Mapping[str, str] | None = None,
-    keep_all: bool = False,
-    template: str | None = None,
-) -> Preview:
+def plan_conversion(
+    model: str | Path, output: str | Path | None = None, **options: Unpack[ConvertOptions]
+) -> ConversionPlan:
     """Return the whole plan without writing anything; a Hub model's weights are not fetched.
 
-    Raises whatever convert_checkpoint would refuse.
+    Takes what convert takes, and raises whatever that would refuse. print() of the plan shows what
+    `dcsurgery convert --dry-run` shows; its `plan` is the content of plan.json.
     """
-    checkpoint = _open(model, revision, _hints(spec, towers, template), keep_all)
-    plan = make_plan(checkpoint, spec)
-    target = Path(output) if output is not None else None
-    needed = _bytes_to_write(checkpoint, plan, target, link, towers)
-    if target is not None:
-        check_output(target, overwrite=overwrite, sources=checkpoint.folders, needed=needed)
-    return Preview(plan, needed)
+    return convert_checkpoint(model, output, dry_run=True, **options)
 
 
-def convert_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
+@overload
+def convert_checkpoint(
     model: str | Path,
     output: str | Path,
     *,
-    connector: str = "dci",
-    groups: int = 2,
-    layers: str | Layers | None = None,
-    init: str = "preserve",
-    seed: int = 0,
-    form: str | None = None,
-    norm: bool = False,
-    pool: int = 1,
-    revision: str | None = None,
-    overwrite: bool = False,
-    link: bool = False,
-    towers: Mapping[str, str] | None = None,
-    keep_all: bool = False,
-    template: str | None = None,
-) -> Conversion:
+    dry_run: Literal[False] = ...,
+    **options: Unpack[ConvertOptions],
+) -> Conversion: ...
+
+
+@overload
+def convert_checkpoint(
+    model: str | Path,
+    output: str | Path | None = ...,
+    *,
+    dry_run: Literal[True],
+    **options: Unpack[ConvertOptions],
+) -> ConversionPlan: ...
+
+
+def convert_checkpoint(
+    model: str | Path,
+    output: str | Path | None = None,
+    *,
+    dry_run: bool = False,
+    **options: Unpack[ConvertOptions],
+) -> Conversion | ConversionPlan:
     """Install a connector in a model and write the result to `output`.
 
-    `model` is a folder or a Hub id; `towers` says where the vision tower is that a model in its
-    original format names (its name -> folder or Hub id), `template` how its prompts are written (a
-    conversation of its reference, or a file). What a training left in the model's folder is not
-    copied, unless `keep_all`. Everything is checked before the first
-    byte; `output` appears whole, by one rename. Raises DcSurgeryError of the fitting kind; the
-    source is never changed.
+    `model` is a folder or a Hub id (at `revision`); `connector` a Connector, or its kind with the
+    other fields as keywords (layers="7,15"). `towers` says where the vision tower is that a model
+    in its original format names (its name -> folder or Hub id), `template` how its prompts are
+    written (a conversation of its reference, or a file). What a training left in the model's folder
+    is not copied, unless `keep_all`. Everything is checked before the first byte; `output` appears
+    whole, by one rename; `overwrite` replaces an older one, `link` makes hard links of unchanged
+    weight files. `dry_run` returns the plan and writes nothing. Raises DcSurgeryError of the
+    fitting kind; the source is never changed.
     """
     started = time.perf_counter()
-    spec = make_spec(connector, groups, layers, init, seed, form, norm, pool)
-    hints = _hints(spec, towers, template)
-    checkpoint = _open(model, revision, hints, keep_all)
-    plan = make_plan(checkpoint, spec)
-    target = Path(output)
-    needed = _bytes_to_write(checkpoint, plan, target, link, towers)
+    target = wanted_output(output, dry_run=dry_run)
+    asked = _request(model, target, **options)
+    checkpoint, plan, needed = asked.open()
+    if target is None:
+        return ConversionPlan(plan, needed)
+    sources = checkpoint.folders
+    if dry_run:
+        check_output(target, overwrite=asked.overwrite, sources=sources, needed=needed)
+        return ConversionPlan(plan, needed, target)
     if plan.form != "delta" and not checkpoint.is_local:
-        check_output(target, overwrite=overwrite, needed=needed)  # before a long download
-        checkpoint = _open(model, revision, hints, keep_all, weights=True)
-        plan = make_plan(checkpoint, spec)
-        needed = _bytes_to_write(checkpoint, plan, target, link, towers)
-    staging = staged_output(target, overwrite=overwrite, sources=checkpoint.folders, needed=needed)
+        check_output(target, overwrite=asked.overwrite, needed=needed)  # before a long download
+        checkpoint, plan, needed = asked.open(weights=True)
+        sources = checkpoint.folders
+    staging = staged_output(target, overwrite=asked.overwrite, sources=sources, needed=needed)
     with staging as folder:
         delta = planned_delta(checkpoint, plan)
         if plan.form == "reference":
-            named = (towers or {}).get(TOWER_KEY)
-            transfers = write_reference(checkpoint, plan, delta, folder, named)
-            return Conversion(plan, target, transfers, time.perf_counter() - started)
-        stock = stock_tensors(checkpoint, plan, delta) if plan.form != "delta" else {}
-        plan, transfers = write_folder(checkpoint, plan, folder, delta, stock, link=link)
+            transfers = write_reference(checkpoint, plan, delta, folder, asked.tower)
+        else:
+            stock = stock_tensors(checkpoint, plan, delta) if plan.form != "delta" else {}
+            written = write_folder(checkpoint, plan, folder, delta, stock, link=asked.link)
+            plan, transfers = written
     return Conversion(plan, target, transfers, time.perf_counter() - started)
 
 
-def _hints(spec: ConnectorSpec, towers: Mapping[str, str] | None, template: str | None) -> Hints:
-    # The reference form needs the tower's name also where the model holds the tower.
-    return told(towers, template, optional=spec.form == "reference")
+@dataclass(frozen=True)
+class _Request:
+    """What convert was asked for."""
+
+    model: str | Path
+    output: Path | None
+    connector: Connector
+    revision: str | None = None
+    overwrite: bool = False
+    link: bool = False
+    towers: Mapping[str, str] | None = None
+    keep_all: bool = False
+    template: str | None = None
+
+    @property
+    def tower(self) -> str | None:
+        """What the reference form calls the tower."""
+        return (self.towers or {}).get(TOWER_KEY)
+
+    def open(self, *, weights: bool = False) -> tuple[Checkpoint, SurgeryPlan, int]:
+        """Return the model, its plan, and an upper bound of the bytes to write."""
+        # The reference form needs the tower's name also where the model holds the tower.
+        hints = told(self.towers, self.template, optional=self.connector.form == "reference")
+        options: dict[str, Any] = {"hints": hints, "keep_all": self.keep_all}
+        checkpoint = open_model(self.model, self.revision, weights=weights, **options)
+        _require_unconverted(checkpoint)
+        plan = make_plan(checkpoint, self.connector)
+        return checkpoint, plan, self._bytes_to_write(checkpoint, plan)
+
+    def _bytes_to_write(self, checkpoint: Checkpoint, plan: SurgeryPlan) -> int:
+        delta = planned_delta(checkpoint, plan)
+        small = sum(item.nbytes for item in delta.values()) + 256 * 1024
+        if plan.form == "delta":
+            return small
+        if plan.form == "reference":
+            shown = reference_checkpoint(checkpoint, plan, delta, self.tower)
+            return small + estimate_bytes(shown, {})
+        linked = self.link and can_link(checkpoint, self.output)
+        stock = stock_tensors(checkpoint, plan, delta)
+        return small + estimate_bytes(checkpoint, stock, linked=linked)
 
 
-def _open(
-    model: str | Path, revision: str | None, hints: Hints, keep_all: bool, *, weights: bool = False
-) -> Checkpoint:
-    checkpoint = open_model(model, revision, weights=weights, hints=hints, keep_all=keep_all)
+def _request(
+    model: str | Path,
+    output: Path | None,
+    *,
+    connector: Connector | str | None = None,
+    **options: Any,
+) -> _Request:
+    own = {field.name for field in fields(_Request)} & options.keys()
+    plain = {name: options.pop(name) for name in own}
+    return _Request(model, output, Connector.of(connector, **options), **plain)
+
+
+def _require_unconverted(checkpoint: Checkpoint) -> None:
+    """Raise PlanError for our own output, or a file where the connector would be written."""
     if PLAN_FILE in checkpoint.side_files:
         raise PlanError(
             f"{checkpoint.ref.name} was already converted by dcsurgery",
@@ -196,26 +199,6 @@ def _open(
             f"{checkpoint.ref.name} holds {clash}, where the connector would be written",
             hint="move it out of the model's folder if the model does not need it",
         )
-    return checkpoint
-
-
-def _bytes_to_write(
-    checkpoint: Checkpoint,
-    plan: SurgeryPlan,
-    output: Path | None,
-    link: bool,
-    towers: Mapping[str, str] | None,
-) -> int:
-    delta = planned_delta(checkpoint, plan)
-    small = sum(item.nbytes for item in delta.values()) + 256 * 1024
-    if plan.form == "delta":
-        return small
-    if plan.form == "reference":
-        return small + estimate_bytes(
-            reference_checkpoint(checkpoint, plan, delta, (towers or {}).get(TOWER_KEY)), {}
-        )
-    linked = link and can_link(checkpoint, output)
-    return small + estimate_bytes(checkpoint, stock_tensors(checkpoint, plan, delta), linked=linked)
 
 
 def can_link(checkpoint: Checkpoint, output: Path | None) -> bool:

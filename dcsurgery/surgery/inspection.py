@@ -14,7 +14,7 @@ from dcsurgery.architectures import Form, class_name, find_architecture
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.connectors import KINDS
 from dcsurgery.connectors.folding import ITEM_BYTES
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import PlanError
 from dcsurgery.features import FeatureLayout
 from dcsurgery.originals import open_model, told
@@ -190,10 +190,10 @@ def _offer(checkpoint: Checkpoint, kind: str, forms: tuple[Form, ...]) -> Connec
     plans, refused = [], None
     for form in forms:
         try:
-            plans.append(make_plan(checkpoint, ConnectorSpec(kind=kind, form=form)))
+            plans.append(make_plan(checkpoint, Connector.of(kind, form=form)))
         except PlanError as error:
             refused = error.message
-    summary = KINDS[kind].summary
+    summary = KINDS[kind]
     if not plans:
         return ConnectorOffer(kind, summary, (), (), (), refused=refused)
     layout = plans[0].layout

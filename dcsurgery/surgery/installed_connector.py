@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dcsurgery.connectors import sti
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import PlanError
 from dcsurgery.features import FeatureBlock, FeatureLayout
 from dcsurgery.originals.adopted import InstalledConnector
 
 
-def installed_layout(installed: InstalledConnector, spec: ConnectorSpec) -> FeatureLayout:
+def installed_layout(installed: InstalledConnector, asked: Connector) -> FeatureLayout:
     """Return the layout a checkpoint was trained with. Raises PlanError for a wish for another."""
-    plain = ConnectorSpec(kind=spec.kind, seed=spec.seed, form=spec.form)
-    if spec != plain or spec.kind not in (installed.kind, ConnectorSpec().kind):
+    plain = Connector(kind=asked.kind, seed=asked.seed, form=asked.form)
+    if asked != plain or asked.kind not in (installed.kind, Connector().kind):
         raise PlanError(
             f"this checkpoint was trained with a {installed.kind} connector: the surgery is done",
             hint="leave the connector's options out; its own connector is written",

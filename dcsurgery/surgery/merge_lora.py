@@ -22,13 +22,13 @@ from dcsurgery.surgery.plan_file import (
     ADAPTER_CONFIG,
     ADAPTER_FOLDER,
     ADAPTER_WEIGHTS,
+    PEFT_MODEL,
     AdapterRecord,
 )
 
 if TYPE_CHECKING:
     from dcsurgery.connectors.folding import Array
 
-PEFT_MODEL = "base_model.model."
 FACTORS = (".lora_A.weight", ".lora_B.weight")
 # What makes an adapter more than W + s B A.
 MORE_THAN_LORA = (

@@ -17,6 +17,7 @@ import transformers
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
+from transformers.models.auto import modeling_auto
 
 try:  # transformers >= 5 renames published tensors for its own classes only, unless registered
     from transformers import conversion_mapping
@@ -388,5 +389,10 @@ def __getattr__(name):
                 register = conversion_mapping.register_checkpoint_conversion_mapping
                 register(own, known, overwrite=True)
                 break
+    # By class names in these tables, pipelines and `transformers serve` know what a model takes.
+    for task in ("IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM"):
+        names = getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES", {})
+        if stock.__name__ in names.values():
+            names[f"dense_connector_{stock.config_class.model_type}"] = name
     globals()[name] = made
     return made

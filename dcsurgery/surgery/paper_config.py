@@ -98,7 +98,7 @@ def reference_config(
     """Return config.json with the entries the reference saves, sorted as it does."""
     anatomy = plan.anatomy
     class_name, model_type, _ = CLASSES[anatomy.language_model]
-    widths = 1 if plan.axis == "token" else 1 + len(plan.blocks)
+    widths = 1 if plan.layout.axis == "token" else 1 + len(plan.layout.blocks)
     if isinstance(checkpoint, Adopted) and checkpoint.adoption is not None:
         words = dict(checkpoint.adoption.source.config)
     else:

@@ -111,10 +111,10 @@ def _unknown_model(checkpoint: Checkpoint, plan: SurgeryPlan) -> str | None:
 
 
 def _unknown_connector(plan: SurgeryPlan, *, siglip: bool) -> str | None:
-    wanted = reference_blocks(plan.kind, siglip=siglip)
-    if wanted is None or plan.pool > 1 or plan.normed or plan.mixed:
+    layout, wanted = plan.layout, reference_blocks(plan.kind, siglip=siglip)
+    if wanted is None or layout.pool > 1 or layout.normed or layout.mixed:
         return f"it has no {plan.kind} connector with these options"
-    if [list(block) for block in wanted] != plan.blocks:
+    if wanted != layout.groups:
         states = " | ".join(describe_layers(block) for block in wanted)
         return f"its {plan.kind} reads hidden states {states}"
     if plan.kind == "sti" and plan.architecture == "llava_next":
@@ -132,7 +132,7 @@ def _presented(
     block = re.match(re.escape(INSIDE) + r"encoder\.layers\.(\d+)\.", renamed)
     if (block and int(block[1]) >= kept) or renamed.startswith(f"{INSIDE}head."):
         return None
-    if name == plan.anatomy.projector.sites[0].weight and plan.axis == "channel":
+    if name == plan.anatomy.projector.sites[0].weight and plan.layout.axis == "channel":
         return widened(checkpoint, delta, name, renamed)
     own = checkpoint.presented[name] if isinstance(checkpoint, Adopted) else None
     # The original's own rows: what was padded for transformers is not the reference's.

@@ -55,7 +55,7 @@ def mini_gemini_checkpoint(
     config: dict[str, Any] = {
         **own,
         **original_names(plan.anatomy.language_model),
-        "mm_hidden_size": width * (1 + len(plan.blocks)),
+        "mm_hidden_size": width * (1 + len(plan.layout.blocks)),
         UNI: width,
     }
     if tower is not None:
@@ -66,12 +66,12 @@ def mini_gemini_checkpoint(
 
 
 def _require_known(plan: SurgeryPlan) -> None:
-    wanted = reference_blocks("dci", siglip=False) or ()
-    plain = plan.pool == 1 and not plan.normed and not plan.mixed
-    if plan.kind != "dci" or not plain or plan.blocks != [list(block) for block in wanted]:
+    layout, wanted = plan.layout, reference_blocks("dci", siglip=False)
+    plain = layout.pool == 1 and not layout.normed and not layout.mixed
+    if layout.kind != "dci" or not plain or layout.groups != wanted:
         raise PlanError(
             "the published Dense Connector with Mini-Gemini averages hidden states 0..11 and "
-            f"12..23, this connector is another ({plan.kind} {plan.blocks})",
+            f"12..23, this connector is another ({layout.kind} {list(map(list, layout.groups))})",
             hint="use --form delta; the reference form has no words for other states",
         )
 

@@ -1,11 +1,10 @@
-"""What will change, decided before anything is written: ConnectorSpec + Checkpoint -> SurgeryPlan.
+"""What will change, decided before anything is written: Connector + Checkpoint -> SurgeryPlan.
 
 make_plan is pure and torch-free.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -18,7 +17,7 @@ from dcsurgery.checkpoint.contents import Checkpoint, WeightFile
 from dcsurgery.checkpoint.headers import TensorEntry
 from dcsurgery.checkpoint.leftovers import describe_leftovers
 from dcsurgery.connectors import connector_shapes, make_layout
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import PlanError
 from dcsurgery.features import FeatureLayout, stock_layers
 from dcsurgery.originals.adopted import Adopted
@@ -77,7 +76,7 @@ def describe_base(checkpoint: Checkpoint) -> BaseRecord:
     )
 
 
-def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
+def make_plan(checkpoint: Checkpoint, asked: Connector) -> SurgeryPlan:
     """Decide everything about installing a connector; nothing is read but headers and config (and
     the probe that a request names).
 
@@ -86,13 +85,12 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
     architecture = find_architecture(checkpoint.config)
     anatomy = architecture.dissect(checkpoint.config, checkpoint.tensors)
     base = describe_base(checkpoint)
-    spec = with_probed_layers(spec, base)
+    asked = with_probed_layers(asked, base)
     installed = checkpoint.connector if isinstance(checkpoint, Adopted) else None
-    layout = installed_layout(installed, spec) if installed else make_layout(anatomy, spec)
-    spec = dataclasses.replace(spec, kind=layout.kind)
-    form = _choose_form(architecture, anatomy, layout, spec)
+    layout = installed_layout(installed, asked) if installed else make_layout(anatomy, asked)
+    form = _choose_form(architecture, anatomy, layout, asked)
     layers = stock_layers(layout, anatomy.feature_layers) if form == "stock" else None
-    redrawn = _redrawn(checkpoint, anatomy) if spec.init == "paper" else []
+    redrawn = _redrawn(checkpoint, anatomy) if asked.init == "paper" else []
     processor_changes, notes = plan_processor(checkpoint, architecture, anatomy, layout)
     connector = _connector(anatomy, layout)
     new, flops = cost(architecture, checkpoint, anatomy, layout, layers)
@@ -100,18 +98,11 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
         base=base,
         architecture=architecture.name,
         anatomy=anatomy,
-        kind=spec.kind,
-        groups=len(layout.blocks),
-        blocks=[list(block.layers) for block in layout.blocks],
-        axis=layout.axis,
-        stride=layout.stride,
-        mixed=layout.mixed,
-        normed=layout.normed,
-        pool=layout.pool,
+        layout=layout,
         feature_layers=list(anatomy.feature_layers),
         form=form,
-        init="published" if installed else spec.init,
-        seed=spec.seed,
+        init="published" if installed else asked.init,
+        seed=asked.seed,
         stock_layers=list(layers) if layers else None,
         config_changes=config_changes(architecture, checkpoint.config, layers),
         processor_changes=processor_changes,
@@ -125,7 +116,7 @@ def make_plan(checkpoint: Checkpoint, spec: ConnectorSpec) -> SurgeryPlan:
         notes=[
             *_file_notes(checkpoint, form),
             *_adoption_notes(checkpoint),
-            *_notes(anatomy, layout, spec),
+            *_notes(anatomy, layout, asked),
             *notes,
         ],
     )
@@ -233,14 +224,14 @@ def stock_problem(
 
 
 def _choose_form(
-    architecture: Architecture, anatomy: Anatomy, layout: FeatureLayout, spec: ConnectorSpec
+    architecture: Architecture, anatomy: Anatomy, layout: FeatureLayout, asked: Connector
 ) -> Form:
-    if spec.form in ("portable", "reference"):
-        return spec.form
+    if asked.form in ("portable", "reference"):
+        return asked.form
     problem = stock_problem(architecture, anatomy, layout)
     if problem is None:
-        return spec.form or "stock"
-    if spec.form == "stock":
+        return asked.form or "stock"
+    if asked.form == "stock":
         raise PlanError(f"{problem}, so there is no stock form", hint="use --form delta")
     return "delta"
 
@@ -326,11 +317,11 @@ def _key_changes(config: dict[str, Any], edited: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _notes(anatomy: Anatomy, layout: FeatureLayout, spec: ConnectorSpec) -> list[str]:
+def _notes(anatomy: Anatomy, layout: FeatureLayout, asked: Connector) -> list[str]:
     notes = []
-    if spec.kind in ("dci", "mix") and spec.layers is None:
-        notes += _group_notes(anatomy, layout, spec)
-    if spec.init == "paper":
+    if layout.kind in ("dci", "mix") and asked.layers is None:
+        notes += _group_notes(anatomy, layout, asked)
+    if asked.init == "paper":
         notes.append(
             "connector and projector are drawn at random: the model sees nothing before training"
         )
@@ -358,7 +349,7 @@ def _notes(anatomy: Anatomy, layout: FeatureLayout, spec: ConnectorSpec) -> list
     return notes
 
 
-def _group_notes(anatomy: Anatomy, layout: FeatureLayout, spec: ConnectorSpec) -> list[str]:
+def _group_notes(anatomy: Anatomy, layout: FeatureLayout, asked: Connector) -> list[str]:
     first, last = layout.layers[0], layout.layers[-1]
     sizes = sorted({len(block.layers) for block in layout.blocks})
     notes = []
@@ -366,11 +357,11 @@ def _group_notes(anatomy: Anatomy, layout: FeatureLayout, spec: ConnectorSpec) -
         notes.append(f"groups begin at state {first}: the stock config cannot name state 0")
     if len(sizes) > 1:
         notes.append(
-            f"states {first}..{last} do not divide by {spec.groups}: groups of {sizes} states"
+            f"states {first}..{last} do not divide by {asked.groups}: groups of {sizes} states"
         )
     elif last < anatomy.feature_layer:
         notes.append(
             f"groups stop at state {last}: {first}..{anatomy.feature_layer} does not divide by "
-            f"{spec.groups}, {first}..{last} does (the reference does the same for SigLIP)"
+            f"{asked.groups}, {first}..{last} does (the reference does the same for SigLIP)"
         )
     return notes

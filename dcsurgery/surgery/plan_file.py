@@ -1,22 +1,23 @@
 """The plan as it is written down: dense_connector/plan.json.
 
-Enough to verify a converted folder against its base and to go on training.
+Enough to verify a converted folder against its base and to go on training. Version 1, which had no
+`layout`, is read as well.
 """
 
 from __future__ import annotations
 
+from dataclasses import fields
 from errno import EINVAL
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from dcsurgery import __version__
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import Form
-from dcsurgery.connectors.spec import Init
 from dcsurgery.errors import CheckpointNotFoundError, MalformedCheckpointError
-from dcsurgery.features import FeatureBlock, FeatureLayout
+from dcsurgery.features import FeatureLayout
 
 DELTA_FOLDER = "dense_connector"
 PLAN_FILE = f"{DELTA_FOLDER}/plan.json"
@@ -26,6 +27,9 @@ CONNECTOR_TENSOR = f"{CONNECTOR_PREFIX}weight"
 ADAPTER_FOLDER = f"{DELTA_FOLDER}/lora"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# In names of parameters: peft's prefix of the model it wraps, and a part of those of its factors.
+PEFT_MODEL = "base_model.model."
+ADAPTED = ".lora_"
 DELTA_LOADER = "dcsurgery.load"
 # What loads a form, whatever the family.
 MINI_GEMINI_LOADER = "dvlab-research/MGM with the mgm_arch.py of DenseConnector-with-mgm-7B"
@@ -149,22 +153,16 @@ class TrainingRecord(_Record):
 class SurgeryPlan(_Record):
     """The whole surgery. Hashes are None until the tensors are written."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     tool: str = f"dcsurgery {__version__}"
     base: BaseRecord
     architecture: str
     anatomy: Anatomy
-    kind: str
-    groups: int
-    blocks: list[Annotated[list[int], Field(min_length=1)]] = Field(min_length=1)
-    axis: Literal["channel", "token"] = "channel"
-    stride: int = Field(default=1, ge=1)
-    mixed: bool = False
-    normed: bool = False
-    pool: int = Field(default=1, ge=1)
+    layout: FeatureLayout
     feature_layers: list[int]
     form: Form
-    init: Init
+    # published: the values are those of a checkpoint that has its connector already.
+    init: Literal["preserve", "paper", "published"]
     seed: int
     stock_layers: list[int] | None
     config_changes: dict[str, dict[str, Any]]
@@ -182,17 +180,24 @@ class SurgeryPlan(_Record):
     code_sha256: str | None = None
 
     @property
-    def layout(self) -> FeatureLayout:
-        """The feature layout the plan installs."""
-        return FeatureLayout(
-            self.kind,
-            tuple(FeatureBlock(tuple(layers)) for layers in self.blocks),
-            self.axis,
-            stride=self.stride,
-            mixed=self.mixed,
-            normed=self.normed,
-            pool=self.pool,
-        )
+    def kind(self) -> str:
+        """The connector's kind."""
+        return self.layout.kind
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_version_1(cls, values: Any) -> Any:
+        """Version 1 had the layout's fields among the plan's own, and their number of groups."""
+        old = isinstance(values, dict) and values.get("schema_version") == 1
+        if not old or "layout" in values:
+            return values
+        values = {**values, "schema_version": 2}
+        values.pop("groups", None)
+        names = [field.name for field in fields(FeatureLayout) if field.name in values]
+        layout = {name: values.pop(name) for name in names}
+        if isinstance(layout.get("blocks"), list):
+            layout["blocks"] = [{"layers": layers} for layers in layout["blocks"]]
+        return {**values, "layout": layout}
 
     @model_validator(mode="after")
     def _check_layers(self) -> SurgeryPlan:

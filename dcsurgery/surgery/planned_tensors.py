@@ -52,8 +52,8 @@ def _draw(plan: SurgeryPlan, record: TensorRecord) -> Rows:
     for site in anatomy.projector.sites:
         if name == "weight" or record.name.startswith(site.weight.removesuffix("weight")):
             wide = site.in_features
-            if plan.axis == "channel":
-                wide += anatomy.feature_width * len(plan.blocks)
+            if plan.layout.axis == "channel":
+                wide += anatomy.feature_width * len(plan.layout.blocks)
             return uniform_rows(record.shape, wide, plan.seed, record.name)
     return uniform_rows(record.shape, _fan_in(plan, record), plan.seed, record.name)
 
@@ -194,7 +194,7 @@ def _rows_of(checkpoint: Checkpoint, delta: Mapping[str, NewTensor], name: str) 
 
 def _shares(plan: SurgeryPlan, delta: Mapping[str, NewTensor]) -> list[list[float]] | None:
     """Return the learned weights of the states in their blocks; None where they are equal."""
-    if not plan.mixed:
+    if not plan.layout.mixed:
         return None
     mix = tensor_rows(delta[f"{CONNECTOR_PREFIX}mix"])
     return learned_shares(plan.layout, [float(v) for rows in mix() for v in rows.ravel()])

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import PlanError, RequestError
 from dcsurgery.surgery.plan_file import BaseRecord
 
@@ -38,29 +38,29 @@ class ProbeAnswer(BaseModel):
     recommended: Recommended
 
 
-def with_probed_layers(spec: ConnectorSpec, base: BaseRecord) -> ConnectorSpec:
+def with_probed_layers(asked: Connector, base: BaseRecord) -> Connector:
     """Return a request with the layers of the probe it names; one that names none as it is.
 
     Raises RequestError for a file that is no probe, PlanError for a probe of another model than
     `base` or one that advises against an operation.
     """
-    if spec.probe is None:
-        return spec
-    answer = read_answer(Path(spec.probe))
+    if asked.probe is None:
+        return asked
+    answer = read_answer(Path(asked.probe))
     if (answer.base.config_sha256, answer.base.files) != (base.config_sha256, base.files):
         raise PlanError(
-            f"{spec.probe} is the probe of another model, {answer.base.id[:200]}",
+            f"{asked.probe} is the probe of another model, {answer.base.id[:200]}",
             hint=f"probe this one: dcsurgery probe {base.id} --data DATA -o probe.json",
         )
     if not answer.recommended.operate:
         raise PlanError(
-            f"{spec.probe} says: {answer.verdict[:300]}",
+            f"{asked.probe} says: {answer.verdict[:300]}",
             hint="to operate all the same, name the hidden states: --layers 0,1",
         )
     layers = tuple(tuple(block) for block in answer.recommended.blocks)
-    if spec.kind in SINGLE and all(len(block) == 1 for block in layers):
+    if asked.kind in SINGLE and all(len(block) == 1 for block in layers):
         layers = (tuple(block[0] for block in layers),)
-    return replace(spec, layers=layers, probe=None)
+    return replace(asked, layers=layers)
 
 
 def read_answer(path: Path) -> ProbeAnswer:

@@ -3,109 +3,114 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import torch
 
 from dcsurgery.checkpoint.destination import check_output
-from dcsurgery.data.batches import Measured, TrainingDataset
-from dcsurgery.data.census import Census
+from dcsurgery.connectors.request import Connector, ConnectorKeywords
+from dcsurgery.data.batches import TrainingDataset
 from dcsurgery.data.conversations import BadRow
-from dcsurgery.data.samples import Sample, dry_run_samples
-from dcsurgery.errors import TrainingError
-from dcsurgery.surgery.convert import Conversion
-from dcsurgery.surgery.plan_file import DELTA_FOLDER, TrainingRecord
+from dcsurgery.data.samples import dry_run_samples
+from dcsurgery.errors import RequestError, TrainingError
+from dcsurgery.printing.sheet import Progress
+from dcsurgery.surgery.conversion import Conversion, wanted_output
+from dcsurgery.surgery.plan_file import ADAPTED, DELTA_FOLDER, TrainingRecord
 from dcsurgery.training.advice import advice
 from dcsurgery.training.checkpoints import latest_checkpoint, load_trained
-from dcsurgery.training.estimate import Estimate, estimate
+from dcsurgery.training.estimate import estimate
 from dcsurgery.training.feeding import micro_batches, processes, rank
-from dcsurgery.training.freeze import Trained
-from dcsurgery.training.job import Data, Job, open_feed, open_rows
+from dcsurgery.training.finetuned import Finetuned, TrainingPlan
+from dcsurgery.training.job import Job, Request, open_feed, open_rows
 from dcsurgery.training.logs import PLOT_FILE, Watch, draw
 from dcsurgery.training.lora import add_adapters, save_adapters
 from dcsurgery.training.record import make_record
 from dcsurgery.training.settings import TrainingSettings
-from dcsurgery.training.start import Origin, Start, check_origin, start
+from dcsurgery.training.start import Start, check_origin, start
 from dcsurgery.training.trained_files import checkpoint_names, write_trained
 from dcsurgery.training.trainer import Run, TrainingResult, carry_out, prepare
 from dcsurgery.training.workspace import Workspace, check_workspace, open_workspace
 
 
-@dataclass(frozen=True)
-class Finetuned:
-    """A finished finetune_connector: what was trained, how it went, and what was written."""
+class FinetuneOptions(ConnectorKeywords, total=False):
+    """The keywords of finetune_connector, in a dry run as well."""
 
-    output: Path
-    result: TrainingResult
-    record: TrainingRecord
-    bad: tuple[BadRow, ...]
-    census: Census
-    conversion: Conversion | None
-    advice: tuple[str, ...] = ()
+    images: str | Path | None
+    settings: TrainingSettings | None
+    connector: Connector | str | Mapping[str, Any] | None
+    split: str
+    streaming: bool
+    columns: Mapping[str, str] | None
+    revision: str | None
+    base: str | Path | None
+    towers: Mapping[str, str] | None
+    template: str | None
+    resume: bool
+    overwrite: bool
 
 
-@dataclass(frozen=True)
-class TrainingPreview:
-    """What a training would do, and would need.
+@overload
+def finetune_connector(
+    model: str | Path,
+    data: str | Path,
+    output: str | Path,
+    *,
+    dry_run: Literal[False] = ...,
+    progress: Progress | None = ...,
+    watch: Watch | None = ...,
+    tell: Callable[[str], None] | None = ...,
+    **options: Unpack[FinetuneOptions],
+) -> Finetuned: ...
 
-    `measured` is what became of a sample of rows, None for a stream; `advice` is for people.
-    """
 
-    trained: Trained
-    settings: TrainingSettings
-    steps: int
-    rows: int
-    bad: tuple[BadRow, ...]
-    census: Census
-    samples: tuple[Sample, ...]
-    estimate: Estimate
-    batch: tuple[int, int, int]
-    measured: Measured | None = None
-    advice: tuple[str, ...] = ()
+@overload
+def finetune_connector(
+    model: str | Path,
+    data: str | Path,
+    output: str | Path | None = ...,
+    *,
+    dry_run: Literal[True],
+    **options: Unpack[FinetuneOptions],
+) -> TrainingPlan: ...
 
 
 def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
     model: str | Path,
     data: str | Path,
-    output: str | Path,
+    output: str | Path | None = None,
     *,
-    images: str | Path | None = None,
-    settings: TrainingSettings | None = None,
-    connector: Mapping[str, Any] | None = None,
-    split: str = "train",
-    streaming: bool = False,
-    columns: Mapping[str, str] | None = None,
-    revision: str | None = None,
-    base: str | Path | None = None,
-    towers: Mapping[str, str] | None = None,
-    template: str | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
     watch: Watch | None = None,
     tell: Callable[[str], None] | None = None,
-) -> Finetuned:
+    **options: Unpack[FinetuneOptions],
+) -> Finetuned | TrainingPlan:
     """Train a connector and write the model to `output`, in the form that `model` has.
 
-    `model` is a folder or Hub id that convert or finetune wrote, or an unconverted one with
-    `connector`, the keywords of convert ({"connector": "dci"}); `towers` and `template` are as
-    convert takes them. `data`, `images` and `columns` are as read_rows takes them. Checkpoints and
-    log are kept in OUTPUT.training/ until `output` is whole; `resume` goes on from there to the
-    same weights, to the bit on a CPU. `watch` is called with every step, `tell` with each piece of
-    advice before the first one. Raises DcSurgeryError of
-    the fitting kind; the source is never changed. SIGINT and SIGTERM save a checkpoint before they
-    raise KeyboardInterrupt or SystemExit.
+    `model` is a folder or Hub id (at `revision`) that convert or finetune wrote, `base` where its
+    base is now; or an unconverted one with `connector`, which it gets on the way as convert takes
+    it; `towers` and `template` are as convert takes them. `data`, `images`, `split`, `streaming`
+    and `columns` are as read_rows takes them. Checkpoints and log are kept in OUTPUT.training/
+    until `output` is whole; `resume` goes on from there to the same weights, to the bit on a CPU.
+    `progress(step, steps, words)` is called with every step, `tell` with each piece of advice
+    before the first one. `dry_run` returns the plan, measured on one micro-batch, and writes
+    nothing. Raises DcSurgeryError of the fitting kind; the source is never changed. SIGINT and
+    SIGTERM save a checkpoint before they raise KeyboardInterrupt or SystemExit.
     """
-    target = Path(output)
-    settings = (settings or TrainingSettings()).resolved()
-    origin = Origin(model, revision, base, connector, towers, template)
-    source = Data(data, None if images is None else Path(images), split, streaming, columns)
-    check_output(target, overwrite=overwrite, sources=[check_origin(origin)])
-    workspace = check_workspace(target, resume=resume, overwrite=overwrite)
-    job, begun = _job(origin, source, settings)
+    asked = _request(model, data, **options)
+    target = wanted_output(output, dry_run=dry_run)
+    folder = check_origin(asked)
+    if target is not None:
+        check_output(target, overwrite=asked.overwrite, sources=[folder])
+        workspace = check_workspace(target, resume=asked.resume, overwrite=asked.overwrite)
+    job, begun = _job(asked)
+    if dry_run or target is None:
+        return _plan(str(model), job, begun)
     open_workspace(workspace)
     if isinstance(job.feed.dataset, TrainingDataset):
         # All processes have measured the same rows, and the first one has made the folder.
@@ -113,65 +118,57 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
     if tell is not None and rank() == 0:
         for line in advice(job):
             tell(line)
-    identity = _identity(begun, source, job)
-    run = Run(workspace.folder, workspace.resumes, identity, watch)
+    identity = _identity(begun, asked, job)
+    run = Run(workspace.folder, workspace.resumes, identity, _watch(progress, watch))
     result = carry_out(begun.model, job, run)
     job.feed.share_tally()
-    record = make_record(begun, job, result, source, identity)
+    record = make_record(begun, job, result, asked, identity)
     conversion = None
     if rank() == 0:
         if result.sharded:
-            begun = _reloaded(origin, job, workspace)
+            begun = _reloaded(asked, job, workspace)
         leave = partial(_leave_logs, job, result, workspace)
-        conversion = _write(target, job, begun, workspace, record, overwrite, leave)
+        conversion = _write(target, job, begun, workspace, record, asked.overwrite, leave)
         workspace.clear()
     census = job.feed.dataset.census
     return Finetuned(target, result, record, _bad(job), census, conversion, advice(job))
 
 
-def preview_finetune(  # noqa: PLR0913 - one keyword per CLI option, by design
+def _request(
     model: str | Path,
     data: str | Path,
-    output: str | Path | None = None,
     *,
     images: str | Path | None = None,
     settings: TrainingSettings | None = None,
-    connector: Mapping[str, Any] | None = None,
-    split: str = "train",
-    streaming: bool = False,
-    columns: Mapping[str, str] | None = None,
-    revision: str | None = None,
-    base: str | Path | None = None,
-    towers: Mapping[str, str] | None = None,
-    template: str | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-) -> TrainingPreview:
-    """Return what finetune_connector would do, measured on one micro-batch; nothing is written.
+    connector: Connector | str | Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Request:
+    own = {field.name for field in fields(Request)} & options.keys()
+    plain = {name: options.pop(name) for name in own}
+    return Request(
+        model,
+        data,
+        (settings or TrainingSettings()).resolved(),
+        None if images is None else Path(images),
+        connector=_connector(connector, options),
+        **plain,
+    )
 
-    Raises whatever it would refuse.
-    """
-    settings = (settings or TrainingSettings()).resolved()
-    origin = Origin(model, revision, base, connector, towers, template)
-    source = Data(data, None if images is None else Path(images), split, streaming, columns)
-    folder = check_origin(origin)
-    if output is not None:
-        check_output(Path(output), overwrite=overwrite, sources=[folder])
-        check_workspace(Path(output), resume=resume, overwrite=overwrite)
-    job, begun = _job(origin, source, settings)
+
+def _plan(model: str, job: Job, begun: Start) -> TrainingPlan:
+    settings, dataset = job.settings, job.feed.dataset
     if torch.cuda.is_available() and settings.quantize is None:
         begun.model.to("cuda")
-    dataset = job.feed.dataset
-    samples = tuple(dry_run_samples(dataset))
     size, count = micro_batches(settings)
-    return TrainingPreview(
+    return TrainingPlan(
+        model=model,
         trained=job.trained,
         settings=settings,
         steps=job.steps,
         rows=0 if job.feed.streamed else len(dataset),
         bad=_bad(job),
         census=dataset.census,
-        samples=samples,
+        samples=tuple(dry_run_samples(dataset)),
         estimate=estimate(begun.model, job),
         batch=(size, count, processes()),
         measured=dataset.measured,
@@ -179,31 +176,63 @@ def preview_finetune(  # noqa: PLR0913 - one keyword per CLI option, by design
     )
 
 
-def _job(origin: Origin, source: Data, settings: TrainingSettings) -> tuple[Job, Start]:
+def _watch(progress: Progress | None, watch: Watch | None) -> Watch | None:
+    if watch is not None:
+        text = "watch(row) is now progress(step, steps, words)"
+        warnings.warn(text, DeprecationWarning, stacklevel=3)
+        return watch
+    if progress is None:
+        return None
+
+    def tell(row: dict[str, Any]) -> None:
+        words = f"loss {row['loss']:.4f}, {row['tokens_per_second']:,.0f} tokens/s"
+        if row["cut_rows"]:
+            words += f", {row['cut_rows']} of {row['rows']} rows cut"
+        progress(row["step"], row["steps"], words)
+
+    return tell
+
+
+def _connector(
+    connector: Connector | str | Mapping[str, Any] | None, options: Mapping[str, Any]
+) -> Connector | None:
+    if isinstance(connector, Mapping):
+        text = "connector is a Connector, or its kind with the other fields as keywords"
+        warnings.warn(text, DeprecationWarning, stacklevel=4)
+        return Connector.of(**{**connector, **options})
+    if connector is None and options:
+        raise RequestError(
+            f"{', '.join(options)} is said of no connector", hint='name its kind: connector="dci"'
+        )
+    return None if connector is None else Connector.of(connector, **options)
+
+
+def _job(asked: Request) -> tuple[Job, Start]:
     """Open the data, load the model and make exactly what is announced trainable."""
-    rows = open_rows(source, settings)
-    begun = start(origin, settings)
+    settings = asked.settings
+    rows = open_rows(asked)
+    begun = start(asked)
     feed = open_feed(rows, begun.processor, settings)
     if isinstance(feed.dataset, TrainingDataset):
         feed.dataset.measure()
     steps = feed.steps(settings)
     trained = prepare(begun.model, begun.plan, feed, settings)
-    plain = [name for name in trained.names if ".lora_" not in name]
+    plain = [name for name in trained.names if ADAPTED not in name]
     checkpoint_names(begun.model, begun.base, plain)
     return Job(begun.plan, settings, trained, steps, feed), begun
 
 
-def _identity(begun: Start, source: Data, job: Job) -> dict[str, Any]:
+def _identity(begun: Start, asked: Request, job: Job) -> dict[str, Any]:
     plan = begun.plan
     return {
-        **source.identity(job.feed.dataset.rows.root),
+        **asked.identity(job.feed.dataset.rows.root),
         "base": plan.base.config_sha256,
-        "connector": [plan.kind, plan.blocks, plan.pool],
+        "connector": [plan.kind, list(map(list, plan.layout.groups)), plan.layout.pool],
         "values": [record.sha256 for record in plan.delta],
     }
 
 
-def _reloaded(origin: Origin, job: Job, workspace: Workspace) -> Start:
+def _reloaded(asked: Request, job: Job, workspace: Workspace) -> Start:
     """Return the trained model whole, where processes hold a part each: from the last checkpoint.
 
     Raises TrainingError where there is none.
@@ -214,7 +243,7 @@ def _reloaded(origin: Origin, job: Job, workspace: Workspace) -> Start:
             "FSDP and DeepSpeed need a checkpoint to put the model together from",
             hint="leave out --save-steps 0",
         )
-    begun = start(origin, job.settings)
+    begun = start(asked)
     if job.settings.train == "lora":
         add_adapters(begun.model, job.settings)
     load_trained(checkpoint, begun.model, job.trained.names)
@@ -238,7 +267,7 @@ def _write(  # noqa: PLR0913 - what a training leaves behind
         target,
         plan=begun.plan,
         model=begun.model,
-        trained=[name for name in record.trained if ".lora_" not in name],
+        trained=record.trained,
         record=record,
         adapter=adapter,
         base=begun.base,

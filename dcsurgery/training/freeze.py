@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dcsurgery.architectures import named
 from dcsurgery.connectors.attach import find_module
 from dcsurgery.errors import AnatomyError, TrainingError
-from dcsurgery.surgery.plan_file import CONNECTOR_PREFIX, SurgeryPlan
+from dcsurgery.surgery.plan_file import ADAPTED, CONNECTOR_PREFIX, SurgeryPlan
 from dcsurgery.training.settings import TrainingSettings
 
 # In the order in which they are told; a group has its own learning rate.
@@ -64,7 +64,7 @@ def choose(model: nn.Module, plan: SurgeryPlan, settings: TrainingSettings) -> T
             hint="go on with --train lora, or train the model from before that adapter",
         )
     if settings.train == "lora":
-        groups["language"] = [name for name in parameters if ".lora_" in name]
+        groups["language"] = [name for name in parameters if ADAPTED in name]
     elif settings.train == "full":
         groups["language"] = _language(model, parameters)
     if settings.train_tower:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dcsurgery.connectors.request import Connector
 from dcsurgery.data.batches import Collator, StreamedDataset, TrainingDataset
 from dcsurgery.data.prompts import Prompter
 from dcsurgery.data.rows import Rows, data_digest, read_rows
@@ -19,25 +20,38 @@ from dcsurgery.training.settings import FREE, TrainingSettings
 
 
 @dataclass(frozen=True)
-class Data:
-    """What to train on: a file, folder or Hub data set, and how to read it."""
+class Request:
+    """What finetune was asked for: a model, where its `base` is now, the `connector` that an
+    unconverted one gets, with `towers` and `template` as convert takes them; data, and how to read
+    it.
+    """
 
+    model: str | Path
     data: str | Path
+    settings: TrainingSettings
     images: Path | None = None
+    connector: Connector | None = None
     split: str = "train"
     streaming: bool = False
     columns: Mapping[str, str] | None = None
+    revision: str | None = None
+    base: str | Path | None = None
+    towers: Mapping[str, str] | None = None
+    template: str | None = None
+    resume: bool = False
+    overwrite: bool = False
 
     def identity(self, images: Path | None) -> dict[str, Any]:
-        """Return what must be the same for a training to go on: a new field is part of it.
+        """Return what of the data must be the same for a training to go on.
 
         `images` is the folder that image paths start from, given or not.
         """
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        del given["streaming"]
-        folder = None if images is None else str(images.resolve())
-        given["columns"] = [f"{word}={name}" for word, name in sorted((self.columns or {}).items())]
-        return {**given, "data": data_digest(self.data), "images": folder}
+        return {
+            "data": data_digest(self.data),
+            "images": None if images is None else str(images.resolve()),
+            "split": self.split,
+            "columns": [f"{word}={name}" for word, name in sorted((self.columns or {}).items())],
+        }
 
 
 @dataclass(frozen=True)
@@ -53,23 +67,24 @@ class Job:
     @property
     def facts(self) -> dict[str, Any]:
         """What must be the same for a training to go on."""
+        settings = asdict(self.settings)
         return {
-            "settings": self.settings.model_dump(mode="json", exclude=set(FREE)),
+            "settings": {name: settings[name] for name in settings.keys() - FREE},
             "trained": list(self.trained.names),
             "rows": None if self.feed.streamed else len(self.feed.dataset),
         }
 
 
-def open_rows(source: Data, settings: TrainingSettings) -> Rows:
+def open_rows(asked: Request) -> Rows:
     """Open the data of a training. Raises RequestError, also for settings it cannot follow."""
     rows = read_rows(
-        source.data,
-        images=source.images,
-        split=source.split,
-        streaming=source.streaming,
-        columns=source.columns,
+        asked.data,
+        images=asked.images,
+        split=asked.split,
+        streaming=asked.streaming,
+        columns=asked.columns,
     )
-    if rows.streamed and settings.orientation == "raw":
+    if rows.streamed and asked.settings.orientation == "raw":
         raise RequestError(
             "the pictures of a stream arrive turned as their EXIF tag says",
             hint="leave out --streaming, or --orientation raw",

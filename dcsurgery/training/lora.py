@@ -12,11 +12,9 @@ import torch
 from torch import nn
 
 from dcsurgery.errors import TrainingError
+from dcsurgery.surgery.plan_file import ADAPTED, ADAPTER_WEIGHTS, PEFT_MODEL
 from dcsurgery.training.freeze import language_path
 from dcsurgery.training.settings import TrainingSettings
-
-PREFIX = "base_model.model."
-WEIGHTS = "adapter_model.safetensors"
 
 
 def lora_targets(model: Any) -> str:
@@ -71,7 +69,7 @@ def _check_adapters(model: Any, settings: TrainingSettings) -> None:
     """Refuse what was asked for, and is no default, of an adapter that is there already."""
     for key, found in describe_adapters(model).items():
         wanted = getattr(settings, f"lora_{key}")
-        if wanted not in (found, TrainingSettings.model_fields[f"lora_{key}"].default):
+        if wanted not in (found, getattr(TrainingSettings, f"lora_{key}")):
             raise TrainingError(
                 f"the model has a LoRA adapter of {key} {found:g}, not {wanted:g}",
                 hint=f"leave out --lora-{key}, or train the model from before that adapter",
@@ -106,12 +104,13 @@ def restore_adapters(model: Any, folder: Path) -> None:
     from safetensors.torch import load_file
 
     stored = {
-        name.removeprefix(PREFIX): value for name, value in load_file(folder / WEIGHTS).items()
+        name.removeprefix(PEFT_MODEL): value
+        for name, value in load_file(folder / ADAPTER_WEIGHTS).items()
     }
     for name, parameter in model.named_parameters():
         plain = name.replace(".default.", ".")
         same = [k for k in stored if f".{k}".endswith(f".{plain}") or plain.endswith(f".{k}")]
-        if ".lora_" in name and len(same) == 1:
+        if ADAPTED in name and len(same) == 1:
             parameter.data = stored[same[0]].to(parameter.device, torch.float32)
 
 
@@ -122,6 +121,8 @@ def save_adapters(model: Any, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     state = get_peft_model_state_dict(model)
-    tensors = {PREFIX + name: value.detach().cpu().contiguous() for name, value in state.items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    tensors = {
+        PEFT_MODEL + name: value.detach().cpu().contiguous() for name, value in state.items()
+    }
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     model.peft_config["default"].save_pretrained(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 
 from dcsurgery import __version__
 from dcsurgery.errors import TrainingError
-from dcsurgery.surgery.plan_file import TrainingRecord
-from dcsurgery.training.job import Data, Job
+from dcsurgery.surgery.plan_file import ADAPTED, TrainingRecord
+from dcsurgery.training.job import Job, Request
 from dcsurgery.training.lora import describe_adapters
 from dcsurgery.training.start import Start
 from dcsurgery.training.trained_files import checkpoint_names
@@ -22,7 +23,7 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft")
 
 
 def make_record(
-    begun: Start, job: Job, result: TrainingResult, source: Data, identity: Mapping[str, Any]
+    begun: Start, job: Job, result: TrainingResult, asked: Request, identity: Mapping[str, Any]
 ) -> TrainingRecord:
     """Return what the plan keeps of a training that has ended.
 
@@ -35,7 +36,7 @@ def make_record(
         )
     settings, lost = job.settings, job.feed.dataset.tally.counts()
     assert settings.train is not None
-    untouched = [name for name in result.untouched if ".lora_" not in name]
+    untouched = [name for name in result.untouched if ADAPTED not in name]
     moved = [name for name in job.trained.names if name not in result.untouched]
     sizes = {name: value.numel() for name, value in begun.model.named_parameters()}
     return TrainingRecord(
@@ -44,11 +45,11 @@ def make_record(
         trained_parameters=sum(sizes[name] for name in moved),
         untouched=sorted(checkpoint_names(begun.model, begun.base, untouched).values()),
         adapter=describe_adapters(begun.model) if settings.train == "lora" else None,
-        data=str(source.data),
+        data=str(asked.data),
         data_sha256=str(identity["data"]),
         rows=job.feed.dataset.bad.total if job.feed.streamed else len(job.feed.dataset),
         skipped_rows=len(job.feed.dataset.bad),
-        columns=dict(source.columns or {}),
+        columns=dict(asked.columns or {}),
         **job.feed.dataset.census.facts(),
         cut_rows=lost.cut_rows,
         cut_answers=lost.cut_answers,
@@ -57,7 +58,7 @@ def make_record(
         steps=result.steps,
         epochs=result.epochs,
         batch_size=settings.batch_size or 1,
-        settings=settings.model_dump(mode="json"),
+        settings=asdict(settings),
         first_loss=result.first_loss,
         last_loss=result.last_loss,
         seconds=round(result.seconds, 3),

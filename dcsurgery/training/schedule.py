@@ -1,9 +1,8 @@
-"""Learning rates: a group of parameters each, with a warm-up and a delay of its own."""
+"""Learning rates: a peak for every group of parameters, one schedule for all."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,23 +16,20 @@ FSDP = "_fsdp_wrapped_module."
 
 
 class Schedule:
-    """The factor on a peak rate at a step: zero, a straight climb, a cosine to zero.
+    """The factor on a peak rate at a step: a straight climb, a cosine to zero.
 
-    Without a delay it is transformers' cosine schedule with warm-up, but that the last step never
-    is a part of delay and climb: a training of one step would otherwise train nothing.
+    It is transformers' cosine schedule with warm-up, but that the last step never is a part of the
+    climb: a training of one step would otherwise train nothing.
     """
 
-    def __init__(self, steps: int, warmup: float, delay: float = 0.0) -> None:
+    def __init__(self, steps: int, warmup: float) -> None:
         self.steps = steps
-        self.start = min(round(steps * delay), steps - 1)
-        self.top = min(self.start + math.ceil(steps * warmup), steps - 1)
+        self.top = min(math.ceil(steps * warmup), steps - 1)
 
     def __call__(self, step: int) -> float:
         """Return the factor for the update after `step` finished ones."""
-        if step < self.start:
-            return 0.0
         if step < self.top:
-            return (step - self.start) / (self.top - self.start)
+            return step / self.top
         done = (step - self.top) / max(1, self.steps - self.top)
         return max(0.0, 0.5 * (1.0 + math.cos(math.pi * done)))
 
@@ -60,10 +56,4 @@ def make_scheduler(
     optimizer: torch.optim.Optimizer, settings: TrainingSettings, steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """Return the scheduler of an optimizer of make_optimizer for a training of `steps` updates."""
-    factors: list[Callable[[int], float]] = []
-    for group in optimizer.param_groups:
-        warmup = getattr(settings, f"{group['name']}_warmup", None)
-        delay = getattr(settings, f"{group['name']}_delay", 0.0)
-        common = settings.warmup or 0.0
-        factors.append(Schedule(steps, common if warmup is None else warmup, delay))
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, Schedule(steps, settings.warmup or 0.0))

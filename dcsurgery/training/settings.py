@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-
-from dcsurgery.data.pictures import Orientation
-from dcsurgery.data.tally import percent
-from dcsurgery.errors import RequestError
+from dcsurgery.fields import Told, check_fields, percent
 
 Train = Literal["connector", "projector", "lora", "full"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
-Percent = Annotated[float, BeforeValidator(percent)]
 # What may change when a training goes on: neither what is learnt nor in which order.
 FREE = frozenset({"save_steps", "report_to", "micro_batch", "grad_checkpointing", "max_bad"})
 
@@ -39,58 +35,140 @@ RETROFIT: dict[str, Any] = {
 GENERAL: dict[str, Any] = {"group_by_length": False, "warmup": 0.03, "average": 0.0}
 
 
-class TrainingSettings(BaseModel):
-    """Everything about a training but its model and data.
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """Everything about a training but its model and data: the options of `dcsurgery finetune`.
 
-    Rates are peaks of AdamW's learning rate; None takes the stage's, then the general default (see
-    `resolved`). `lr` is the language model's (LoRA included), `connector_lr` the new matrix's.
-    `batch_size` is global: over all processes and accumulated micro-batches of `micro_batch` rows.
-    Warm-ups and delays are fractions of all steps: a group rests for its delay, climbs for its
-    warm-up, and falls as a cosine to zero at the end. `average` is the lag of the running average
-    that a training leaves behind, in parts of all steps; 0 leaves the last weights. `save_steps`
-    counts steps between checkpoints: None takes a tenth of the training, 0 writes none. `prompt`
-    "auto" is the model's chat template; "plain" and "v1" are LLaVA's of its first and second stage.
-    `aspect` "pad" pads pictures to squares, as LLaVA's second stage does. `orientation` "raw"
-    leaves pictures as they are stored, whatever their EXIF tag says, as LLaVA's own code does.
-    `max_bad` is the percentage of rows that may be unusable: 1, "1%" and "0.5%" are all percents.
+    Rates are peaks of AdamW's learning rate, which climbs for the warm-up and falls as a cosine to
+    zero; None takes the stage's, then the general default (see `resolved`). `batch_size` is global:
+    over all processes and accumulated micro-batches. Raises RequestError for what cannot be meant.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    train: Annotated[
+        Train | None,
+        Told(
+            "connector: the new matrix alone. projector: the projector too. lora: LoRA on the "
+            "language model as well. full: the whole language model. Default: projector; full with "
+            "--stage 2.",
+            "WHAT",
+        ),
+    ] = None
+    train_tower: Annotated[bool, Told("Train the vision tower too, with --tower-lr.")] = False
+    stage: Annotated[
+        Literal[1, 2] | None,
+        Told(
+            "The paper's recipe: 1 (projector, rate 1e-3, batches of 256) or 2 (full, 2e-5, 128; "
+            "with --train lora 2e-4, projector 2e-5). Other options override it."
+        ),
+    ] = None
+    lr: Annotated[
+        float | None,
+        Told("Peak rate of the language model, LoRA included. Default: 2e-5.", "RATE", least=0),
+    ] = None
+    connector_lr: Annotated[
+        float | None, Told("Peak rate of the new matrix. Default: 2e-4.", "RATE", least=0)
+    ] = None
+    projector_lr: Annotated[
+        float | None, Told("Peak rate of the projector. Default: 1e-4.", "RATE", least=0)
+    ] = None
+    tower_lr: Annotated[float, Told("Peak rate of the vision tower.", "RATE", least=0)] = 2e-6
+    weight_decay: Annotated[float, Told("AdamW's weight decay.", "RATE", least=0)] = 0.0
+    warmup: Annotated[
+        float | None,
+        Told(
+            "Share of the steps in which rates climb. Default: 0.3; 0.03 with --stage.",
+            "SHARE", least=0, below=1,
+        ),
+    ] = None  # fmt: skip
+    average: Annotated[
+        float | None,
+        Told(
+            "Keep a running average of connector and projector, this share of the steps long, "
+            "instead of the last weights. Default: 0.17; 0, none, with --stage or a language model "
+            "in training.",
+            "SHARE", least=0, below=1,
+        ),
+    ] = None  # fmt: skip
+    max_grad_norm: Annotated[
+        float, Told("Gradients are cut to this norm; 0: never.", "NORM", least=0)
+    ] = 1.0
+    lora_rank: Annotated[int, Told("Rank of LoRA.", least=1)] = 128
+    lora_alpha: Annotated[int, Told("LoRA is scaled by alpha / rank.", least=1)] = 256
+    lora_dropout: Annotated[
+        float, Told("Dropout in front of LoRA.", "P", least=0, below=1)
+    ] = 0.05  # fmt: skip
+    epochs: Annotated[float, Told("Passes over the data.", above=0)] = 1.0
+    max_steps: Annotated[int | None, Told("Stop after so many updates instead.", least=1)] = None
+    batch_size: Annotated[
+        int | None,
+        Told("Rows of an update, over all processes. Default: 128; --stage 1: 256.", least=1),
+    ] = None
+    micro_batch: Annotated[int, Told("Rows in memory at a time, at most.", least=1)] = 4
+    group_by_length: Annotated[
+        bool | None, Told("Rows of like length in one batch. Default: with --stage 2.")
+    ] = None
+    max_length: Annotated[
+        int,
+        Told("Tokens of a row; longer ones lose text from their end, never an image.", least=1),
+    ] = 2048
+    max_bad: Annotated[
+        float | str,
+        Told("Rows that may be unusable before it is an error: 1, 0.5%.", "PERCENT", read=percent),
+    ] = 1.0
+    prompt: Annotated[
+        Literal["auto", "plain", "v1"],
+        Told(
+            "auto: the model's chat template, v1 where it has none. plain, v1: LLaVA's own, of its "
+            "first and second stage.",
+            "KIND",
+        ),
+    ] = "auto"
+    aspect: Annotated[
+        Literal["processor", "pad"],
+        Told(
+            "processor: pictures as the model's processor shapes them. pad: padded to squares "
+            "first, as LLaVA's second stage does.",
+            "KIND",
+        ),
+    ] = "processor"
+    orientation: Annotated[
+        Literal["exif", "raw"],
+        Told(
+            "exif: pictures are turned as their EXIF tag says, as viewers do. raw: they stay as "
+            "they are stored, as in LLaVA's own code.",
+            "KIND",
+        ),
+    ] = "exif"
+    seed: Annotated[int, Told("Seed of order and dropout.", least=0)] = 0
+    precision: Annotated[
+        Precision,
+        Told(
+            "bf16, fp16 or fp32 for the base; what is trained is always fp32. auto: bf16 on a GPU "
+            "that has it, else fp16; fp32 without a GPU.",
+            "KIND",
+        ),
+    ] = "auto"
+    quantize: Annotated[
+        Literal["4bit"] | None,
+        Told("4bit keeps the language model in 4 bits (bitsandbytes, GPU).", "BITS"),
+    ] = None
+    grad_checkpointing: Annotated[
+        bool | None,
+        Told("Compute activations twice instead of keeping them. Default: on a GPU."),
+    ] = None
+    save_steps: Annotated[
+        int | None, Told("Steps between checkpoints; 0: none. Default: a tenth of all.", least=0)
+    ] = None
+    report_to: Annotated[
+        str | None,
+        Told("Also report to wandb, tensorboard, ...: transformers' names.", "NAME"),
+    ] = None
 
-    train: Train | None = None
-    train_tower: bool = False
-    stage: Literal[1, 2] | None = None
-    lr: float | None = Field(default=None, ge=0)
-    connector_lr: float | None = Field(default=None, ge=0)
-    projector_lr: float | None = Field(default=None, ge=0)
-    tower_lr: float = Field(default=2e-6, ge=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    warmup: float | None = Field(default=None, ge=0, lt=1)
-    connector_warmup: float | None = Field(default=None, ge=0, lt=1)
-    projector_warmup: float | None = Field(default=None, ge=0, lt=1)
-    connector_delay: float = Field(default=0.0, ge=0, lt=1)
-    projector_delay: float = Field(default=0.0, ge=0, lt=1)
-    average: float | None = Field(default=None, ge=0, lt=1)
-    max_grad_norm: float = Field(default=1.0, ge=0)
-    lora_rank: int = Field(default=128, ge=1)
-    lora_alpha: int = Field(default=256, ge=1)
-    lora_dropout: float = Field(default=0.05, ge=0, lt=1)
-    epochs: float = Field(default=1.0, gt=0)
-    max_steps: int | None = Field(default=None, ge=1)
-    batch_size: int | None = Field(default=None, ge=1)
-    micro_batch: int = Field(default=4, ge=1)
-    group_by_length: bool | None = None
-    max_length: int = Field(default=2048, ge=1)
-    max_bad: Percent = 1.0
-    prompt: Literal["auto", "plain", "v1"] = "auto"
-    aspect: Literal["processor", "pad"] = "processor"
-    orientation: Orientation = "exif"
-    seed: int = Field(default=0, ge=0)
-    precision: Precision = "auto"
-    quantize: Literal["4bit"] | None = None
-    grad_checkpointing: bool | None = None
-    save_steps: int | None = Field(default=None, ge=0)
-    report_to: str | None = None
+    # pydantic, which recipes are read with, takes this class as it is.
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def resolved(self) -> TrainingSettings:
         """Return a copy in which no rate, batch size or choice of parameters is None.
@@ -107,24 +185,5 @@ class TrainingSettings(BaseModel):
         rate = preset["lr"] if self.lr is None else self.lr
         filled: dict[str, Any] = {"connector_lr": rate, "projector_lr": rate}
         filled |= GENERAL | preset | {"train": train}
-        for name, value in self.model_dump().items():
-            if value is not None:
-                filled[name] = value
-        for name in ("connector", "projector"):
-            key = f"{name}_warmup"
-            filled.setdefault(key, filled["warmup"])
+        filled |= {name: value for name, value in asdict(self).items() if value is not None}
         return TrainingSettings(**filled)
-
-
-def make_settings(**values: Any) -> TrainingSettings:
-    """Return TrainingSettings from plain values. Raises RequestError, naming the field."""
-    try:
-        return TrainingSettings(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        given = "" if first["type"] == "extra_forbidden" else f" {first['input']!r}"
-        raise RequestError(
-            f"{name}{given}: {first['msg'].removeprefix('Value error, ').lower()}",
-            hint="`dcsurgery finetune --help` explains every setting",
-        ) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,14 +12,15 @@ import torch
 
 from dcsurgery.architectures import named
 from dcsurgery.checkpoint.contents import Checkpoint
-from dcsurgery.checkpoint.model_ref import fetch, parse_reference
+from dcsurgery.checkpoint.model_ref import local_folder
 from dcsurgery.data.processor import load_processor
-from dcsurgery.errors import CheckpointNotFoundError, RequestError
+from dcsurgery.errors import RequestError
+from dcsurgery.loading.adopted_models import DTYPES as STORED
 from dcsurgery.loading.load import load_for_training, read_delta, refuse_hints
 from dcsurgery.loading.parameter_names import plain_parameters
 from dcsurgery.originals import open_model, told
 from dcsurgery.surgery.base_model import find_base
-from dcsurgery.surgery.convert import convert_checkpoint, make_spec
+from dcsurgery.surgery.convert import convert_checkpoint
 from dcsurgery.surgery.plan import make_plan
 from dcsurgery.surgery.plan_file import (
     ADAPTER_FOLDER,
@@ -31,10 +31,10 @@ from dcsurgery.surgery.plan_file import (
 )
 from dcsurgery.surgery.processor_fit import fit_processor
 from dcsurgery.training.freeze import projector_names
+from dcsurgery.training.job import Request
 from dcsurgery.training.lora import restore_adapters
 from dcsurgery.training.precision import DTYPES, wanted_precision
 from dcsurgery.training.settings import TrainingSettings
-from dcsurgery.training.trained_files import DTYPES as STORED
 from dcsurgery.training.trained_files import checkpoint_names
 
 
@@ -53,45 +53,26 @@ class Start:
     processor: Any
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What to train: a model (`revision` of a Hub id), where its `base` is now, and the connector
-    that an unconverted one gets: keywords of make_spec. `towers` and `template` as convert takes
-    them.
-    """
-
-    model: str | Path
-    revision: str | None = None
-    base: str | Path | None = None
-    connector: Mapping[str, Any] | None = None
-    towers: Mapping[str, str] | None = None
-    template: str | None = None
-
-
-def check_origin(origin: Origin) -> Path:
+def check_origin(asked: Request) -> Path:
     """Return the folder of a model, fetched if need be.
 
     Raises RequestError when it has a connector and another is asked for, or has none and none is.
     """
-    folder = fetch(parse_reference(origin.model, origin.revision)).folder
-    if folder is None:
-        raise CheckpointNotFoundError(
-            f"{origin.model} was not found", hint="check the path or the Hub id"
-        )
+    folder = local_folder(asked.model, asked.revision)
     converted = (folder / PLAN_FILE).is_file()
-    if converted and origin.connector is not None:
+    if converted and asked.connector is not None:
         raise RequestError(
-            f"{origin.model} has a {read_plan(folder).kind} connector already",
+            f"{asked.model} has a {read_plan(folder).kind} connector already",
             hint="leave out --connector to train it, or name its base",
         )
     if converted:
-        refuse_hints(read_plan(folder), None, origin.template)
-    if not converted and origin.connector is None:
+        refuse_hints(read_plan(folder), None, asked.template)
+    if not converted and asked.connector is None:
         raise RequestError(
-            f"{origin.model} has no dense connector yet",
+            f"{asked.model} has no dense connector yet",
             hint="say which it gets on the way: --connector dci, or convert it first",
         )
-    if origin.connector is not None and origin.connector.get("form") == "reference":
+    if asked.connector is not None and asked.connector.form == "reference":
         raise RequestError(
             "a training ends in the stock or the delta form, not in the reference's",
             hint="leave out --form, then: dcsurgery export OUT -o REFERENCE --form reference",
@@ -99,31 +80,32 @@ def check_origin(origin: Origin) -> Path:
     return folder
 
 
-def start(origin: Origin, settings: TrainingSettings) -> Start:
+def start(asked: Request) -> Start:
     """Load what is trained, in the dtype of the training. Raises DcSurgeryError."""
-    folder = check_origin(origin)
-    if origin.connector is None:
-        return _load(folder, folder, origin, settings)
-    hints: dict[str, Any] = {"towers": origin.towers, "template": origin.template}
-    checkpoint = open_model(origin.model, origin.revision, hints=told(**hints))
-    form = make_plan(checkpoint, make_spec(**origin.connector)).form
+    folder = check_origin(asked)
+    if asked.connector is None:
+        return _load(folder, folder, asked)
+    hints: dict[str, Any] = {"towers": asked.towers, "template": asked.template}
+    checkpoint = open_model(asked.model, asked.revision, hints=told(**hints))
+    form = make_plan(checkpoint, asked.connector).form
     with tempfile.TemporaryDirectory(prefix="dcsurgery-") as place:
         delta = Path(place) / "delta"
-        asked = {**origin.connector, "form": "delta"}
-        convert_checkpoint(origin.model, delta, revision=origin.revision, **asked, **hints)
-        found = _load(delta, None, origin, settings)
+        connector = replace(asked.connector, form="delta")
+        options = {"revision": asked.revision, **hints}
+        convert_checkpoint(asked.model, delta, connector=connector, **options)
+        found = _load(delta, None, asked)
     return replace(found, plan=found.plan.model_copy(update={"form": form}))
 
 
-def _load(folder: Path, source: Path | None, origin: Origin, settings: TrainingSettings) -> Start:
-    places: dict[str, Any] = {"base": origin.base, "towers": origin.towers}
-    model, plan = load_for_training(folder, **places, **load_options(settings))
+def _load(folder: Path, source: Path | None, asked: Request) -> Start:
+    places: dict[str, Any] = {"base": asked.base, "towers": asked.towers}
+    model, plan = load_for_training(folder, **places, **load_options(asked.settings))
     base = find_base(plan, **places)
     architecture = named(plan.architecture)
     fit = fit_processor(base, architecture, plan.anatomy)
     if fit is not None and fit.words and not plan.processor_changes:
         raise RequestError(fit.notes[0], hint="convert the base again: the new plan repairs it")
-    _restore(model, plan, folder, base, settings)
+    _restore(model, plan, folder, base, asked.settings)
     return Start(model, plan, base, source, load_processor(folder, **places))
 
 

@@ -16,6 +16,7 @@ from dcsurgery.checkpoint.rewrite import NewTensor
 from dcsurgery.checkpoint.staging import staged_output
 from dcsurgery.connectors.folding import ITEM_BYTES
 from dcsurgery.errors import TrainingError
+from dcsurgery.loading.adopted_models import DTYPES
 from dcsurgery.loading.parameter_names import (
     plain_name,
     plain_parameters,
@@ -23,11 +24,12 @@ from dcsurgery.loading.parameter_names import (
     unwrapped,
 )
 from dcsurgery.surgery.base_model import check_base, find_base, open_base
-from dcsurgery.surgery.convert import Conversion
+from dcsurgery.surgery.conversion import Conversion
 from dcsurgery.surgery.export import bytes_to_write, write_output
 from dcsurgery.surgery.merge_lora import Adapter, describe_adapter, merge_problem, open_adapter
 from dcsurgery.surgery.plan import rewritten
 from dcsurgery.surgery.plan_file import (
+    ADAPTED,
     ADAPTER_FOLDER,
     DELTA_FILE,
     SurgeryPlan,
@@ -38,14 +40,6 @@ from dcsurgery.surgery.plan_file import (
 from dcsurgery.surgery.planned_tensors import stored_delta
 from dcsurgery.surgery.trained_plan import as_complete
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
-# Part of the names of peft's factors: their files are the adapter.
-ADAPTED = ".lora_"
 CHUNK_VALUES = 4 * 1024 * 1024
 
 

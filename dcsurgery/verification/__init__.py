@@ -15,33 +15,34 @@ __all__ = ["Check", "Report", "verify_checkpoint"]
 
 
 def verify_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
-    path: str | Path,
+    model: str | Path,
     *,
+    revision: str | None = None,
     against: str | Path | None = None,
     images: Sequence[str | Path] = (),
     deep: bool = False,
     logits: bool = False,
     towers: Mapping[str, str] | None = None,
-    revision: str | None = None,
     announce: Callable[[Cost], None] | None = None,
     orientation: str = "exif",
 ) -> Report:
-    """Verify a converted folder, or a Hub id at a revision, against its base; return the report.
+    """Verify a converted model against its base and return the report.
 
-    Structure is checked always (bytes, config, plan); features (tower, connector and projector,
-    without the language model) on `images`, or on a photograph; `orientation` is exif or raw:
-    whether they are turned as their tag says; `logits` runs the whole models; `deep` also hashes
-    what a hard link already proves equal and compares with the Hub's digests; `towers` says where
-    the vision towers of a base in an original format are now. Of models on the Hub only headers and
-    the tensors that a check needs are read, by range requests (`logits` fetches them whole).
-    `announce` is told what it will take before it starts. Raises DcSurgeryError when a check cannot
-    be made, never when one fails.
+    `model` is a folder or a Hub id (at `revision`), `against` where its base is now. Structure is
+    checked always (bytes, config, plan); features (tower, connector and projector, without the
+    language model) on `images`, or on a photograph; `orientation` is exif or raw: whether they are
+    turned as their tag says; `logits` runs the whole models; `deep` also hashes what a hard link
+    already proves equal and compares with the Hub's digests; `towers` says where the vision towers
+    of a base in an original format are now. Of models on the Hub only headers and the tensors that
+    a check needs are read, by range requests (`logits` fetches them whole). `announce` is told what
+    it will take before it starts. Raises DcSurgeryError when a check cannot be made, never when one
+    fails.
     """
     from dcsurgery.data.pictures import open_images
     from dcsurgery.verification.pair import open_pair
     from dcsurgery.verification.structure import structure_checks
 
-    pair = open_pair(path, against, towers, revision=revision, whole=logits)
+    pair = open_pair(model, against, towers, revision=revision, whole=logits)
     if announce is not None:
         from dcsurgery.verification.cost import estimate_cost
 
@@ -55,5 +56,5 @@ def verify_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
         if logits:
             checks += logit_checks(pair, pictures)
     return Report(
-        output=str(path), base=pair.base.ref.name, form=pair.plan.form, checks=tuple(checks)
+        output=str(model), base=pair.base.ref.name, form=pair.plan.form, checks=tuple(checks)
     )

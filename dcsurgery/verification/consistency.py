@@ -47,7 +47,7 @@ def _foreign_connector(plan: SurgeryPlan, base: Checkpoint) -> str | None:
         return f"{PLAN_FILE} says its init is {plan.init}, the base {has} of its own"
     if installed is None:
         return None
-    if (plan.kind, plan.blocks) != (installed.kind, [list(block) for block in installed.blocks]):
+    if (plan.kind, plan.layout.groups) != (installed.kind, installed.blocks):
         return f"{PLAN_FILE} describes another connector than the base's own {installed.kind}"
     trained = any(CONNECTOR_TENSOR in record.trained for record in plan.training)
     own = {record.name: record.sha256 for record in plan.delta}.get(CONNECTOR_TENSOR)

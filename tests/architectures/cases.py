@@ -16,7 +16,7 @@ from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import Architecture, find_architecture
 from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.connectors.attach import attach
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.features import FeatureLayout
 from dcsurgery.surgery.plan import make_plan
 from dcsurgery.surgery.plan_file import SurgeryPlan
@@ -43,7 +43,7 @@ class Case:
     """One connector on one tiny model."""
 
     tiny: TinyModel
-    spec: ConnectorSpec
+    spec: Connector
     architecture: Architecture
     plan: SurgeryPlan
 
@@ -103,7 +103,7 @@ def load(folder: Path, **kwargs: Any) -> Any:
     return model.eval()
 
 
-def make_case(tiny: TinyModel, spec: ConnectorSpec) -> Case:
+def make_case(tiny: TinyModel, spec: Connector) -> Case:
     checkpoint = open_checkpoint(tiny.folder)
     return Case(tiny, spec, find_architecture(checkpoint.config), make_plan(checkpoint, spec))
 

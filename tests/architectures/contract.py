@@ -27,7 +27,7 @@ from dcsurgery.anatomy import Anatomy, Site
 from dcsurgery.architectures import Form
 from dcsurgery.connectors.attach import find_module
 from dcsurgery.connectors.passes import TowerPass
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.surgery.plan_file import SurgeryPlan
 from tests.architectures.cases import Case, TinyModel, load, logits, make_case
 from tests.closeness import assert_near
@@ -47,7 +47,7 @@ def _of_site(rows: Rows, site: int) -> Tensor:
 class Wiring:
     """What holds in memory. Enough for a second kind of input of the same model (videos)."""
 
-    specs: tuple[ConnectorSpec, ...] = (ConnectorSpec("dci"), ConnectorSpec("sci"))
+    specs: tuple[Connector, ...] = (Connector("dci"), Connector("sci"))
     # Whether tests marked one_connector run with all of them.
     thorough = False
 

@@ -10,7 +10,7 @@ import torch
 
 import dcsurgery
 from dcsurgery.architectures import find_architecture
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.tiny.weights import seeded_tensors
 from tests.architectures.cases import TinyModel, load, logits, make_case
 from tests.architectures.contract import Contract
@@ -40,7 +40,7 @@ def check_whole_way(contract: Contract, folder: Path, inputs: Inputs, out: Path)
     """Inspect, convert, verify and load a checkpoint; hold its wiring against the contract."""
     tiny = TinyModel(folder, inputs)
     base = load(folder)
-    for spec in (ConnectorSpec("dci"), ConnectorSpec("sci", layers=((0, 2),))):
+    for spec in (Connector("dci"), Connector("sci", layers=((0, 2),))):
         case = make_case(tiny, spec)
         contract.test_anatomy_is_the_loaded_model(case, base)
         contract.test_site_reads_the_feature_layer(case, base)

@@ -14,7 +14,7 @@ from torch import Tensor
 import dcsurgery
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures._wiring import NOMINAL_GRID
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.data.pictures import open_images
 from dcsurgery.verification.models import image_features
 from tests.architectures.cases import Case, TinyModel, load, logits, make_case
@@ -180,7 +180,7 @@ class PackedContract(Contract):
             handle.remove()
         return found
 
-    def check_member(self, folder: Path, tmp_path: Path, spec: ConnectorSpec) -> Case:
+    def check_member(self, folder: Path, tmp_path: Path, spec: Connector) -> Case:
         """Run the contract's core on another checkpoint of the family."""
         case = make_case(self.built(folder), spec)
         base = load(folder)
@@ -194,7 +194,7 @@ class PackedContract(Contract):
     def test_other_sizes(self, tmp_path: Path) -> None:
         """Another depth, width, patch and merge size, in bf16 and two files."""
         folder = self.write(tmp_path / "base", shards=2, dtype="bfloat16", **self.other_sizes)
-        case = self.check_member(folder, tmp_path, ConnectorSpec("dci", groups=3))
+        case = self.check_member(folder, tmp_path, Connector("dci", groups=3))
         assert case.anatomy.tower.depth == self.other_sizes["depth"]
         assert case.anatomy.tower.width == self.other_sizes["width"]
         assert case.anatomy.tower.patch_size == self.other_sizes["patch_size"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from tests.architectures.cases import TinyModel, load, make_case
 from tests.architectures.contract import Contract
 from tests.architectures.fresh import check_whole_way, save_fresh
@@ -73,7 +73,7 @@ def test_a_fresh_hybrid_of_other_sizes(tmp_path: Path) -> None:
 
 def test_the_half_that_sees_high_resolution_is_left_alone(tmp_path: Path) -> None:
     tiny = TestHybrid.tiny(tmp_path / "base", 1)
-    case = make_case(tiny, ConnectorSpec("dci"))
+    case = make_case(tiny, Connector("dci"))
     assert case.anatomy.projector.sites[0].out_features == 12
     base, model = load(tiny.folder), case.attached(random_matrix(case.plan))
     low, high = halves(base, tiny.inputs(base, 1, 1))

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from tests.architectures.cases import TinyModel, logits, make_case
 from tests.architectures.fresh import save_fresh
 from tests.architectures.packed import (
@@ -121,5 +121,5 @@ def test_siblings_are_members(class_name: str, tmp_path: Path) -> None:
     if not hasattr(transformers, class_name):
         pytest.skip("newer transformers")
     folder = save_fresh(tmp_path / "base", {**SIBLINGS[class_name], "architectures": [class_name]})
-    case = TestGlm4v().check_member(folder, tmp_path, ConnectorSpec("dci"))
+    case = TestGlm4v().check_member(folder, tmp_path, Connector("dci"))
     assert case.anatomy.language_model == SIBLINGS[class_name]["text_config"]["model_type"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import dcsurgery
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import AnatomyError
 from tests.architectures.cases import TinyModel, load, logits, make_case
 from tests.architectures.contract import Contract
@@ -89,7 +89,7 @@ def test_empty_pictures_that_fill_up_a_batch_are_skipped(
 ) -> None:
     """A prompt with fewer pictures (or frames) than another one is padded with zeros."""
     tiny = contract.tiny(tmp_path / "base", 1)
-    case = make_case(tiny, ConnectorSpec("dci"))
+    case = make_case(tiny, Connector("dci"))
     model = case.attached(random_matrix(case.plan))
     inputs = tiny.inputs(model, 1, 1)
     padded = torch.cat([inputs["pixel_values"], torch.zeros_like(inputs["pixel_values"])], dim=1)
@@ -108,7 +108,7 @@ def test_a_masked_border_is_shuffled_like_the_rest(tmp_path: Path) -> None:
         mask[..., 8:] = 0
         return {**values, "pixel_attention_mask": mask}
 
-    case = make_case(TinyModel(tiny.folder, masked), ConnectorSpec("dci"))
+    case = make_case(TinyModel(tiny.folder, masked), Connector("dci"))
     base = load(tiny.folder)
     assert (logits(case, base) - base(**tiny.inputs(base, 1, 1)).logits).abs().max() > 0.01
     TestIdefics3().test_site_reads_the_feature_layer(case, base)

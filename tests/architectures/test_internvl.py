@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import dcsurgery
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import AnatomyError
 from tests.architectures.cases import TinyModel, make_case
 from tests.architectures.contract import Contract
@@ -69,7 +69,7 @@ def test_a_named_layer_is_read_without_the_last_norm(layer: int, tmp_path: Path)
     anatomy = dcsurgery.inspect(folder).anatomy
     assert (anatomy.feature_layers, anatomy.normed) == ((layer,), False)
     tiny = TinyModel(folder, image_inputs(4, 48))
-    case = make_case(tiny, ConnectorSpec("sci", layers=((0, 2),)))
+    case = make_case(tiny, Connector("sci", layers=((0, 2),)))
     InternVLContract().test_site_reads_the_feature_layer(case, case.attached())
 
 
@@ -87,7 +87,7 @@ def test_pixel_sizes_may_be_lists_or_numbers(tmp_path: Path) -> None:
 def test_tiles_of_one_picture_are_told_apart(tmp_path: Path) -> None:
     """The image processor gives as many squares as a picture's shape asks for."""
     tiny = TestInternVL.tiny(tmp_path / "base", 1)
-    case = make_case(tiny, ConnectorSpec("dci"))
+    case = make_case(tiny, Connector("dci"))
     model = case.attached(random_matrix(case.plan))
     tiles = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():

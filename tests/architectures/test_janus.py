@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from tests.architectures.cases import TinyModel, load, make_case
 from tests.architectures.contract import Contract
 from tests.architectures.fresh import check_whole_way, save_fresh
@@ -39,7 +39,7 @@ def test_a_fresh_model_of_other_sizes(tmp_path: Path) -> None:
 
 def test_image_generation_is_the_base(tmp_path: Path) -> None:
     tiny = TestJanus.tiny(tmp_path / "base", 1)
-    case = make_case(tiny, ConnectorSpec("dci"))
+    case = make_case(tiny, Connector("dci"))
     drawn = []
     for model in (load(tiny.folder), case.attached(random_matrix(case.plan))):
         model.generation_config.generation_kwargs = {"boi_token_id": 5}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.tiny import llava_config, write_tiny_llava
 from dcsurgery.tiny.llava import Tower, write_llava
 from tests.architectures.cases import TinyModel
@@ -38,7 +38,7 @@ def llava_inputs(model: Any, batch: int, images: int) -> dict[str, Tensor]:
 class LlavaContract(StockContract):
     tower: Tower
     thorough = True
-    specs = (ConnectorSpec("dci"), ConnectorSpec("dci", groups=3), ConnectorSpec("sci"))
+    specs = (Connector("dci"), Connector("dci", groups=3), Connector("sci"))
 
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
@@ -62,7 +62,7 @@ class TestPixtral(LlavaContract):
 
 
 class CroppedContract(LlavaContract):
-    specs = (ConnectorSpec("dci"), ConnectorSpec("sci"))
+    specs = (Connector("dci"), Connector("sci"))
     thorough = False
 
     def rows(self, model: Any, state: Tensor, inputs: dict[str, Tensor]) -> Tensor:
@@ -84,7 +84,7 @@ class TestDinov3(CroppedContract):
 class TestBaseThatReadsSeveralLayers(StockContract):
     """A base whose config lists layers already, out of order; SigLIP, patch tokens only."""
 
-    specs = (ConnectorSpec("dci"), ConnectorSpec("sci", layers=((0, 3),)))
+    specs = (Connector("dci"), Connector("sci", layers=((0, 3),)))
 
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:

@@ -17,7 +17,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 
 import dcsurgery
 from dcsurgery.architectures import find_architecture
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.data.pictures import sample_photo
 from dcsurgery.errors import PlanError
 from dcsurgery.tiny.llava import write_llava
@@ -43,7 +43,7 @@ class TestLlavaNext(Tiles, StockContract):
 class TestGraniteVision(Tiles, StockContract):
     """SigLIP without CLS, an odd grid, another width, and a list of states already."""
 
-    specs = (ConnectorSpec("dci", groups=3),)
+    specs = (Connector("dci", groups=3),)
 
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
@@ -114,7 +114,7 @@ def test_pictures_without_a_processor_are_cut_as_it_would(tmp_path: Path) -> Non
 def test_images_of_different_sizes(tmp_path: Path) -> None:
     """Two tiles padded to four in one batch, and edges that are cut off again."""
     base = write_tiny_llava_next(tmp_path / "base")
-    case = make_case(TinyModel(base, tile_inputs), ConnectorSpec("dci"))
+    case = make_case(TinyModel(base, tile_inputs), Connector("dci"))
     weight = random_matrix(case.plan)
     write_folded(base, tmp_path / "stock", weight)
     model, stock, plain = case.attached(weight), load(tmp_path / "stock"), load(base)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers.models.llava_next_video.processing_llava_next_video import LlavaNextVideoProcessor
 
 import dcsurgery
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import AnatomyError, PlanError
 from dcsurgery.tiny.llava import write_llava
 from tests.architectures.cases import TinyModel, load
@@ -32,7 +32,7 @@ from tests.tiny.llava_next_video import llava_next_video_config, write_tiny_llav
 
 
 class TestImages(Tiles, StockContract):
-    specs = (ConnectorSpec("dci"),)
+    specs = (Connector("dci"),)
 
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
@@ -43,7 +43,7 @@ class TestImages(Tiles, StockContract):
 
 
 class TestVideos(Videos):
-    specs = (ConnectorSpec("sci"),)
+    specs = (Connector("sci"),)
     write = write_tiny_llava_next_video
 
     def rows(self, model: Any, state: Tensor, inputs: dict[str, Tensor]) -> Tensor:
@@ -55,7 +55,7 @@ class TestVideos(Videos):
 class TestWiderStride(Videos):
     """SigLIP without CLS, pooled by three; 6 x 6 patches."""
 
-    specs = (ConnectorSpec("dci", groups=3),)
+    specs = (Connector("dci", groups=3),)
 
     @staticmethod
     def write(folder: Path, shards: int) -> Path:

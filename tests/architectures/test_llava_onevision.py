@@ -10,7 +10,7 @@ import torch
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 
 import dcsurgery
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from tests.architectures.cases import TinyModel, load, make_case
 from tests.architectures.contract import StockContract
 from tests.architectures.fresh import check_fresh_model
@@ -22,7 +22,7 @@ from tests.tiny.llava_onevision import llava_onevision_config, write_tiny_llava_
 
 
 class TestImages(Tiles, StockContract):
-    specs = (ConnectorSpec("dci"),)
+    specs = (Connector("dci"),)
 
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
@@ -32,7 +32,7 @@ class TestImages(Tiles, StockContract):
 class TestVideos(Videos):
     """Frames are pooled after the projector; an odd grid, another depth and width."""
 
-    specs = (ConnectorSpec("sci", layers=((0, 2),)),)
+    specs = (Connector("sci", layers=((0, 2),)),)
 
     @staticmethod
     def write(folder: Path, shards: int) -> Path:
@@ -61,7 +61,7 @@ def test_model_saved_by_transformers(tmp_path: Path) -> None:
 def test_shrunk_tiles_and_several_images(tmp_path: Path) -> None:
     """Branch and fold agree where tiles are interpolated, and where images are not cut at all."""
     base = write_tiny_llava_onevision(tmp_path / "base")
-    case = make_case(TinyModel(base, tile_inputs), ConnectorSpec("dci"))
+    case = make_case(TinyModel(base, tile_inputs), Connector("dci"))
     weight = random_matrix(case.plan)
     write_folded(base, tmp_path / "stock", weight)
     model, stock = case.attached(weight), load(tmp_path / "stock")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.modeling import register
 from dcsurgery.tiny.mini_gemini import Language, write_tiny_mini_gemini
 from tests.architectures.cases import Case, TinyModel
@@ -41,7 +41,7 @@ class MiniGeminiContract(Contract):
     language: Language = "llama"
     grid = 1
     whole = False
-    specs = (ConnectorSpec("dci"),)
+    specs = (Connector("dci"),)
     forms = ("delta",)
 
     @classmethod
@@ -90,7 +90,7 @@ class MiniGeminiContract(Contract):
 
 
 class TestLlama(MiniGeminiContract):
-    specs = (ConnectorSpec("sci"),)
+    specs = (Connector("sci"),)
 
 
 class TestGemmaWithTilesAndWhole(MiniGeminiContract):

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 import dcsurgery
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from tests.architectures.cases import TinyModel, make_case
 from tests.architectures.fresh import check_whole_way, save_fresh
 from tests.architectures.inputs import image_inputs
@@ -40,7 +40,7 @@ def test_the_last_state_has_passed_the_last_norm(layer: int, normed: bool, tmp_p
     config["vision_feature_layer"] = layer
     folder = save_fresh(tmp_path / "base", config)
     assert dcsurgery.inspect(folder).anatomy.normed is normed
-    case = make_case(TinyModel(folder, image_inputs(4, 16)), ConnectorSpec("sci", layers=((0, 2),)))
+    case = make_case(TinyModel(folder, image_inputs(4, 16)), Connector("sci", layers=((0, 2),)))
     base = case.attached()
     InternVLContract().test_site_reads_the_feature_layer(case, base)
     assert isinstance(base.model.vision_tower.layernorm, nn.LayerNorm)

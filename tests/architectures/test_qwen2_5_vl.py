@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from tests.architectures.cases import TinyModel, make_case
 from tests.architectures.fresh import save_fresh
 from tests.architectures.packed import VideoContract
@@ -69,6 +69,6 @@ class ExaoneMember(TestQwen25VL):
 
 def test_exaone_is_a_member(tmp_path: Path) -> None:
     folder = save_fresh(tmp_path / "base", exaone_config())
-    case = ExaoneMember().check_member(folder, tmp_path, ConnectorSpec("dci"))
+    case = ExaoneMember().check_member(folder, tmp_path, Connector("dci"))
     assert case.anatomy.tower.kind == "exaone4_5_vision"
     assert case.anatomy.language_model == "exaone4"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import dcsurgery
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.tiny.weights import write_model
 from tests.architectures.cases import load, logits, make_case
 from tests.architectures.packed import VideoContract
@@ -35,7 +35,7 @@ def test_module_names_and_a_config_that_is_flat_and_nested(tmp_path: Path) -> No
     config["text_config"] = {**text, "model_type": "qwen2_vl_text"}
     config["vision_config"] |= {"model_type": "qwen2_vl", "in_channels": 3}
     base = write_model(tmp_path / "base", config["architectures"][0], config)
-    case = make_case(TestQwen2VL.built(base), ConnectorSpec("sci"))
+    case = make_case(TestQwen2VL.built(base), Connector("sci"))
     (site,) = case.anatomy.projector.sites
     assert site.weight == "model.visual.merger.mlp.0.weight"
     assert case.anatomy.tower.kind == "qwen2_vl_vision"

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor
 
 import dcsurgery
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.data.pictures import sample_photo
 from dcsurgery.errors import AnatomyError, PlanError
 from tests.architectures.cases import TinyModel, load, make_case
@@ -25,7 +25,7 @@ from tests.tiny.video_llava import video_llava_config, write_tiny_video_llava
 
 
 class TestImages(StockContract):
-    specs = (ConnectorSpec("dci"),)
+    specs = (Connector("dci"),)
 
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
@@ -42,7 +42,7 @@ class TestImages(StockContract):
 class TestVideos(Videos):
     """Another depth, width and grid."""
 
-    specs = (ConnectorSpec("sci", layers=((0, 2),)),)
+    specs = (Connector("sci", layers=((0, 2),)),)
     video_tower = "video_tower"
 
     @staticmethod
@@ -77,7 +77,7 @@ def test_model_saved_by_transformers(tmp_path: Path) -> None:
 def test_towers_do_not_mix(tmp_path: Path) -> None:
     """An image's features are the same whether or not the video tower ran in between."""
     base = write_tiny_video_llava(tmp_path / "base")
-    case = make_case(TinyModel(base, square_inputs), ConnectorSpec("dci"))
+    case = make_case(TinyModel(base, square_inputs), Connector("dci"))
     model = case.attached(random_matrix(case.plan)).model
     with torch.no_grad():
         before = model.get_image_features(pixels(model, 1)).pooler_output

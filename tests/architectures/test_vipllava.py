@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoProcessor
 
 import dcsurgery
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.data.pictures import sample_photo
 from dcsurgery.errors import PlanError
 from tests.architectures.cases import TinyModel
@@ -32,7 +32,7 @@ class VipLlavaContract(Contract):
 
 
 class TestFiveLayers(VipLlavaContract):
-    specs = (ConnectorSpec("dci"),)
+    specs = (Connector("dci"),)
 
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:
@@ -40,7 +40,7 @@ class TestFiveLayers(VipLlavaContract):
 
 
 class TestOneLayer(VipLlavaContract):
-    specs = (ConnectorSpec("sci"),)
+    specs = (Connector("sci"),)
 
     @classmethod
     def tiny(cls, folder: Path, shards: int) -> TinyModel:

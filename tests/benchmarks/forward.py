@@ -55,7 +55,7 @@ def attach_dci(model: Any, matrix: torch.Tensor) -> None:
     from dcsurgery.anatomy import Anatomy, Projector, Site, VisionTower
     from dcsurgery.connectors import make_layout
     from dcsurgery.connectors.attach import attach
-    from dcsurgery.connectors.spec import ConnectorSpec
+    from dcsurgery.connectors.request import Connector
 
     site = Site("multi_modal_projector.linear_1", "", 1024, 4096)
     anatomy = Anatomy(
@@ -72,7 +72,7 @@ def attach_dci(model: Any, matrix: torch.Tensor) -> None:
         language_model="llama",
         dtype="F32",
     )
-    attach(model, anatomy, make_layout(anatomy, ConnectorSpec("dci")), tensors={"weight": matrix})
+    attach(model, anatomy, make_layout(anatomy, Connector("dci")), tensors={"weight": matrix})
 
 
 def stacked(model: Any, wide: torch.nn.Linear, pixels: torch.Tensor) -> torch.Tensor:

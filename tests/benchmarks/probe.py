@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from dcsurgery.demo.pretrain import ensure_language, pretrain
 
 from dcsurgery.checkpoint.contents import open_checkpoint
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.demo.arms import Arm
 from dcsurgery.demo.checkpoints import FEATURE_LAYER, embedded
 from dcsurgery.demo.exercise import Exercise
-from dcsurgery.demo.pretrain import ensure_language, pretrain
 from dcsurgery.demo.rows import Rows, exam_rows, training_rows
 from dcsurgery.demo.training import settings_of
 from dcsurgery.loading.load import load_stock
@@ -53,7 +53,7 @@ def predict(base: Path, rows: int) -> dict[str, Any]:
         for at in range(rows)
     ]
     model = load_stock(base, dtype=torch.float32)
-    anatomy = make_plan(open_checkpoint(base), ConnectorSpec()).anatomy
+    anatomy = make_plan(open_checkpoint(base), Connector()).anatomy
     candidates = Candidates(anatomy)
     slopes = measure_slopes(Subject(model, anatomy), given, candidates.all)
     gains = Gains(slopes, [row.picture for row in given], [row.kind for row in given])

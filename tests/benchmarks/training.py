@@ -23,7 +23,7 @@ import torch
 
 from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.connectors.attach import attach
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.surgery.plan import make_plan
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.training.trainer import train
@@ -125,7 +125,7 @@ def run_plain(folder: Path, rows: int, steps: int) -> tuple[list[float], list[fl
 
 def run_ours(folder: Path, rows: int, steps: int) -> tuple[list[float], list[float]]:
     """Return losses and seconds of every step, the engine's own work included."""
-    plan = make_plan(open_checkpoint(folder), ConnectorSpec("dci"))
+    plan = make_plan(open_checkpoint(folder), Connector("dci"))
     model = load(folder)
     attach(model, plan.anatomy, plan.layout)
     batch = make_batch(rows)

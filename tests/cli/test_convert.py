@@ -10,7 +10,7 @@ import pytest
 
 from dcsurgery import read_plan
 from dcsurgery.checkpoint.copying import Transfer
-from dcsurgery.cli.convert import _compact, list_moves
+from dcsurgery.surgery.conversion import compact, list_moves
 from tests.tiny.mllama import write_tiny_mllama
 from tests.tiny.molmo2 import write_tiny_molmo2
 
@@ -99,7 +99,7 @@ def test_json_of_plan_and_conversion_agree(run: Run, model: Path, tmp_path: Path
     assert planned["output"] == done["output"] == str(out)
     assert done["bytes_written"] <= planned["bytes_to_write"] < planned["free_bytes"]
     assert done["plan"] == json.loads((out / "dense_connector" / "plan.json").read_text())
-    same = {"base", "kind", "blocks", "form", "config_changes", "loader", "new_parameters"}
+    same = {"base", "layout", "form", "config_changes", "loader", "new_parameters"}
     assert {key: planned["plan"][key] for key in same} == {key: done["plan"][key] for key in same}
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert {item["file"] for item in done["transfers"]} == files - {".dcsurgery.json"}
@@ -108,10 +108,10 @@ def test_json_of_plan_and_conversion_agree(run: Run, model: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
-        (["--connector", "sci"], {"kind": "sci", "blocks": [[7], [15]]}),
-        (["--groups", "3"], {"groups": 3}),
-        (["--layers", "0-3;20..23"], {"blocks": [[0, 1, 2, 3], [20, 21, 22, 23]]}),
-        (["--layers", "-2,-1", "--connector", "sci"], {"blocks": [[23], [24]]}),
+        (["--connector", "sci"], {"kind": "sci", "groups": ((7,), (15,))}),
+        (["--groups", "3"], {"groups": ((*range(8),), (*range(8, 16),), (*range(16, 24),))}),
+        (["--layers", "0-3;20..23"], {"groups": ((0, 1, 2, 3), (20, 21, 22, 23))}),
+        (["--layers", "-2,-1", "--connector", "sci"], {"groups": ((23,), (24,))}),
         (["--init", "paper", "--seed", "5"], {"init": "paper", "seed": 5}),
         (["--form", "delta"], {"form": "delta"}),
         (["--connector", "sci", "--norm"], {"normed": True, "form": "delta"}),
@@ -123,16 +123,17 @@ def test_every_option_reaches_the_plan(
 ) -> None:
     result = run("convert", model, "-o", tmp_path / "out", *options)
     assert result.exit_code == 0, result.stderr
-    plan = read_plan(tmp_path / "out").model_dump(mode="json")
-    assert {key: plan[key] for key in wanted} == wanted
+    plan = read_plan(tmp_path / "out")
+    found = {key: getattr(plan if hasattr(plan, key) else plan.layout, key) for key in wanted}
+    assert found == wanted
 
 
 @pytest.mark.parametrize(
     ("options", "hint"),
     [
-        (["--connector", "dense"], "choose one of dci, sci"),
+        (["--connector", "dense"], "choose dci, sci, sti or mix"),
         (["--init", "zero"], "preserve or paper"),
-        (["--form", "onnx"], "stock, delta, portable, reference"),
+        (["--form", "onnx"], "choose stock, delta"),
         (["--seed", "-1"], "0 or more"),
         (["--pool", "3"], "choose 1"),
         (["--norm"], "--connector sci"),
@@ -183,10 +184,10 @@ def test_many_weight_files_are_counted_not_listed() -> None:
 
 
 def test_long_lists_of_states_are_shortened() -> None:
-    assert _compact(list(range(24))) == "[0..23]"
-    assert _compact([7, 15, 23]) == "[7, 15, 23]"
-    assert _compact(-2) == "-2" and _compact([]) == "[]" and _compact([True]) == "[true]"
-    assert len(_compact({"key": "x" * 100})) == 60
+    assert compact(list(range(24))) == "[0..23]"
+    assert compact([7, 15, 23]) == "[7, 15, 23]"
+    assert compact(-2) == "-2" and compact([]) == "[]" and compact([True]) == "[true]"
+    assert len(compact({"key": "x" * 100})) == 60
 
 
 @pytest.mark.parametrize(

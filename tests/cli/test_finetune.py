@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from dcsurgery.cli.output import Output
-from dcsurgery.cli.training_options import SettingOptions
 from dcsurgery.data.batches import TrainingDataset
 from dcsurgery.training import finetune
 from dcsurgery.training.order import EpochOrder
@@ -30,8 +29,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("rows"))
 
 
-def test_every_setting_has_an_option() -> None:
-    assert {field.name for field in fields(SettingOptions)} == set(TrainingSettings.model_fields)
+def test_every_setting_has_an_option(run: Run) -> None:
+    text = run("finetune", "--help").stdout
+    for field in fields(TrainingSettings):
+        assert f"--{field.name.replace('_', '-')} " in text
 
 
 def test_dry_run_shows_rows_as_they_are_read_with_what_is_learnt(
@@ -61,13 +62,13 @@ def test_dry_run_shows_rows_as_they_are_read_with_what_is_learnt(
 def test_interrupted_by_ctrl_c_it_leaves_with_130_and_says_how_to_go_on(
     run: Run, tiny_clip: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*args: Any, watch: Any, **options: Any) -> Any:
-        def both(row: dict[str, Any]) -> None:
-            watch(row)
-            if row["step"] == 1:
+    def interrupted(*args: Any, progress: Any, **options: Any) -> Any:
+        def both(step: int, steps: int, words: str) -> None:
+            progress(step, steps, words)
+            if step == 1:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        return real(*args, watch=both, **options)
+        return real(*args, progress=both, **options)
 
     real = finetune.finetune_connector
     out = tmp_path / "out"
@@ -121,8 +122,8 @@ def test_json_has_the_record_and_the_plan(
     [
         ("", "2 say where to write"),
         ("-o OUT --groups 3", "2 needs --connector"),
-        ("-o OUT --connector dense", "1 choose one of dci"),
-        ("-o OUT --connector dci --warmup 2", "1 warmup 2.0: input should be"),
+        ("-o OUT --connector dense", "1 choose dci"),
+        ("-o OUT --connector dci --warmup 2", "1 warmup 2.0 is out of range"),
         ("-o OUT --connector dci --stage 3", "1 stage 3"),
         ("-o OUT --connector dci --max-bad 101%", "1 max_bad '101%': a percentage from 0 to 100"),
         ("-o OUT --groups 0", "2 needs --connector"),

@@ -5,10 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.hub_server import running_hub
+import dcsurgery
+from tests.hub_server import Hub, running_hub
 from tests.training.data import write_data
 
 from .conftest import Run
+
+
+def to_hub(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    return {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+    }
 
 
 def test_a_hub_model_is_inspected_and_planned_without_its_weights(
@@ -16,12 +26,7 @@ def test_a_hub_model_is_inspected_and_planned_without_its_weights(
 ) -> None:
     with running_hub() as hub:
         commit = hub.add("org/model", {path.name: path.read_bytes() for path in model.iterdir()})
-        env = {
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(tmp_path / "hf"),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_OFFLINE": "0",
-        }
+        env = to_hub(hub, tmp_path)
         inspected = spawn("inspect", "org/model", env=env)
         assert inspected.returncode == 0, inspected.stderr
         assert inspected.stdout.startswith(f"org/model at {commit.commit[:12]}\n")
@@ -60,3 +65,15 @@ def test_a_hub_model_is_probed_and_the_answer_is_good_for_a_copy_of_it(
     refused = run("convert", tiny_clip, "-o", tmp_path / "out", "--layers", f"@{answer}")
     # It is the same model: what is refused is the operation.
     assert refused.exit_code == 1 and "says: do not operate" in refused.stderr
+
+
+def test_a_converted_hub_model_is_verified(spawn: Run, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    dcsurgery.convert(model, out, form="delta")
+    paths = [path for path in out.rglob("*") if path.is_file()]
+    with running_hub() as hub:
+        hub.add("org/dense", {str(path.relative_to(out)): path.read_bytes() for path in paths})
+        env = to_hub(hub, tmp_path)
+        found = spawn("verify", "org/dense", "--revision", "main", env=env)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.startswith("org/dense: delta form of ")

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from dcsurgery.cli.training_options import SettingOptions
 
 from dcsurgery.cli.probe import SETTINGS
-from dcsurgery.cli.training_options import SettingOptions
 from dcsurgery.demo.lesson import write_lesson
 from dcsurgery.probing.probe import USED
 from dcsurgery.surgery.plan_file import read_plan

@@ -108,13 +108,13 @@ def test_other_columns_are_another_training(tiny_clip: Path, folder: Path, tmp_p
     rows = [asked(n, image=f"{n}.png", other="blue") for n in range(4)]
     data = write(folder, "two.jsonl", rows)
 
-    def stop(row: dict[str, Any]) -> None:
+    def stop(step: int, steps: int, words: str) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     settings = TrainingSettings(batch_size=2, max_steps=3, save_steps=1)
-    given: dict[str, Any] = {"settings": settings, "connector": {"connector": "dci"}}
+    given: dict[str, Any] = {"settings": settings, "connector": "dci"}
     with pytest.raises(KeyboardInterrupt):
-        finetune_connector(tiny_clip, data, tmp_path / "out", watch=stop, **given)
+        finetune_connector(tiny_clip, data, tmp_path / "out", progress=stop, **given)
     with pytest.raises(RequestError, match="another training: columns differ"):
         finetune_connector(
             tiny_clip, data, tmp_path / "out", columns={"answer": "other"}, resume=True, **given

@@ -61,10 +61,10 @@ def test_options_of_verify_reach_the_verification(
 
     asked = {}
 
-    def verify(path: str, **options: object) -> Report:
+    def verify(model: str, **options: object) -> Report:
         options.pop("announce")
-        asked.update(options, path=path)
-        return Report(output=str(path), base="base", form="stock", checks=())
+        asked.update(options, model=model)
+        return Report(output=model, base="base", form="stock", checks=())
 
     monkeypatch.setattr("dcsurgery.verification.verify_checkpoint", verify)
     pictures = [tmp_path / "a.png", tmp_path / "b.png"]
@@ -73,12 +73,12 @@ def test_options_of_verify_reach_the_verification(
     result = run("verify", converted, "--against", "base", *images, *more)
     assert result.exit_code == 0, result.stderr
     assert asked == {
-        "path": str(converted), "against": "base", "images": pictures, "deep": True,
+        "model": str(converted), "against": "base", "images": pictures, "deep": True,
         "logits": True, "towers": {}, "revision": None, "orientation": "raw",
     }  # fmt: skip
     assert run("verify", converted).exit_code == 0
     assert asked == {
-        "path": str(converted), "against": None, "images": [], "deep": False, "logits": False,
+        "model": str(converted), "against": None, "images": [], "deep": False, "logits": False,
         "towers": {}, "revision": None, "orientation": "exif",
     }  # fmt: skip
 

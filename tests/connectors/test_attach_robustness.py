@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 import dcsurgery
 from dcsurgery.connectors.attach import attach, find_module
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import RequestError
 from dcsurgery.loading.load import install
 from dcsurgery.tiny import write_tiny_llava
@@ -78,7 +78,7 @@ FAMILIES = {
 OFFLOADS = [(name, group) for name, family in FAMILIES.items() for group in family.offloads]
 # Up to transformers 5.22 hooks are part of what is checkpointed.
 HOOKS_INSIDE = GradientCheckpointingLayer.__call__ is not nn.Module.__call__
-KINDS = (ConnectorSpec("dci"), ConnectorSpec("mix"))
+KINDS = (Connector("dci"), Connector("mix"))
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -124,7 +124,7 @@ def gradients(case: Case, model: Any, *, trained: bool) -> dict[str, Tensor]:
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 def test_gradient_checkpointing_changes_no_gradient(
-    tiny: TinyModel, spec: ConnectorSpec, reentrant: bool, trained: bool
+    tiny: TinyModel, spec: Connector, reentrant: bool, trained: bool
 ) -> None:
     case = make_case(tiny, spec)
     expected = gradients(case, upgraded(case), trained=trained)
@@ -170,7 +170,7 @@ def checkpoint_calls(case: Case, model: Any, *, reentrant: bool) -> None:
 @pytest.mark.parametrize("spec", KINDS, ids=lambda spec: spec.kind)
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_hooks_inside_the_checkpoint_change_no_gradient(
-    tiny: TinyModel, spec: ConnectorSpec, reentrant: bool, trained: bool
+    tiny: TinyModel, spec: Connector, reentrant: bool, trained: bool
 ) -> None:
     case = make_case(tiny, spec)
     expected = gradients(case, upgraded(case), trained=trained)
@@ -190,7 +190,7 @@ def dynamo() -> Iterator[None]:
 @pytest.mark.usefixtures("dynamo")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_language_model_changes_nothing(tmp_path: Path) -> None:
-    case = make_case(FAMILIES["qwen2_5_vl"].tiny(tmp_path / "base"), ConnectorSpec("dci"))
+    case = make_case(FAMILIES["qwen2_5_vl"].tiny(tmp_path / "base"), Connector("dci"))
     model = upgraded(case)
     expected = run(case, model), run(case, model, 2, 1), run(case, model, 2, 0)
     model.model.language_model = torch.compile(model.model.language_model, backend="eager")
@@ -220,7 +220,7 @@ def device_map(model: nn.Module, offloaded: tuple[str, ...]) -> dict[str, str]:
 @pytest.mark.filterwarnings("ignore:Some parameters are on the meta device")
 @pytest.mark.parametrize(("family", "group"), OFFLOADS)
 def test_offloaded_parts_compute_the_same(family: str, group: str, tmp_path: Path) -> None:
-    case = make_case(FAMILIES[family].tiny(tmp_path / "base"), ConnectorSpec("dci"))
+    case = make_case(FAMILIES[family].tiny(tmp_path / "base"), Connector("dci"))
     matrix = random_matrix(case.plan)
     write_delta(case.tiny.folder, tmp_path / "delta", matrix)
     whole = dcsurgery.load(tmp_path / "delta", device_map="cpu")
@@ -241,7 +241,7 @@ def test_a_four_bit_language_model_keeps_the_start_exact(
     pytest.importorskip("bitsandbytes")
     from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
-    case = make_case(tiny, ConnectorSpec("dci"))
+    case = make_case(tiny, Connector("dci"))
     dcsurgery.convert(tiny.folder, tmp_path / "zero", form="delta")
     write_delta(tiny.folder, tmp_path / "loud", random_matrix(case.plan))
     for skipped in ([*FAMILIES[name].unquantised, "lm_head"], None):

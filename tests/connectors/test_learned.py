@@ -32,7 +32,7 @@ def test_mix_starts_as_dci(tiny_clip: Path, tmp_path: Path) -> None:
     plan = dcsurgery.convert(tiny_clip, tmp_path / "mix", connector="mix").plan
     matrix = random_matrix(plan)
     write_delta(tiny_clip, tmp_path / "dci", matrix)
-    states = sum(map(len, plan.blocks))
+    states = sum(map(len, plan.layout.groups))
     write_delta(
         tiny_clip, tmp_path / "d", {"weight": matrix, "mix": torch.zeros(states)}, connector="mix"
     )
@@ -46,7 +46,7 @@ def test_learned_weights_fold(tiny_siglip: Path, tmp_path: Path, groups: int) ->
     options = {"connector": "mix", "groups": groups}
     plan = dcsurgery.convert(tiny_siglip, tmp_path / "zero", **options).plan
     assert plan.form == "stock"
-    matrix, mix = random_matrix(plan), draw(sum(map(len, plan.blocks)))
+    matrix, mix = random_matrix(plan), draw(sum(map(len, plan.layout.groups)))
     write_delta(tiny_siglip, tmp_path / "delta", {"weight": matrix, "mix": mix}, **options)
     report = dcsurgery.verify(tmp_path / "delta")
     assert report.passed, report.checks

@@ -14,7 +14,7 @@ from dcsurgery.data.tally import BadRows, Losses, Tally, load_tally, save_tally
 from dcsurgery.errors import RequestError
 from dcsurgery.evaluation.runner import EvalSettings
 from dcsurgery.recipes.schema import Eval
-from dcsurgery.training.settings import make_settings
+from dcsurgery.training.settings import TrainingSettings
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from dcsurgery.training.settings import make_settings
     [(1, 1), ("1", 1), ("1%", 1), (0.5, 0.5), ("0.5%", 0.5), (" 2 % ", 2), (0, 0), ("100%", 100)],
 )
 def test_bad_rows_are_given_in_percent_everywhere(given: Any, found: float) -> None:
-    assert make_settings(max_bad=given).max_bad == BadRows(1, given).max_bad == found
+    assert TrainingSettings(max_bad=given).max_bad == BadRows(1, given).max_bad == found
     assert Eval(name="e", data="d", max_bad=given).max_bad == found
     EvalSettings(max_bad=given).check()
 
@@ -32,7 +32,7 @@ def test_bad_rows_are_given_in_percent_everywhere(given: Any, found: float) -> N
 )
 def test_what_is_no_percentage_is_refused(given: Any) -> None:
     with pytest.raises(RequestError, match=r"max_bad .*a percentage from 0 to 100"):
-        make_settings(max_bad=given)
+        TrainingSettings(max_bad=given)
     for refuse in (lambda: BadRows(10, given), EvalSettings(max_bad=given).check):
         with pytest.raises(RequestError, match=r"--max-bad .* is no share of rows"):
             refuse()

@@ -11,12 +11,12 @@ from dcsurgery.demo.outcome import Outcome, read_outcome
 from dcsurgery.demo.questions import KINDS
 from dcsurgery.demo.tables import (
     interval,
-    markdown_table,
     mean_curve,
     start_lines,
     text_table,
     verdict,
 )
+from tests.demo.full.run import markdown_table
 
 ARMS = ("base", "control", "repeated", "retrofit")
 

@@ -18,7 +18,6 @@ from dcsurgery.demo import run_demo
 from dcsurgery.demo.arms import ARMS, STORY
 from dcsurgery.demo.checkpoints import embedded, unpack
 from dcsurgery.demo.exercise import Exercise
-from dcsurgery.demo.full import run_full
 from dcsurgery.demo.outcome import Outcome, read_outcome
 from dcsurgery.demo.questions import KINDS
 from dcsurgery.demo.rows import exam_rows, said
@@ -28,6 +27,7 @@ from dcsurgery.demo.worker import Unit, Work, run_workers
 from dcsurgery.errors import OutputExistsError, RequestError, TrainingError, VerificationError
 from dcsurgery.surgery.plan_file import PLAN_FILE, read_plan
 from dcsurgery.verification import verify_checkpoint
+from tests.demo.full.run import run_full
 
 SHORT = Exercise(
     steps=2, batch_size=4, train_scenes=5, val_scenes=1, test_scenes=2, looks=(1,),
@@ -183,8 +183,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         asked.append(seed)
         unpack(embedded()[seed % 2], folder)
 
-    monkeypatch.setattr("dcsurgery.demo.pretrain.pretrain", pretrain)
-    monkeypatch.setattr("dcsurgery.demo.pretrain.ensure_language", lambda seed, folder: None)
+    monkeypatch.setattr("tests.demo.full.run.pretrain", pretrain)
+    monkeypatch.setattr("tests.demo.full.run.ensure_language", lambda seed, folder: None)
     monkeypatch.setattr("dcsurgery.demo.training.run_once", fake_arm)
     return asked
 

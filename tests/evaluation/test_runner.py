@@ -133,7 +133,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
 ) -> None:
     whole = evaluate(world, tmp_path / "whole", "base", "random")
 
-    def stop(model: str, done: int, rows: int) -> None:
+    def stop(done: int, rows: int, model: str) -> None:
         if model.endswith("random") and done == 4:
             raise KeyboardInterrupt
 

@@ -119,7 +119,7 @@ def test_finetune_converts_an_original_on_the_way(
 ) -> None:
     settings = dcsurgery.TrainingSettings(train="connector", batch_size=4, max_steps=1)
     dcsurgery.finetune(
-        original, data, tmp_path / "out", settings=settings, connector={"connector": "dci"},
+        original, data, tmp_path / "out", settings=settings, connector="dci",
         towers={"gone": str(tower)}, template="chatml_direct",
     )  # fmt: skip
     plan = dcsurgery.read_plan(tmp_path / "out")
@@ -203,7 +203,7 @@ def test_mining_is_trained_with_the_projector(data: Path, tmp_path: Path) -> Non
     base = write_original_mini_gemini(tmp_path / "base", towers=towers)
     dcsurgery.convert(base, tmp_path / "delta")
     settings = dcsurgery.TrainingSettings(
-        train="projector", batch_size=4, max_steps=2, projector_lr=1e-2, average=False
+        train="projector", batch_size=4, max_steps=2, projector_lr=1e-2, average=0.0
     )
     done = dcsurgery.finetune(tmp_path / "delta", data, tmp_path / "out", settings=settings)
     mining = {

@@ -423,7 +423,7 @@ def test_a_true_size_model_is_planned_and_converted_with_flat_memory(tmp_path: P
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert plan.blocks == [list(range(12)), list(range(12, 24))]
+    assert plan.layout.groups == (tuple(range(12)), tuple(range(12, 24)))
     assert (plan.new_parameters, plan.image_tokens) == (2048 * 4096, 576)
     # The largest tensor that is looked at is the projector's second matrix, 34 MB.
     assert peak < 200e6

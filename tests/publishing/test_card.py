@@ -20,7 +20,7 @@ from dcsurgery.publishing.documents import all_evaluations, make_documents, publ
 from dcsurgery.publishing.formula import write_formula
 from dcsurgery.publishing.picture import draw_wiring
 from dcsurgery.publishing.privacy import without_paths
-from dcsurgery.surgery.convert import make_spec, preview_conversion
+from dcsurgery.surgery.convert import plan_conversion
 from dcsurgery.surgery.delta_readme import BEGIN, END
 from dcsurgery.surgery.plan_file import DELTA_FOLDER, PLAN_FILE, AdapterRecord, TrainingRecord
 from dcsurgery.verification.report import Check, Report
@@ -55,7 +55,7 @@ def evaluation(metric: Any = "exact", mean: float = 0.62345678, data: str = SHA)
 
 @pytest.fixture(scope="module")
 def facts(tiny_clip: Path) -> CardFacts:
-    plan = preview_conversion(tiny_clip, make_spec(form="delta")).plan
+    plan = plan_conversion(tiny_clip, form="delta").plan
     plan = plan.model_copy(update={"training": [TRAINED]})
     checks = (Check("features", True, "max difference 3.25e-06", "1e-05 x 4.98"),)
     report = Report("me/model", "org/base", "delta", checks).to_dict()
@@ -186,7 +186,7 @@ def test_metadata_nobody_can_read_is_refused_not_dropped(facts: CardFacts, block
 def test_the_formula_is_that_of_the_connector(
     tiny_clip: Path, options: dict[str, Any], lines: str
 ) -> None:
-    plan = preview_conversion(tiny_clip, make_spec(**{"form": "delta", **options})).plan
+    plan = plan_conversion(tiny_clip, **{"form": "delta", **options}).plan
     formula = write_formula(plan)
     assert formula.startswith("x = h[3]\n") and lines in formula
     picture = draw_wiring(plan)

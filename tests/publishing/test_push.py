@@ -109,9 +109,9 @@ def delta(pusher: Pusher, place: Path, hub: Hub) -> tuple[Path, dict[str, Any]]:
 
 
 def _plan(base: Path, place: Path) -> Any:
-    from dcsurgery.surgery.convert import make_spec, preview_conversion
+    from dcsurgery.surgery.convert import plan_conversion
 
-    return preview_conversion(base, make_spec(form="delta")).plan
+    return plan_conversion(base, form="delta").plan
 
 
 def actions(result: dict[str, Any]) -> dict[str, str]:
@@ -191,6 +191,12 @@ def test_pushing_again_sends_nothing(hub: Hub, pusher: Pusher, stock: Any, delta
         assert set(actions(done.json).values()) == {"skip"}
         assert done.json["commit"] is None and repository.commit == before
         assert not [item for item in hub.log if item.method == "PUT" or "/commit/" in item.path]
+
+
+def test_a_model_of_the_hub_is_pushed_by_its_id(pusher: Pusher, delta: Any) -> None:
+    done = pusher.run("push", "my-name/delta", "my-name/again", "--dry-run", "--json")
+    assert done.code == 0, done.err
+    assert done.json["verified"] and actions(done.json)["dense_connector/plan.json"] == "add"
 
 
 def test_a_dry_run_shows_the_table_and_changes_nothing(

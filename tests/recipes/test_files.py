@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from dcsurgery.errors import DcSurgeryError, RequestError
+from dcsurgery.features import parse_layers
 from dcsurgery.recipes.catalog import (
     change_fields,
     find_recipe,
@@ -72,7 +73,11 @@ def tiny() -> dict[str, object]:
         ("eval.metric=fuzzy", "eval.0.metric: input should be", "recipe show"),
         ("finetune.²=1", "finetune.0.²: there is no such key", "keys:"),
         ("cost.hours=-1", "cost.hours: input should be greater than 0", "recipe show"),
-        ("finetune.max_bad=2%%", "finetune.0.max_bad: a percentage from 0 to 100", "recipe show"),
+        (
+            "finetune.max_bad=2%%",
+            "finetune.0: max_bad '2%%': a percentage from 0 to 100",
+            "give a number",
+        ),
         ("eval.max_bad=101", "eval.0.max_bad: a percentage from 0 to 100", "recipe show"),
     ],
 )
@@ -108,7 +113,7 @@ def test_a_training_under_way_goes_on_where_a_change_teaches_nothing(
 def test_layers_may_be_written_without_quotes(text: str) -> None:
     changed = change_fields(tiny(), (f"connector.layers={text}", "base.revision=2024"))
     recipe = parse_recipe(changed, "mine")
-    assert recipe.connector.layers == str(int(text) if text.isdigit() else text)
+    assert recipe.connector.layers == parse_layers(text)
     assert recipe.base.revision == "2024"
 
 
@@ -159,7 +164,7 @@ def test_a_sweep_is_every_combination_with_folder_names() -> None:
         "connector-dci,seed-0",
         "connector-dci,seed-1",
     ]
-    assert points[1].recipe.connector.layers == "7,15"
+    assert points[1].recipe.connector.layers == ((7, 15),)
     assert points[3].recipe.connector.seed == 1
     assert not points[0].recipe.sweep
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.training.average import averaged
 from dcsurgery.training.settings import TrainingSettings
 from tests.architectures import test_llava
@@ -40,7 +40,7 @@ class Watch(TrainerCallback):
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("average") / "model"
-    return make_case(test_llava.TestClip.tiny(folder, 1), ConnectorSpec("dci"))
+    return make_case(test_llava.TestClip.tiny(folder, 1), Connector("dci"))
 
 
 @pytest.fixture(scope="module")
@@ -106,5 +106,5 @@ def test_connector_and_projector_are_averaged_a_language_model_is_not() -> None:
     assert lags == {"connector": 0.17, "projector": 0.17, "lora": 0.0, "full": 0.0}
     assert TrainingSettings(train="full", average=0.1).resolved().average == 0.1
     assert TrainingSettings(stage=1).resolved().average == 0.0
-    warmups = [TrainingSettings(stage=s).resolved().connector_warmup for s in (None, 1)]
+    warmups = [TrainingSettings(stage=s).resolved().warmup for s in (None, 1)]
     assert warmups == [0.3, 0.03]

@@ -24,9 +24,11 @@ from dcsurgery.loading.load import load_model
 from dcsurgery.surgery.convert import convert_checkpoint
 from dcsurgery.surgery.plan_file import DELTA_FILE, read_plan
 from dcsurgery.training import finetune
-from dcsurgery.training.finetune import Finetuned, finetune_connector, preview_finetune
+from dcsurgery.training.finetune import finetune_connector
+from dcsurgery.training.finetuned import Finetuned
+from dcsurgery.training.job import Request
 from dcsurgery.training.settings import TrainingSettings
-from dcsurgery.training.start import Origin, start
+from dcsurgery.training.start import start
 from dcsurgery.training.workspace import MARK
 from tests.surgery import digests
 from tests.training.data import write_data
@@ -104,10 +106,10 @@ def test_out_computes_what_the_training_ended_with(
     once: Finetuned, data: Path, place: Path
 ) -> None:
     """The loss of a further training's first batch is that of the loaded OUT."""
-    again = preview_finetune(once.output, data, settings=fast())
+    again = finetune_connector(once.output, data, settings=fast(), dry_run=True)
     assert again.trained.groups == once.result.trained.groups
     model = load_model(once.output)
-    begun = start(Origin(once.output), fast())
+    begun = start(Request(once.output, "", fast()))
     pairs = zip(model.parameters(), begun.model.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
 
@@ -120,13 +122,14 @@ def test_verify_proves_that_only_the_trained_tensors_changed(once: Finetuned) ->
 def test_an_interrupted_training_leaves_no_out_and_resumes_to_the_same_bytes(
     once: Finetuned, delta: Path, data: Path, place: Path
 ) -> None:
-    def interrupt(row: dict[str, Any]) -> None:
-        if row["step"] == 2:
+    def interrupt(step: int, steps: int, words: str) -> None:
+        assert steps == 4 and words.startswith("loss ") and words.endswith(" tokens/s")
+        if step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
     out = place / "cut"
     with pytest.raises(KeyboardInterrupt):
-        finetune_connector(delta, data, out, settings=fast(), watch=interrupt)
+        finetune_connector(delta, data, out, settings=fast(), progress=interrupt)
     assert not out.exists() and (place / "cut.training" / "training.jsonl").is_file()
     with pytest.raises(OutputExistsError, match="stopped after step 3") as caught:
         finetune_connector(delta, data, out, settings=fast())
@@ -160,7 +163,7 @@ def test_stage_two_from_an_unconverted_model_is_one_step(
     values = {"stage": 2, "connector_lr": None, "projector_lr": None, "lr": 1e-3}
     done = finetune_connector(
         tiny_siglip, data, place / "stock",
-        settings=TrainingSettings(**{**FAST, **values}), connector={"connector": "dci"},
+        settings=TrainingSettings(**{**FAST, **values}), connector="dci",
     )  # fmt: skip
     plan = read_plan(done.output)
     assert plan.form == "stock" and plan.training[0].train == "full"
@@ -188,20 +191,24 @@ def test_lora_on_top_of_a_first_training(once: Finetuned, data: Path, place: Pat
     assert (place / "lora" / "dense_connector" / "lora" / "adapter_model.safetensors").is_file()
     names = [name for name, _ in load_model(done.output).named_parameters() if "lora" in name]
     assert len(names) == 2 * 14
-    low = start(Origin(done.output), fast(train="lora", precision="bf16")).model
+    low = start(Request(done.output, "", fast(train="lora", precision="bf16"))).model
     stored = load_file(place / "lora" / "dense_connector" / "lora" / "adapter_model.safetensors")
     found = {k.replace(".default", ""): v for k, v in low.named_parameters() if ".lora_" in k}
     for name, value in stored.items():
         assert torch.equal(found[name.removeprefix("base_model.model.")], value), "not rounded"
     with pytest.raises(TrainingError, match="of rank 2, not 4"):
-        preview_finetune(done.output, data, settings=fast(train="lora", lora_rank=4))
+        finetune_connector(
+            done.output, data, settings=fast(train="lora", lora_rank=4), dry_run=True
+        )
     with pytest.raises(TrainingError, match="has a LoRA adapter of an earlier training"):
-        preview_finetune(done.output, data, settings=fast(train="full"))
+        finetune_connector(done.output, data, settings=fast(train="full"), dry_run=True)
 
 
 def test_a_preview_measures_and_writes_nothing(delta: Path, data: Path, place: Path) -> None:
     before = sorted(place.iterdir())
-    preview = preview_finetune(delta, data, place / "never", settings=fast(max_steps=None))
+    preview = finetune_connector(
+        delta, data, place / "never", settings=fast(max_steps=None), dry_run=True
+    )
     assert sorted(place.iterdir()) == before
     assert (preview.steps, preview.rows, preview.batch) == (2, 8, (2, 2, 1))
     count = preview.trained.count
@@ -224,17 +231,17 @@ def test_bad_rows_are_named_and_left_out(delta: Path, data: Path, place: Path) -
     rows[2]["image"] = "gone.png"
     broken = data.with_name("broken.json")
     broken.write_text(json.dumps(rows))
-    preview = preview_finetune(delta, broken, settings=fast(max_bad="20%"))
+    preview = finetune_connector(delta, broken, settings=fast(max_bad="20%"), dry_run=True)
     assert [bad.id for bad in preview.bad] == ["row-2"] and preview.rows == 7
     with pytest.raises(RequestError, match="1 of 8 rows cannot be used"):
-        preview_finetune(delta, broken, settings=fast())
+        finetune_connector(delta, broken, settings=fast(), dry_run=True)
 
 
 def test_what_is_trained_starts_from_the_stored_values_whatever_the_base_is_loaded_in(
     once: Finetuned,
 ) -> None:
-    exact = start(Origin(once.output), fast())
-    low = start(Origin(once.output), fast(precision="bf16"))
+    exact = start(Request(once.output, "", fast()))
+    low = start(Request(once.output, "", fast(precision="bf16")))
     wanted = dict(exact.model.named_parameters())
     kinds = {}
     for name, value in low.model.named_parameters():
@@ -242,7 +249,7 @@ def test_what_is_trained_starts_from_the_stored_values_whatever_the_base_is_load
         if name in once.result.trained.names:
             assert torch.equal(value, wanted[name])
     assert kinds["lm_head.weight"] == torch.bfloat16
-    whole = start(Origin(once.output), fast(precision="bf16", train="full"))
+    whole = start(Request(once.output, "", fast(precision="bf16", train="full")))
     assert {value.dtype for value in whole.model.parameters()} == {torch.float32}
 
 
@@ -250,7 +257,7 @@ def test_what_is_trained_starts_from_the_stored_values_whatever_the_base_is_load
     ("change", "words"),
     [
         ({"model": "base"}, "has no dense connector yet"),
-        ({"connector": {"connector": "dci"}}, "has a dci connector already"),
+        ({"connector": "dci"}, "has a dci connector already"),
         ({"output": "data"}, "is not empty"),
         ({"data": "gone.json"}, "gone.json"),
         ({"resume": True, "overwrite": True}, "--resume goes on"),
@@ -282,12 +289,12 @@ def test_notes_in_a_workspace_are_kept(name: str, delta: Path, data: Path, place
     workspace = output.with_name(output.name + ".training")
     stopped = fast(max_steps=4, save_steps=1)
 
-    def stop(row: dict[str, Any]) -> None:
-        if row["step"] == 3:
+    def stop(step: int, steps: int, words: str) -> None:
+        if step == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        finetune_connector(delta, data, output, settings=stopped, watch=stop)
+        finetune_connector(delta, data, output, settings=stopped, progress=stop)
     note = workspace / name
     if name.endswith("/"):
         note.mkdir()

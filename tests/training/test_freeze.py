@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import TrainingError
 from dcsurgery.training.feeding import Feed
 from dcsurgery.training.freeze import GROUPS, Trained, choose, freeze, frozen_modules
@@ -44,7 +44,7 @@ FAMILIES = {
 @pytest.fixture(scope="module", params=FAMILIES)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp(request.param) / "model"
-    return make_case(FAMILIES[request.param].tiny(folder, 1), ConnectorSpec("dci"))
+    return make_case(FAMILIES[request.param].tiny(folder, 1), Connector("dci"))
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_groups_come_in_the_order_they_are_told(case: Case, attached: Any, rows:
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("llava") / "model"
-    return make_case(test_llava.TestClip.tiny(folder, 1), ConnectorSpec("dci"))
+    return make_case(test_llava.TestClip.tiny(folder, 1), Connector("dci"))
 
 
 def test_trained_parameters_become_fp32_and_the_others_keep_their_dtype(llava: Case) -> None:
@@ -180,7 +180,7 @@ def test_trained_parameters_become_fp32_and_the_others_keep_their_dtype(llava: C
 
 def test_a_connector_without_a_matrix_cannot_be_trained_alone(tmp_path: Path) -> None:
     tiny = test_llava.TestClip.tiny(tmp_path / "model", 1)
-    case = make_case(tiny, ConnectorSpec("sti", layers=((1,),), form="delta"))
+    case = make_case(tiny, Connector("sti", layers=((1,),), form="delta"))
     with pytest.raises(TrainingError, match="sti connector has no parameters") as caught:
         choose(case.attached(), case.plan, TrainingSettings(train="connector"))
     assert "--train projector" in caught.value.hint

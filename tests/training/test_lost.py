@@ -12,7 +12,8 @@ from dcsurgery.data.batches import TrainingDataset
 from dcsurgery.errors import RequestError, TrainingError
 from dcsurgery.surgery.convert import convert_checkpoint
 from dcsurgery.surgery.plan_file import DELTA_FILE, read_plan
-from dcsurgery.training.finetune import Finetuned, finetune_connector, preview_finetune
+from dcsurgery.training.finetune import finetune_connector
+from dcsurgery.training.finetuned import Finetuned
 from dcsurgery.training.order import EpochOrder
 from dcsurgery.training.settings import FREE, TrainingSettings
 from dcsurgery.verification import verify_checkpoint
@@ -68,7 +69,7 @@ def test_cut_rows_are_counted_and_answers_without_an_end_apart(
     delta: Path, cut_rows: Path, place: Path
 ) -> None:
     settings = fast(max_length=60)
-    preview = preview_finetune(delta, cut_rows, settings=settings)
+    preview = finetune_connector(delta, cut_rows, settings=settings, dry_run=True)
     assert preview.measured is not None and preview.measured.rows == 6
     found = preview.measured.losses
     assert (found.cut_rows, found.cut_answers, found.dropped) == (2, 1, {})
@@ -86,13 +87,13 @@ def test_cut_rows_are_counted_and_answers_without_an_end_apart(
 def test_counts_go_on_with_the_training(delta: Path, cut_rows: Path, place: Path) -> None:
     """Rows that were cut before it stopped are not read again in the same epoch."""
 
-    def stop(step: dict[str, Any]) -> None:
-        if step["step"] == 2:
+    def stop(step: int, steps: int, words: str) -> None:
+        if step == 2:
             raise RuntimeError("stop")
 
     out, settings = place / "again", fast(max_length=60)
     with pytest.raises(RuntimeError):
-        finetune_connector(delta, cut_rows, out, settings=settings, watch=stop)
+        finetune_connector(delta, cut_rows, out, settings=settings, progress=stop)
     done = finetune_connector(delta, cut_rows, out, settings=settings, resume=True)
     assert done.result.resumed_at >= 1
     assert (done.record.cut_rows, done.record.cut_answers) == (2, 1)
@@ -126,7 +127,7 @@ def test_few_updates_are_advised_against(
     rows: int, values: dict[str, Any], said: list[str], delta: Path, place: Path
 ) -> None:
     data = write(place / "few", [row(n) for n in range(rows)])
-    preview = preview_finetune(delta, data, settings=TrainingSettings(**values))
+    preview = finetune_connector(delta, data, settings=TrainingSettings(**values), dry_run=True)
     text = "\n".join(preview.advice)
     assert all(words in text for words in said) and bool(text) == bool(said)
 
@@ -136,7 +137,7 @@ def test_a_training_says_it_before_the_first_step(delta: Path, cut_rows: Path, p
     settings = fast(max_steps=None, max_length=60)
     finetune_connector(
         delta, cut_rows, place / "told", settings=settings, tell=heard.append,
-        watch=lambda step: heard.append("step"),
+        progress=lambda *step: heard.append("step"),
     )  # fmt: skip
     assert heard[2:] == ["step"] * 3
     assert "6 rows in batches of 2 make 3 updates" in heard[0]
@@ -162,8 +163,12 @@ def test_too_many_bad_rows_are_found_before_the_first_step(
     steps: list[Any] = []
     with pytest.raises(RequestError, match=r"1\d of 100 rows cannot be used") as caught:
         finetune_connector(
-            delta, data, place / "late-out", settings=fast(max_length=60), watch=steps.append
-        )
+            delta,
+            data,
+            place / "late-out",
+            settings=fast(max_length=60),
+            progress=lambda *step: steps.append(step),
+        )  # fmt: skip
     assert hint in caught.value.hint and "--max-bad 1" in caught.value.hint and not steps
     assert not (place / "late-out").exists() and not (place / "late-out.training").exists()
 
@@ -180,7 +185,7 @@ def test_after_a_stop_at_bad_rows_it_goes_on_with_more_allowed(
     heard: list[int] = []
     with pytest.raises(RequestError, match="1 of 70 rows cannot be used, more than 1 %") as caught:
         finetune_connector(
-            delta, data, out, settings=fast(**values), watch=lambda step: heard.append(step["step"])
+            delta, data, out, settings=fast(**values), progress=lambda *step: heard.append(step[0])
         )
     assert "--max-length" in caught.value.hint and "--max-bad 2%" in caught.value.hint
     # Kept up to the very step, not to the last checkpoint that was due.
@@ -201,12 +206,12 @@ CHANGES: dict[str, Any] = {
 
 
 def stopped(delta: Path, data: Path, out: Path, **options: Any) -> None:
-    def stop(step: dict[str, Any]) -> None:
-        if step["step"] == 2:
+    def stop(step: int, steps: int, words: str) -> None:
+        if step == 2:
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError):
-        finetune_connector(delta, data, out, settings=fast(), watch=stop, **options)
+        finetune_connector(delta, data, out, settings=fast(), progress=stop, **options)
 
 
 def test_settings_that_teach_nothing_may_change_when_it_goes_on(delta: Path, place: Path) -> None:
@@ -307,12 +312,12 @@ def test_what_never_had_a_gradient_is_known_after_a_stop(delta: Path, place: Pat
     data, out = write(place / "text", blind_rows(8)), place / "blind-again"
     settings = fast(train="full", lr=1e-3)
 
-    def stop(step: dict[str, Any]) -> None:
-        if step["step"] == 3:
+    def stop(step: int, steps: int, words: str) -> None:
+        if step == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        finetune_connector(delta, data, out, settings=settings, watch=stop)
+        finetune_connector(delta, data, out, settings=settings, progress=stop)
     done = finetune_connector(delta, data, out, settings=settings, resume=True)
     assert len(done.result.untouched) == 5 and len(done.record.untouched) == 5
 

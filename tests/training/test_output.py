@@ -15,7 +15,7 @@ import dcsurgery
 from dcsurgery.checkpoint.checks import WRITTEN
 from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.connectors.attach import attach
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import (
     CheckpointNotFoundError,
     OutputExistsError,
@@ -107,7 +107,7 @@ def test_training_goes_on_and_leaves_alone_what_it_does_not_train(
 def test_a_model_that_was_attached_in_memory_can_be_written(
     tiny_clip: Path, tmp_path: Path
 ) -> None:
-    plan = make_plan(open_checkpoint(tiny_clip), ConnectorSpec(form="delta"))
+    plan = make_plan(open_checkpoint(tiny_clip), Connector(form="delta"))
     model = load(tiny_clip)
     attach(model, plan.anatomy, plan.layout)
     trained = move(model, [MATRIX])

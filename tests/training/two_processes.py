@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.training.finetune import finetune_connector
 from dcsurgery.training.settings import TrainingSettings
 from tests.architectures import test_llava
@@ -34,7 +34,7 @@ STOP = 5
 
 def work(base: Path, folder: Path, rank: int = 0, stop_at: int | None = None) -> None:
     """Train and save what came out; with `stop_at`, stop after that step and go on from there."""
-    case = make_case(TinyModel(base, test_llava.llava_inputs), ConnectorSpec("dci"))
+    case = make_case(TinyModel(base, test_llava.llava_inputs), Connector("dci"))
     model = case.attached()
     rows = make_rows(case.tiny, model, 12)
     rows.rows[3]["labels"][:, :-1] = -100
@@ -52,9 +52,7 @@ def count_lost(base: Path, folder: Path, data: Path, rank: int) -> None:
     settings = TrainingSettings(
         train="full", lr=1e-3, batch_size=4, micro_batch=2, max_steps=2, max_length=80, max_bad=40
     )
-    done = finetune_connector(
-        base, data, folder / "out", settings=settings, connector={"connector": "dci"}
-    )
+    done = finetune_connector(base, data, folder / "out", settings=settings, connector="dci")
     record = done.record
     found = {
         "cut": [record.cut_rows, record.cut_answers],

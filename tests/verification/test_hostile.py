@@ -86,7 +86,7 @@ def test_deltas_whose_plan_has_one_strange_value_load_or_are_refused(
     convert_checkpoint(tiny_clip, folder, form="delta")
     text = (folder / PLAN_FILE).read_text()
     draw = random.Random(9)
-    keys = ("anatomy", "blocks", "feature_layers", "delta", "relies_on", "architecture", "form")
+    keys = ("anatomy", "layout", "feature_layers", "delta", "relies_on", "architecture", "form")
     every = [place for place in places(json.loads(text)) if place[0] in keys]
     for _ in range(40):
         values = json.loads(text)

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.connectors.attach import DenseConnector
-from dcsurgery.connectors.spec import ConnectorSpec
+from dcsurgery.connectors.request import Connector
 from dcsurgery.data.pictures import open_images, sample_photo
 from dcsurgery.errors import RequestError, VerificationError
+from dcsurgery.features import FeatureBlock
 from dcsurgery.surgery.convert import convert_checkpoint
 from dcsurgery.surgery.plan import make_plan
 from dcsurgery.surgery.plan_file import DELTA_FILE, SurgeryPlan
@@ -48,7 +49,7 @@ FOLD_LOGITS = "logits: fold against branch"
 def trained(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """A delta with a random matrix and its fold, as one pair. Do not write into its folders."""
     work = tmp_path_factory.mktemp("parity")
-    matrix = random_matrix(make_plan(open_checkpoint(tiny_clip), ConnectorSpec()))
+    matrix = random_matrix(make_plan(open_checkpoint(tiny_clip), Connector()))
     write_delta(tiny_clip, work / "delta", matrix)
     write_folded(tiny_clip, work / "stock", matrix)
     return replace(open_pair(work / "delta", None), stock=open_checkpoint(work / "stock"))
@@ -118,9 +119,10 @@ def test_swapped_columns_in_the_fold_fail(trained: Pair, tmp_path: Path) -> None
 
 
 def test_a_wrong_layer_in_the_plan_fails(trained: Pair) -> None:
-    assert trained.plan.blocks == [[0, 1], [2, 3]]
-    for blocks in ([[0, 1], [2, 4]], [[0, 2], [1, 3]], [[2, 3], [0, 1]]):
-        assert failed(features(with_plan(trained, blocks=blocks))) == {FOLD}
+    assert trained.plan.layout.groups == ((0, 1), (2, 3))
+    for groups in (((0, 1), (2, 4)), ((0, 2), (1, 3)), ((2, 3), (0, 1))):
+        layout = replace(trained.plan.layout, blocks=tuple(map(FeatureBlock, groups)))
+        assert failed(features(with_plan(trained, layout=layout))) == {FOLD}
 
 
 def test_a_small_error_in_the_fold_fails(trained: Pair, tmp_path: Path) -> None:
@@ -243,7 +245,7 @@ def test_a_base_with_processor_says_nothing_of_squares(fresh: Path) -> None:
 
 def test_plain_squares_are_between_minus_one_and_one(tmp_path: Path) -> None:
     base = write_tiny_llava(tmp_path / "base", "clip", processor=False)
-    plan = make_plan(open_checkpoint(base), ConnectorSpec())
+    plan = make_plan(open_checkpoint(base), Connector())
     pictures = [Image.new("RGB", (30, 20), color) for color in ("black", "white", (255, 0, 0))]
     pixels = prepare_inputs(open_checkpoint(base), plan.anatomy, pictures).values["pixel_values"]
     assert pixels.shape == (3, 3, 16, 16) and pixels.dtype == torch.float32
@@ -255,7 +257,7 @@ def test_plain_squares_are_between_minus_one_and_one(tmp_path: Path) -> None:
 def test_the_bases_own_processor_is_used(tiny_siglip: Path) -> None:
     from transformers import AutoImageProcessor
 
-    plan = make_plan(open_checkpoint(tiny_siglip), ConnectorSpec())
+    plan = make_plan(open_checkpoint(tiny_siglip), Connector())
     pictures = open_images([])
     found = prepare_inputs(open_checkpoint(tiny_siglip), plan.anatomy, pictures)
     processor = AutoImageProcessor.from_pretrained(tiny_siglip)
@@ -271,7 +273,7 @@ def test_a_processor_inside_processor_config_is_used(tiny_clip: Path, tmp_path: 
     (base / "preprocessor_config.json").unlink()
     outer["image_processor"] = inner
     (base / "processor_config.json").write_text(json.dumps(outer))
-    plan = make_plan(open_checkpoint(base), ConnectorSpec())
+    plan = make_plan(open_checkpoint(base), Connector())
     found = prepare_inputs(open_checkpoint(base), plan.anatomy, open_images([]))
     wanted = prepare_inputs(open_checkpoint(tiny_clip), plan.anatomy, open_images([]))
     assert found.note == ""

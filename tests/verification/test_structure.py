@@ -130,7 +130,10 @@ STOCK_DAMAGE: dict[str, tuple[Damage, str]] = {
         edit_plan(lambda v: v["changed"][0].update(sha256="0")), CHANGED),
     "planned shape of the changed tensor": (
         edit_plan(lambda v: v["changed"][0].update(shape=[1, 2])), CHANGED),
-    "planned groups": (edit_plan(lambda v: v.update(blocks=[[0, 2], [1]])), CHANGED),
+    "planned groups": (
+        edit_plan(lambda v: v["layout"].update(blocks=[{"layers": [0, 2]}, {"layers": [1]}])),
+        CHANGED,
+    ),
     "planned stock layers": (edit_plan(lambda v: v.update(stock_layers=[0, 1])), BASE),
     "planned hash of the base's projector": (
         edit_plan(lambda v: v["relies_on"].update({PROJECTOR: "0"})), BASE),
@@ -141,7 +144,10 @@ STOCK_DAMAGE: dict[str, tuple[Damage, str]] = {
     "planned file of the base": (edit_plan(lambda v: v["base"]["files"].pop(FIRST)), BASE),
     "planned anatomy": (edit_plan(lambda v: v["anatomy"].update(dropped_tokens=1)), BASE),
     "planned feature layer": (edit_plan(lambda v: v.update(feature_layers=[2])), BASE),
-    "planned group more": (edit_plan(lambda v: v["blocks"].append([0])), BASE),
+    "planned group more": (
+        edit_plan(lambda v: v["layout"]["blocks"].append({"layers": [0]})),
+        BASE,
+    ),
     "planned dtype": (edit_plan(lambda v: v["delta"][0].update(dtype="I8")), BASE),
     "planned connector gone": (edit_plan(lambda v: v["delta"].pop(0)), BASE),
     "nothing planned to change": (edit_plan(lambda v: v.update(changed=[])), BASE),

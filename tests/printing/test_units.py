@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dcsurgery.cli import units
+from dcsurgery.printing import units
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from dcsurgery.demo.checkpoints import CONFIG, FEATURE_LAYER
-from dcsurgery.demo.descent import descend
 from dcsurgery.demo.digits import Split
-from dcsurgery.demo.language import answer_logits, answer_loss
 from dcsurgery.demo.questions import ask_any
+from dcsurgery.demo.rows import to_pixels
 from dcsurgery.demo.scenes import Scenes, draw_scenes, paint
-from dcsurgery.demo.tower import to_pixels
 from dcsurgery.demo.words import Tokens, encode
+from tests.demo.full.descent import descend
+from tests.demo.full.language import answer_logits, answer_loss
 
 BATCH = 64
 POOL = 12000

@@ -1,6 +1,6 @@
 """Make base LLaVAs from nothing: towers, one language model for all, projectors between them.
 
-    python -m dcsurgery.demo.pretrain --seeds 1 2 3 --language-seed 2 --output baselines
+    python -m tests.demo.full.pretrain --seeds 1 2 3 --language-seed 2 --output baselines
 
 made the embedded ones (with --dtype float16), in about five minutes of one core each.
 """
@@ -10,10 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dcsurgery.demo.checkpoints import write_baseline
+from dcsurgery.tiny.llava import HUB_NAMES
 
 FACTS = "pretraining.json"
 
@@ -24,13 +27,13 @@ def pretrain(seed: int, folder: Path, language_folder: Path, dtype: str = "float
     Shares of right answers in validation: "tower" names digits per occupied patch token,
     "language" answers about symbols, "base" answers about pictures.
     """
-    from dcsurgery.demo.base import train_base
-    from dcsurgery.demo.tower import train_tower
+    from tests.demo.full.base import train_base
+    from tests.demo.full.tower import train_tower
 
     tower, named = train_tower(seed)
     language, told = _read_language(language_folder)
     model, seen = train_base(seed, tower, language)
-    write_baseline(folder, model.state_dict(), dtype)
+    write_baseline(folder, hub_named(model.state_dict()), dtype)
     _write_facts(
         folder,
         {
@@ -43,9 +46,18 @@ def pretrain(seed: int, folder: Path, language_folder: Path, dtype: str = "float
     )
 
 
+def hub_named(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model's state by the names of published checkpoints."""
+    names = {}
+    for module in weights:
+        pattern, replacement = next(pair for pair in HUB_NAMES if re.match(pair[0], module))
+        names[re.sub(pattern, replacement, module)] = weights[module]
+    return names
+
+
 def ensure_language(seed: int, folder: Path) -> None:
     """Pre-train a language model into `folder` unless it is there; it appears whole."""
-    from dcsurgery.demo.language import train_language
+    from tests.demo.full.language import train_language
 
     if folder.exists():
         return

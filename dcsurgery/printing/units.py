@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from dcsurgery.checkpoint.copying import scaled, size
+from collections.abc import Sequence
 
-__all__ = ["count", "flops", "plural", "seconds", "size"]
+
+def scaled(value: float, units: Sequence[str]) -> str:
+    """Return a number with three significant digits and the unit, a thousand apart, that fits."""
+    step = 0
+    while value >= 999.5 and step < len(units) - 1:
+        value /= 1000
+        step += 1
+    return f"{value:.3g} {units[step]}"
+
+
+def size(number: int) -> str:
+    """Like "512 B", "25.2 MB", "14.1 GB": decimal units, as disks are sold."""
+    return scaled(number, ("B", "kB", "MB", "GB", "TB"))
 
 
 def count(number: int) -> str:

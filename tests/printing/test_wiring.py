@@ -8,8 +8,8 @@ import pytest
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import named
 from dcsurgery.checkpoint.headers import TensorEntry
-from dcsurgery.cli.wiring import draw_wiring
 from dcsurgery.features import Axis, FeatureBlock, FeatureLayout
+from dcsurgery.printing.wiring import draw_wiring
 
 
 def anatomy(depth: int = 24, width: int = 1024, layers: object = -2) -> Anatomy:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dcsurgery.demo.checkpoints import TEXT, WIDTH
-from dcsurgery.demo.descent import descend
 from dcsurgery.demo.questions import ask_any
 from dcsurgery.demo.scenes import BACKGROUNDS, COLOURS, DIGITS, SIZES, TILTS, Scenes, draw_scenes
-from dcsurgery.demo.tower import token_corners
 from dcsurgery.demo.words import END, IMAGE_TOKENS, Tokens, encode
+from tests.demo.full.descent import descend
+from tests.demo.full.tower import token_corners
 
 BATCH = 128
 ENOUGH = 0.94

@@ -13,23 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dcsurgery.demo.checkpoints import PATCH, VISION, WIDTH
-from dcsurgery.demo.descent import descend
-from dcsurgery.demo.digits import Bytes, Split
+from dcsurgery.demo.digits import Split
+from dcsurgery.demo.rows import to_pixels
 from dcsurgery.demo.scenes import DIGITS, IMAGE_SIZE, Scenes, draw_scenes, paint
+from tests.demo.full.descent import descend
 
 GRID = IMAGE_SIZE // PATCH
-# The statistics of CLIPImageProcessor, which the checkpoint's processor files name.
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 BATCH = 64
 # Pictures are painted once and seen several times: painting costs a third of a step.
 POOL = 24000
-
-
-def to_pixels(pictures: Bytes) -> Tensor:
-    """Return pixel values [B, 3, 48, 48] of pictures [B, 48, 48, 3], as the processor does."""
-    values = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
-    return (values - torch.tensor(MEAN)[:, None, None]) / torch.tensor(DEVIATION)[:, None, None]
 
 
 def token_corners() -> Tensor:

@@ -1,26 +1,42 @@
-"""`demo --full`: everything from nothing with fresh seeds, and the table it ends in."""
+"""Everything from nothing with fresh seeds, and the table it ends in.
+
+python -m tests.demo.full.run --work-dir full --towers 8
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import multiprocessing
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dcsurgery import __version__
 from dcsurgery.demo.arms import ARMS
 from dcsurgery.demo.comparison import GROUPS, Difference, compare, shares
-from dcsurgery.demo.exercise import FULL, Exercise
+from dcsurgery.demo.exercise import Exercise
 from dcsurgery.demo.figures import draw_blocks, draw_curves
 from dcsurgery.demo.outcome import Outcome
-from dcsurgery.demo.tables import markdown_table, start_lines, text_table, verdict
+from dcsurgery.demo.tables import SHOWN, interval, start_lines, table_rows, text_table, verdict
 from dcsurgery.demo.training_story import check_fairness, run_units, wrap
-from dcsurgery.demo.worker import WORK, Unit, Work, cores
+from dcsurgery.demo.worker import RUNS, WORK, Unit, Work, cores
 from dcsurgery.errors import OutputExistsError, RequestError
+from dcsurgery.markdown import table
+from tests.demo.full.pretrain import ensure_language, pretrain
 
 Say = Callable[[str], None]
+# Looked at more closely, asked more, about pictures of its own.
+FULL = Exercise(
+    test_scenes=500,
+    test_seed=9001,
+    looks=(5, 10, 15, 20, 25, 35, 50, 75, 100, 150, 200, 250),
+)
 # Neither the embedded models nor any choice of settings saw these seeds, or FULL's test.
 FIRST_SEED = 101
 TABLE, NUMBERS = "table.md", "table.json"
@@ -54,12 +70,14 @@ def run_full(
             for index, seed in enumerate(seeds)
             for arm in ARMS
         ],
-        language_seed=first_seed,
     )
     _check_folder(work_dir, told)
     say(f"{towers} LLaVAs from nothing, seeds {seeds[0]} to {seeds[-1]}, {len(ARMS)} arms each,")
     say(f"on {count} cores, about ten minutes a tower and core, in")
     say(f"  {work_dir}")
+    (work_dir / RUNS).mkdir(parents=True, exist_ok=True)
+    (work_dir / WORK).write_text(told.model_dump_json(indent=1), encoding="utf-8")
+    _make_bases(work_dir, seeds, count)
     outcomes = run_units(work_dir, told, count, say)
     check_fairness(outcomes)
     seconds = time.perf_counter() - started
@@ -77,6 +95,39 @@ def run_full(
     (work_dir / TABLE).write_text("\n".join(lines) + "\n", encoding="utf-8")
     say(f"\n  {work_dir / TABLE}, {NUMBERS}, curves.png, layers.png")
     return work_dir / TABLE
+
+
+def _make_bases(work: Path, seeds: Sequence[int], workers: int) -> None:
+    """Pre-train what is not there yet, in processes of one thread each, or here for 0 workers."""
+    language = work / "language"
+    ensure_language(seeds[0], language)
+    folders = {seed: work / f"tower-{seed}" for seed in seeds}
+    missing = [(seed, path) for seed, path in folders.items() if not path.exists()]
+    if not workers:
+        for seed, path in missing:
+            _make_base(seed, path, language)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+        for made in [pool.submit(_make_base, seed, path, language) for seed, path in missing]:
+            made.result()
+
+
+def _make_base(seed: int, folder: Path, language: Path) -> None:
+    partial = folder.with_name(f"{folder.name}.partial")
+    pretrain(seed, partial, language)
+    partial.rename(folder)
+
+
+def markdown_table(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return the table as lines of Markdown, with the other comparisons."""
+    columns = ("retrofit - control", "retrofit - repeated")
+    head = ("questions, % right", *(ARMS[arm].name for arm in SHOWN), *columns)
+    rows = []
+    for row in table_rows(outcomes):
+        other = interval(compare(outcomes, "retrofit", "repeated", row[0]))
+        rows.append([cell.replace("*", "\\*") for cell in (*row, other)])
+    return table(head, rows)
 
 
 def _check_folder(work: Path, told: Work) -> None:
@@ -131,3 +182,11 @@ def _numbers(outcomes: Sequence[Outcome], told: Work, seconds: float) -> dict[st
 def _told(difference: Difference) -> dict[str, Any]:
     """Return a difference for JSON, which has no NaN."""
     return {key: None if value != value else value for key, value in asdict(difference).items()}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work-dir", type=Path, default=Path("full-demo"))
+    parser.add_argument("--towers", type=int, default=8, help="how many models to make")
+    wanted = parser.parse_args()
+    run_full(wanted.work_dir, towers=wanted.towers)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dcsurgery.cli.tables import lay_out, wrap
+from dcsurgery.printing.tables import lay_out, wrap
 
 ROWS = [
     ("family", "tower", "count"),

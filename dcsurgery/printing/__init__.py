@@ -1,0 +1,1 @@
+"""Text for people: numbers and units, tables, the wiring, and plans that print themselves."""

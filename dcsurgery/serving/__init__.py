@@ -1,0 +1,1 @@
+"""What engines other than transformers are given, and whether they compute the same."""

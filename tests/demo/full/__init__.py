@@ -1,0 +1,1 @@
+"""The demo's full run: everything from nothing with fresh seeds, and the table it ends in."""
