@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
-from dcsurgery.cli.training_options import SettingOptions
 
 from dcsurgery.cli.probe import SETTINGS
 from dcsurgery.demo.lesson import write_lesson
 from dcsurgery.probing.probe import USED
 from dcsurgery.surgery.plan_file import read_plan
+from dcsurgery.training.settings import TrainingSettings
 from tests.cli.test_json_page import keys
 from tests.docs.pages import PAGES
 from tests.training.data import write_data
@@ -34,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_setting_it_follows_has_the_options_name() -> None:
     assert SETTINGS == USED
-    assert set(USED) <= set(SettingOptions.__dataclass_fields__)
+    assert set(USED) <= set(TrainingSettings.__dataclass_fields__)
 
 
 def test_it_draws_the_gains_and_its_answer_can_be_converted(
@@ -62,12 +62,14 @@ def test_it_draws_the_gains_and_its_answer_can_be_converted(
     assert f"dcsurgery convert {model} -o OUT --layers @{answer}" in result.stderr
     recommended = json.loads(answer.read_text())["recommended"]
     planned = run("convert", model, "--layers", f"@{answer}", "--dry-run", "--json")
-    assert json.loads(planned.stdout)["plan"]["blocks"] == recommended["blocks"]
+    layout = json.loads(planned.stdout)["plan"]["layout"]
+    assert [block["layers"] for block in layout["blocks"]] == recommended["blocks"]
     assert run("convert", model, "-o", out, "--layers", f"@{answer}").exit_code == 0
     plan = read_plan(out)
-    assert plan.blocks == recommended["blocks"] and plan.kind == "dci"
+    assert [list(group) for group in plan.layout.groups] == recommended["blocks"]
+    assert plan.kind == "dci"
     named = run("convert", model, "-o", tmp_path / "b", "--layers", recommended["layers"])
-    assert named.exit_code == 0 and read_plan(tmp_path / "b").blocks == plan.blocks
+    assert named.exit_code == 0 and read_plan(tmp_path / "b").layout == plan.layout
 
 
 def test_it_says_no_and_the_conversion_asks_for_states_by_hand(

@@ -163,7 +163,7 @@ def test_a_conversion_takes_its_layers(
     answer = advising(plain, tmp_path / "probe.json", blocks=blocks)
     layers = f"@{answer}"
     done = dcsurgery.convert(tiny_clip, tmp_path / "out", layers=layers, form="delta", **options)
-    assert done.plan.blocks == layout
+    assert [list(group) for group in done.plan.layout.groups] == layout
     assert dcsurgery.verify(tmp_path / "out").passed
 
 
@@ -190,12 +190,11 @@ def test_a_training_takes_its_layers_too(
     tiny_clip: Path, plain: ProbeReport, data: Path, tmp_path: Path
 ) -> None:
     answer = advising(plain, tmp_path / "probe.json", blocks=[[1], [2]])
-    connector = {"connector": "dci", "layers": f"@{answer}"}
     settings = dcsurgery.TrainingSettings(max_steps=1, batch_size=2)
     done = dcsurgery.finetune(
-        tiny_clip, data, tmp_path / "out", connector=connector, settings=settings
+        tiny_clip, data, tmp_path / "out", connector="dci", layers=f"@{answer}", settings=settings
     )
-    assert done.conversion is not None and done.conversion.plan.blocks == [[1], [2]]
+    assert done.conversion is not None and done.conversion.plan.layout.groups == ((1,), (2,))
 
 
 def test_its_file_is_written_whole_and_replaces_nothing_else(
