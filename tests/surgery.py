@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from dcsurgery import read_plan
 from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.checkpoint.rewrite import NewTensor, write_checkpoint
-from dcsurgery.connectors.folding import Rows, encoded, stored_rows
+from dcsurgery.connectors.folding import Rows, encoded, streamed_rows
 from dcsurgery.surgery.convert import convert_checkpoint, edit_config
 from dcsurgery.surgery.plan_file import (
     CONNECTOR_PREFIX,
@@ -80,9 +80,9 @@ def write_folded(
 
     def base_rows(name: str) -> Rows:
         entry = checkpoint.tensors[name]
-        return stored_rows(lambda: checkpoint.read_tensor(name), entry.dtype, entry.shape)
+        return streamed_rows(lambda: checkpoint.tensor_chunks(name), entry.dtype, entry.shape)
 
-    delta = stored_rows(lambda: matrix.numpy().tobytes(), "F32", matrix.shape)
+    delta = streamed_rows(lambda: [matrix.numpy().tobytes()], "F32", matrix.shape)
     new = {}
     for name, rows in fold_sites(plan, base_rows, delta, shares).items():
         record = next(record for record in plan.changed if record.name == name)

@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ from dcsurgery.errors import (
 )
 from dcsurgery.surgery.convert import convert_checkpoint, plan_conversion
 from dcsurgery.surgery.plan_file import DELTA_FILE, PLAN_FILE, read_plan
+from dcsurgery.verification.pair import open_pair
+from dcsurgery.verification.structure import structure_checks
+from tests.benchmarks.original import write_sparse
 from tests.checkpoint.folders import (
     LLAVA_CONFIG,
     PROJECTOR,
@@ -47,6 +51,7 @@ from tests.checkpoint.folders import (
 )
 from tests.checkpoint.test_contents import FILES, NODES
 from tests.checkpoint.test_rewrite import cache_state, hub_cache, load, same
+from tests.headers_only import llava_like
 
 ROOT = Path(__file__).parents[1]
 FORMS = ("stock", "delta")
@@ -557,3 +562,22 @@ def test_options_that_cannot_be_meant(name: str) -> None:
     with pytest.raises(DcSurgeryError) as caught:
         OPTIONS[name]()
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_memory_stays_flat_however_large_the_projector_is(form: str, tmp_path: Path) -> None:
+    # Its two matrices have 67 and 134 MB, the connector's has 134 MB.
+    config, shapes = llava_like(width=4096, hidden=8192, depth=4)
+    listed = [(name, dtype, shape) for name, (dtype, shape) in shapes.items()]
+    base = write_sparse(tmp_path / "base", listed, config)
+    tracemalloc.start()
+    try:
+        convert_checkpoint(base, tmp_path / "OUT", form=form)
+        converted = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        checks = structure_checks(open_pair(tmp_path / "OUT", None), deep=True)
+        verified = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert all(check.passed for check in checks)
+    assert max(converted, verified) < 100e6

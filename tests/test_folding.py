@@ -20,7 +20,7 @@ from dcsurgery.connectors.folding import (
     encoded,
     fold_rows,
     rounded,
-    stored_rows,
+    streamed_rows,
     uniform_rows,
 )
 from dcsurgery.features import FeatureBlock, FeatureLayout, joined_columns, stock_layers
@@ -77,7 +77,7 @@ def test_stored_values_come_back_exactly(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_matrices_come_in_chunks_of_rows(dtype: str, rows: int) -> None:
     matrix = torch.randn(rows, 7).to(DTYPES[dtype])
-    source = stored_rows(lambda: raw(matrix), dtype, matrix.shape)
+    source = streamed_rows(lambda: [raw(matrix)], dtype, matrix.shape)
     assert [len(chunk) for chunk in source()] == [len(c) for c in matrix.split(CHUNK_ROWS)]
     assert b"".join(encoded(source, dtype)()) == raw(matrix)
     assert [c.shape for c in source()] == [c.shape for c in constant_rows(matrix.shape, 0)()]
@@ -107,8 +107,8 @@ def test_folding_is_the_mean_then_the_matrix(name: str, dtype: str) -> None:
     base = torch.randn(OUT, WIDTH * len(features), generator=draw).to(DTYPES[dtype])
     delta = torch.randn(OUT, WIDTH * len(shape.blocks), generator=draw).to(DTYPES[dtype])
     folded = fold_rows(
-        stored_rows(lambda: raw(base), dtype, base.shape),
-        stored_rows(lambda: raw(delta), dtype, delta.shape),
+        streamed_rows(lambda: [raw(base)], dtype, base.shape),
+        streamed_rows(lambda: [raw(delta)], dtype, delta.shape),
         shape,
         joined_columns(stock_layers(shape, features), features, WIDTH),
         WIDTH,
@@ -129,7 +129,7 @@ def test_folding_is_the_mean_then_the_matrix(name: str, dtype: str) -> None:
 def test_folding_zeros_keeps_the_base_and_nothing_else(dtype: str) -> None:
     shape, features = LAYOUTS["dci"]
     base = torch.randn(OUT, WIDTH).to(DTYPES[dtype])
-    rows = stored_rows(lambda: raw(base), dtype, base.shape)
+    rows = streamed_rows(lambda: [raw(base)], dtype, base.shape)
     folded = fold_rows(
         rows,
         constant_rows((OUT, 2 * WIDTH), 0),
@@ -147,8 +147,8 @@ def test_sums_are_rounded_once() -> None:
     # Rounded after each step, 1 + 2**-8 + 2**-8 stays 1 in bf16; rounded once it is 1.0078125.
     base, delta = torch.ones(1, 1), torch.full((1, 2), 2.0**-8)
     folded = fold_rows(
-        stored_rows(lambda: raw(base.bfloat16()), "BF16", (1, 1)),
-        stored_rows(lambda: raw(delta.bfloat16()), "BF16", (1, 2)),
+        streamed_rows(lambda: [raw(base.bfloat16())], "BF16", (1, 1)),
+        streamed_rows(lambda: [raw(delta.bfloat16())], "BF16", (1, 2)),
         layout((0,), (0,)),
         joined_columns((0,), (0,), 1),
         1,
@@ -161,7 +161,7 @@ def test_sums_are_rounded_once() -> None:
 def test_special_values_pass_through(special: float) -> None:
     base = torch.full((1, 1), special).half()
     folded = fold_rows(
-        stored_rows(lambda: raw(base), "F16", (1, 1)),
+        streamed_rows(lambda: [raw(base)], "F16", (1, 1)),
         constant_rows((1, 1), 0),
         layout((1,)),
         joined_columns((0, 1), (0,), 1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from dcsurgery.anatomy import Anatomy
-from dcsurgery.architectures._known import KNOWN, find_known
+from dcsurgery.architectures._known import KNOWN, OWN_CODE, find_known
 from dcsurgery.architectures._refused import REFUSED
 from dcsurgery.checkpoint.headers import TensorEntry
 from dcsurgery.errors import UnknownArchitectureError
@@ -138,14 +139,22 @@ def class_name(config: Config) -> str:
     declared = config.get("architectures")
     if declared:
         return str(declared[0]) if isinstance(declared, list) else ""
-    plain = re.sub("[_.-]", "", str(config.get("model_type")))
+    return _class_of_type(config)
+
+
+def _class_of_type(config: Config) -> str:
+    plain = re.sub("[_.-]", "", str(config.get("model_type"))).lower()
     named = [name for found in available() for name in found.class_names]
     named += [*REFUSED, *(name for known in KNOWN for name in known.class_names)]
     return next((name for name in named if _letters(name) == plain), "")
 
 
 def _letters(name: str) -> str:
-    return re.sub(r"_|For(ConditionalGeneration|CausalLM|VisionText2Text)$", "", name).lower()
+    return re.sub(r"_|(For[A-Z]\w+|CausalLM|Model)$", "", name).lower()
+
+
+def _supported(name: str) -> bool:
+    return any(name in architecture.class_names for architecture in available())
 
 
 def find_architecture(config: Config) -> Architecture:
@@ -166,10 +175,25 @@ def find_architecture(config: Config) -> Architecture:
             hint="use the repository that the same model has in transformers' format, such as "
             "llava-hf/llava-1.5-7b-hf for liuhaotian/llava-v1.5-7b",
         )
-    raise UnknownArchitectureError(
-        f"model class {name or None!r} (model_type {config.get('model_type')!r}) is not supported",
-        hint="run `dcsurgery architectures` to see the supported families",
-    )
+    raise _unknown(config, name)
+
+
+def _unknown(config: Config, name: str) -> UnknownArchitectureError:
+    hint = "run `dcsurgery architectures` to see the supported families"
+    whole, why = _class_of_type(config), ""
+    if isinstance(config.get("architectures"), str):
+        name, why = config["architectures"], ": config.json must have it in a list"
+        hint = f'write "architectures": [{json.dumps(name[:200])}]'
+    elif _supported(whole):
+        why = f": {whole} is the one of its family that answers questions about pictures"
+        hint = f"name a checkpoint of that class, or {hint}"
+    elif name.endswith("ForCausalLM") and not any("vis" in key for key in config):
+        why = ": it is a language model alone and sees no pictures"
+    elif config.get("auto_map"):
+        why = f": {OWN_CODE}"
+    kind = f"(model_type {config.get('model_type')!r})"
+    told = f"model class {name or None!r} {kind} is not supported{why}"
+    return UnknownArchitectureError(told, hint=hint)
 
 
 def refuse_known(config: Config) -> None:
@@ -189,9 +213,15 @@ def refuse_known(config: Config) -> None:
             hint="use the model that was trained without S2",
         )
     name = class_name(config)
-    known = find_known(name)
-    if any(name in architecture.class_names for architecture in available()):
+    if _supported(name):
         return
+    if find_known(name) is None and name not in REFUSED and "mm_vision_tower" not in config:
+        # Another version of a known kind keeps its type: MiniCPMV4_5 is a minicpmv. Originals of
+        # LLaVA borrow theirs.
+        name = _class_of_type(config)
+        if _supported(name):
+            return
+    known = find_known(name)
     families = "run `dcsurgery architectures` to see the families that can"
     if known is not None and known.twin:
         raise UnknownArchitectureError(

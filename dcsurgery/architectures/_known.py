@@ -100,6 +100,8 @@ KNOWN: tuple[Known, ...] = (
          "ShareGPT4V is LLaVA-1.5 under class names of its own, with a tower of its own that it "
          "trained; no repository in transformers' format is known"),
     _row("nvidia/NVLM-D-72B", "NVLM_D NVLM_D_Model"),
+    _row("nvidia/Llama-3.1-Nemotron-Nano-VL-8B-V1 nvidia/NVIDIA-Nemotron-Nano-12B-v2-VL",
+         "Llama_Nemotron_Nano_VL NemotronH_Nano_VL_V2"),
     _row("nvidia/Eagle2-9B",
          "Eagle2ChatModel Eagle2_5_VLForConditionalGeneration Eagle2ForConditionalGeneration"),
     _row("h2oai/h2ovl-mississippi-2b", "H2OVLChatModel"),

@@ -88,11 +88,12 @@ def pack_squares(
     """Return PIL images as the tower's arguments: squares of about NOMINAL_GRID patches a side.
 
     `processor` is the transformers class that cuts patches in the tower's order; `words` map its
-    keywords to keys of the vision config, 2 where that leaves them out.
+    keywords to keys of the vision config.
     """
     import transformers
 
-    vision = reading.section(config, "vision_config")
+    # The config's own class knows what the file leaves out.
+    vision = transformers.AutoConfig.for_model(**config).vision_config.to_dict()
     patch = reading.positive(vision, "patch_size", 14)
     sizes = {word: reading.positive(vision, key, 2) for word, key in words.items()}
     grain = patch * sizes.get("merge_size", 1)

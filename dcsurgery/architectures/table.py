@@ -9,7 +9,7 @@ from math import isqrt
 from typing import Any
 
 from dcsurgery.anatomy import Anatomy
-from dcsurgery.architectures import Architecture, Config, Tensors, _pictures, _rows
+from dcsurgery.architectures import Architecture, Config, Counting, Tensors, _pictures, _rows
 from dcsurgery.architectures import _reading as reading
 from dcsurgery.architectures._wiring import (
     Wiring,
@@ -137,6 +137,38 @@ def _idefics2(config: Config, tensors: Tensors, *, name: str, wiring: Wiring) ->
     )
 
 
+def _counted(class_name: str, word: str, default: int) -> Callable[[Anatomy], Counting]:
+    """Return how a processor counts that is told the tokens of a picture (of a tile) by `word`."""
+
+    def find(anatomy: Anatomy) -> Counting:
+        words, absent = {word: anatomy.image_tokens}, {word: default}
+        return Counting(class_name, words, absent, lambda stated: int(stated[word]))
+
+    return find
+
+
+def _counted_by_patches(
+    class_name: str, window: str, absent: dict[str, int], *, size: str = ""
+) -> Callable[[Anatomy], Counting]:
+    """Return how a processor counts that is told patches and how many a side are joined (`window`),
+    and where it knows no picture, its `size`.
+    """
+
+    def find(anatomy: Anatomy) -> Counting:
+        tower = anatomy.tower
+        joined = isqrt(tower.grid**2 // anatomy.image_tokens)
+        words = {"patch_size": tower.patch_size, window: joined}
+        words |= {size: tower.image_size} if size else {}
+
+        def count(stated: Config) -> int:
+            side: int = stated.get(size, tower.image_size)
+            return int(side // (stated["patch_size"] * stated[window])) ** 2
+
+        return Counting(class_name, words, absent, count)
+
+    return find
+
+
 def _encode_llama4(model: Any, inputs: dict[str, Any]) -> Any:
     """Return what the language model reads: the projector runs outside get_image_features."""
     states = model.vision_model(inputs["pixel_values"]).last_hidden_state
@@ -160,6 +192,12 @@ ARCHITECTURES = (
             normed=False,
         ),
         arrange=partial(_rows.join_windows, key="downsample_factor"),
+        counting=_counted_by_patches(
+            "AyaVisionProcessor",
+            "downsample_factor",
+            {"patch_size": 28, "downsample_factor": 1, "img_size": 364},
+            size="img_size",
+        ),
     ),
     row(
         "cohere2_vision",
@@ -181,6 +219,7 @@ ARCHITECTURES = (
         "deepseek-community/deepseek-vl-1.3b-chat",
         "SigLIP",
         Wiring(site="aligner.linear1", text="llama", module="vision_model"),
+        counting=_counted("DeepseekVLProcessor", "num_image_tokens", 576),
     ),
     row(
         "deepseek_vl_hybrid",
@@ -190,6 +229,7 @@ ARCHITECTURES = (
         # The half of the projector that reads SigLIP.
         Wiring(site="aligner.vision_proj", text="llama", module="vision_model", output=""),
         preprocess=_pictures.two_sizes,
+        counting=_counted("DeepseekVLHybridProcessor", "num_image_tokens", 576),
     ),
     row(
         "ernie4_5_vl",
@@ -231,6 +271,7 @@ ARCHITECTURES = (
         ),
         read=_gemma3,
         arrange=_rows.pool_windows,
+        counting=_counted("Gemma3Processor", "image_seq_length", 256),
     ),
     row(
         "glm4v",
@@ -269,6 +310,7 @@ ARCHITECTURES = (
         ),
         read=_idefics2,
         preprocess=_pictures.one_prompt,
+        counting=_counted("Idefics2Processor", "image_seq_len", 64),
     ),
     row(
         "idefics3",
@@ -278,6 +320,7 @@ ARCHITECTURES = (
         IDEFICS3,
         arrange=partial(_rows.join_windows, key="scale_factor"),
         preprocess=_pictures.one_prompt,
+        counting=_counted("Idefics3Processor", "image_seq_len", 169),
     ),
     row(
         "internvl",
@@ -287,6 +330,7 @@ ARCHITECTURES = (
         INTERNVL,
         read=partial(_internvl, tied=False),
         arrange=partial(_rows.join_windows, key="downsample_ratio"),
+        counting=_counted("InternVLProcessor", "image_seq_length", 256),
     ),
     row(
         "janus",
@@ -303,6 +347,7 @@ ARCHITECTURES = (
             image_size=384,
             output="vision_config.projection_dim",
         ),
+        counting=_counted("JanusProcessor", "num_image_tokens", 576),
     ),
     row(
         "kimi_k25",
@@ -417,6 +462,9 @@ ARCHITECTURES = (
         "Pixtral",
         MISTRAL3,
         arrange=_rows.cut_windows,
+        counting=_counted_by_patches(
+            "PixtralProcessor", "spatial_merge_size", {"patch_size": 16, "spatial_merge_size": 1}
+        ),
     ),
     row(
         "mistral_large4",
@@ -438,6 +486,9 @@ ARCHITECTURES = (
             ("vision_language_adapter.w_out.", "multi_modal_projector.linear_2."),
             ("patch_merger.merging_layer.", "multi_modal_projector.patch_merger.merging_layer."),
             ("pre_mm_projector_norm.", "multi_modal_projector.norm."),
+        ),
+        counting=_counted_by_patches(
+            "PixtralProcessor", "spatial_merge_size", {"patch_size": 16, "spatial_merge_size": 1}
         ),
     ),
     row(
@@ -503,6 +554,7 @@ ARCHITECTURES = (
             ("mlp1.1.", "multi_modal_projector.linear_1."),
             ("mlp1.3.", "multi_modal_projector.linear_2."),
         ),
+        counting=_counted("QianfanOCRProcessor", "image_seq_length", 256),
     ),
     row(
         "qwen2_5_vl",
@@ -545,6 +597,7 @@ ARCHITECTURES = (
         replace(IDEFICS3, towers={"smolvlm_vision": 0}),
         arrange=partial(_rows.join_windows, key="scale_factor"),
         preprocess=_pictures.one_prompt,
+        counting=_counted("SmolVLMProcessor", "image_seq_len", 169),
     ),
     row(
         "video_llama_3",

@@ -106,6 +106,11 @@ def header_length(first: bytes, file_size: int, where: str) -> int:
     """Return N from a file's first 8 bytes, or raise MalformedCheckpointError for a lie."""
     if len(first) < 8 or file_size < 8:
         raise _malformed(where, f"{file_size} bytes are too few for a header")
+    if first[:8] == b"version ":
+        raise MalformedCheckpointError(
+            f"{where} is a pointer of Git LFS: the file itself was not fetched",
+            hint="run `git lfs pull` in the model's folder, or fetch it with `hf download`",
+        )
     length: int = struct.unpack("<Q", first[:8])[0]
     if length > min(MAX_HEADER, file_size - 8):
         raise _malformed(

@@ -19,7 +19,7 @@ _KINDS: tuple[tuple[str, str, str], ...] = (
      "name a vision-language model"),
     (r"modules\.json|config_sentence_transformers\.json", "a sentence-transformers model",
      "name a vision-language model"),
-    (r".*\.gguf", "GGUF weights (llama.cpp), which are written from a transformers model",
+    (r".*\.gguf|Modelfile", "GGUF weights (llama.cpp), which are written from a transformers model",
      MADE_FROM),
     (r"consolidated.*\.(safetensors|pth)|params\.json",
      "a model in the format of Mistral's or Meta's own code (consolidated, params.json)",
@@ -33,7 +33,16 @@ _KINDS: tuple[tuple[str, str, str], ...] = (
     (r".*\.msgpack|.*\.npz", "JAX or Flax weights", MADE_FROM),
     (r".*\.h5", "TensorFlow weights", MADE_FROM),
     (r".*\.nemo", "a NeMo archive", MADE_FROM),
-    (r".*\.(parquet|arrow)|(.*/)?dataset_infos?\.json|(train|test|validation|data)[\w-]*\.jsonl?",
+    (r"output(-\d+-of-\d+)?\.safetensors", "weights of ExLlama (EXL2 or EXL3)", MADE_FROM),
+    (r"(.*/)?(mp_rank|zero_pp_rank|bf16_zero)\w*_(model|optim)_states\.pt",
+     "a training's state, split by DeepSpeed",
+     "put it together with its own zero_to_fp32.py and --safe_serialization, config.json beside "
+     "the result, and name that folder"),
+    (r"(.*/)?[\w-]+\.distcp", "a training's state, split by FSDP",
+     "put it together with `accelerate merge-weights FOLDER MERGED`, config.json beside the "
+     "result, and name MERGED"),
+    (r".*\.(parquet|arrow)|(.*/)?dataset_infos?\.json"
+     r"|(train|test|validation|data)(?!er_state|ing_args|_results)[\w-]*\.jsonl?",
      "a data set", "name a model here, and the data set to `dcsurgery finetune --data`"),
 )  # fmt: skip
 _PICKLES = r".*\.(bin|pt|pth|ckpt|pkl|pickle)"
@@ -56,9 +65,16 @@ def refuse_folder(name: str, files: Sequence[str], read: Callable[[str], str]) -
             f"{name!r}).merge_and_unload().save_pretrained(MERGED), and name MERGED",
         )
     whole = any(re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", file) for file in files)
-    for pattern, what, step in _KINDS[: NOT_THESE if whole else None]:
-        if any(re.fullmatch(pattern, file) for file in files):
-            raise CheckpointNotFoundError(f"{name} holds {what}", hint=step)
+    _refuse_kinds(name, files, _KINDS[:NOT_THESE])
+    inside = [file.removesuffix(f"/{CONFIG}") for file in files if file.endswith(f"/{CONFIG}")]
+    if inside and CONFIG not in files:
+        more = f" and {len(inside) - 3} more" if len(inside) > 3 else ""
+        raise CheckpointNotFoundError(
+            f"{name} is no model, but holds some: {', '.join(inside[:3])}{more}",
+            hint=f"name one of these folders on this machine, such as {name}/{inside[-1]}",
+        )
+    if not whole:
+        _refuse_kinds(name, files, _KINDS[NOT_THESE:])
     pickles = [file for file in files if re.fullmatch(_PICKLES, file)]
     if pickles and not whole:
         raise UnsafeFormatError(
@@ -78,9 +94,31 @@ def refuse_folder(name: str, files: Sequence[str], read: Callable[[str], str]) -
         )
 
 
-def _base_of(read: Callable[[str], str]) -> str:
+def refuse_parts(
+    name: str, parts: Sequence[str], files: Sequence[str], read: Callable[[str], str]
+) -> None:
+    """Raise CheckpointNotFoundError for what a training of LLaVA leaves beside a model."""
+    key = ("base_model_name_or_path", ADAPTER) if ADAPTER in files else ("_name_or_path", CONFIG)
+    base = _base_of(read, *key)
+    raise CheckpointNotFoundError(
+        f"{name} is no whole model: it holds {', '.join(parts[:3])}, trained on {base}",
+        hint="merge it with the code that trained it, and name MERGED; LLaVA's is `python "
+        f"scripts/merge_lora_weights.py --model-path {name} --model-base BASE "
+        "--save-model-path MERGED`",
+    )
+
+
+def _refuse_kinds(name: str, files: Sequence[str], kinds: Sequence[tuple[str, str, str]]) -> None:
+    for pattern, what, step in kinds:
+        if any(re.fullmatch(pattern, file) for file in files):
+            raise CheckpointNotFoundError(f"{name} holds {what}", hint=step)
+
+
+def _base_of(
+    read: Callable[[str], str], key: str = "base_model_name_or_path", file: str = ADAPTER
+) -> str:
     try:
-        base = parse_object(read(ADAPTER), ADAPTER).get("base_model_name_or_path")
+        base = parse_object(read(file), file).get(key)
     except CheckpointError:
         base = None
     return repr(base[:200]) if isinstance(base, str) and base else "a model it does not name"

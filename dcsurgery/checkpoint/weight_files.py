@@ -8,7 +8,7 @@ from typing import Any
 
 from dcsurgery.checkpoint import checks
 from dcsurgery.checkpoint.model_ref import ModelRef
-from dcsurgery.checkpoint.other_formats import refuse_folder
+from dcsurgery.checkpoint.other_formats import refuse_folder, refuse_parts
 from dcsurgery.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -99,10 +99,7 @@ def find_layout(
     pickled = pickles and has_pickles and not stored
     parts = [name for name in files if name.startswith(PARTS) and "/" not in name]
     if pickles and parts and not (has_pickles or stored):
-        raise CheckpointNotFoundError(
-            f"{ref.name} is no whole model: {', '.join(parts[:3])} belong to one",
-            hint="merge them into their base with the code that trained them, and name the result",
-        )
+        refuse_parts(ref.name, parts, files, read_json)
     if not pickled:
         require_weights(ref, files, read_json)
     single, index_name = (PICKLE, PICKLE_INDEX) if pickled else (SINGLE, INDEX)

@@ -52,19 +52,6 @@ def encode(values: Array, dtype: str) -> bytes:
     return np.where(nan, (bits >> 16) | 0x40, rounded).astype("<u2").tobytes()
 
 
-def stored_rows(read: Callable[[], bytes], dtype: str, shape: Sequence[int]) -> Rows:
-    """Return the rows of a stored matrix [out, columns]; `read` gives its bytes."""
-    out, columns = shape
-    step = CHUNK_ROWS * columns * ITEM_BYTES[dtype]
-
-    def rows() -> Iterator[Array]:
-        raw = memoryview(read())
-        for start in range(0, out * columns * ITEM_BYTES[dtype], step):
-            yield decode(raw[start : start + step], dtype).reshape(-1, columns)
-
-    return rows
-
-
 def streamed_rows(chunks: Callable[[], Iterable[bytes]], dtype: str, shape: Sequence[int]) -> Rows:
     """Return the rows of a matrix whose bytes come in chunks of any size; 1-D: one per value."""
     columns = (*shape, 1)[1]

@@ -79,7 +79,8 @@ class Columns:
             for name in names:
                 key = name if fold(name) in folded else name.split(".")[0]
                 used[key] = used.get(key, False) or (key == name and "{" not in column)
-            given[word] = _value(word, column, names, folded)
+            exact = {fold(name): raw[name] for name in names if name in raw}
+            given[word] = _value(word, column, names, {**folded, **exact})
         return given, used
 
 

@@ -5,6 +5,7 @@ How rows are written is layouts.py, where they come from rows.py. Torch-free.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from dcsurgery.data.pictures import ImageSource, RowError
 
 Role = Literal["system", "user", "assistant"]
 PLACEHOLDER = "<image>"
+REST_SHOWN = 10
 # In the order in which they speak.
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -61,7 +63,8 @@ class Row:
     assistant; `raw_answers` are the same as the data has them, numbers as numbers. `options` are
     the choices of a multiple-choice question, `right` the places of the right ones, set by
     Choices.apply; `kind` is the question type. `layout` and `keys` say how it was read and from
-    what; `unread` are keys that were not, although they look like pictures.
+    what; `unread` are keys that were not, although they look like pictures; `rest` all that were
+    not.
     """
 
     id: str
@@ -75,6 +78,7 @@ class Row:
     layout: str = ""
     keys: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    rest: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,8 @@ def for_training(row: Row) -> Row:
     while turns and turns[-1].role != "assistant" and not turns[-1].pictures:
         del turns[-1]
     if not any(turn.role == "assistant" for turn in turns):
-        raise RowError("it has no answer")
+        unread = f"; not read: {', '.join(row.rest[:REST_SHOWN])}" if row.rest else ""
+        raise RowError(f"it has no answer{unread}")
     check_roles([*system, *turns])
     if turns[-1].role != "assistant":
         raise RowError("its last image has no answer")
@@ -121,15 +126,27 @@ def check_roles(turns: Sequence[Turn]) -> None:
         expected = ("user", "assistant")[index % 2]
         if turn.role != expected:
             raise RowError(f"turn {index + 1} is the {turn.role}'s where the {expected} is due")
+    check_shown(turns)
+
+
+def check_shown(turns: Sequence[Turn]) -> None:
+    """Raise RowError where anybody but the user shows a picture."""
     for turn in turns:
         if turn.role != "user" and turn.pictures:
             raise RowError(f"the {turn.role} shows an image; only the user can")
+
+
+def check_text(text: str) -> None:
+    """Raise RowError for a lone surrogate: JSON can write it, and nothing can encode it."""
+    if not text.isascii() and re.search("[\ud800-\udfff]", text):
+        raise RowError("its text holds half a character (a lone surrogate)")
 
 
 def split_text(text: str) -> tuple[str | None, ...]:
     """Return the parts of a text with `<image>` placeholders; every other character is kept."""
     if "<video>" in text:
         raise RowError("it shows a video, which training does not read")
+    check_text(text)
     parts: list[str | None] = []
     for index, piece in enumerate(text.split(PLACEHOLDER)):
         parts += [None] if index else []

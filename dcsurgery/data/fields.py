@@ -48,9 +48,12 @@ class Fields:
         self.given = dict(given or {})
         self._names: dict[str, str] = {}
         self._own: dict[str, Any] = {}
+        self._twins: dict[str, str] = {}
         for key, value in raw.items():
             name = fold(key)
-            if name not in self._names:
+            if name in self._own and not missing(value) and value != self._own[name]:
+                self._twins[name] = str(key)
+            if name not in self._own:
                 self._names[name] = str(key)
                 if not missing(value):
                     self._own[name] = value
@@ -72,13 +75,21 @@ class Fields:
         return not self._values.keys().isdisjoint(names)
 
     def get(self, *names: str) -> Any:
-        """Return the value of the first key that has one, given ones first; None without one."""
+        """Return the value of the first key that has one, given ones first; None without one.
+
+        Raises RowError where another value is under a key that only differs in case or blanks.
+        """
         found = [name for name in names if name in self._values]
         name = next((name for name in found if name in self.given), found[0] if found else None)
         if name is None:
             return None
         if name not in self.given:
             self._read[name] = None
+            if name in self._twins:
+                raise RowError(
+                    f"its keys {self._names[name]!r} and {self._twins[name]!r} differ only in case "
+                    f"or blanks; say which is meant: --columns {name}={self._twins[name]}"
+                )
         return self._values[name]
 
     def items(self) -> Iterator[tuple[str, Any]]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcsurgery.data.answer_keys import ANSWER, said, trained_answer
+from dcsurgery.data.answer_keys import ANSWER, answers_in, said, trained_answer
 from dcsurgery.data.columns import Columns
-from dcsurgery.data.conversations import Row, Turn
+from dcsurgery.data.conversations import Row, Turn, check_shown, check_text
 from dcsurgery.data.fields import NO_TEXT, Fields, as_list, kind_of
 from dcsurgery.data.option_keys import OPTIONS, find_options
 from dcsurgery.data.options import answer_text
@@ -22,7 +22,7 @@ from dcsurgery.data.picture_keys import (
     picture_like,
     picture_source,
 )
-from dcsurgery.data.pictures import RowError
+from dcsurgery.data.pictures import RowError, printable
 from dcsurgery.data.turns import Reader
 
 QUESTION = ("question", "query", "prompt", "instruction", "text", "problem", "input", "user")
@@ -58,7 +58,7 @@ class Layout:
         """Whether a row is written this way."""
         return (
             all(fields.has(names) for names in self.needs)
-            and not fields.has(self.without)
+            and (self.meant(fields) or not fields.has(self.without))
             and all(as_list(value) != [value] for value in map(fields.peek, self.listed))
         )
 
@@ -84,6 +84,8 @@ def read_row(
         if fields.has([key]) and not isinstance(fields.peek(key), bool | int):
             raise RowError(f"it has {key}, which training and evaluation do not read")
     layout = _layout(fields)
+    if layout.needs[0] in (CONVERSATION, MESSAGES) and fields.peek("label") is False:
+        raise RowError("its 'label' false says that its answer is not wanted (KTO)")
     reader = Reader()
     turns = [*_system(fields), *layout.read(fields, reader)]
     found = find_pictures(fields, root)
@@ -94,12 +96,14 @@ def read_row(
     sources = [picture_source(value, root, trusted=trusted) for value in values]
     if not reader.strict:
         turns = _show_first(turns, len(sources))
+    check_shown(turns)
     shown = sum(turn.pictures for turn in turns)
     if shown != len(sources):
         raise RowError(f"its text shows {shown} images, but it has {len(sources)}")
-    raw_answers = tuple(said(fields.get(*layout.answers))) if layout.answers else ()
+    raw_answers = tuple(answers_in(fields, layout.answers)) if layout.answers else ()
     raw_answers = raw_answers or tuple(turn.text for turn in turns if turn.role == "assistant")[-1:]
     options, raw_answers = find_options(fields, raw_answers)
+    check_text("".join((*options, *map(str, raw_answers), *(turn.text for turn in turns))))
     kind = fields.get(*KINDS)
     keys = fields.read
     unread = picture_like(fields, ids=not sources)
@@ -121,6 +125,7 @@ def read_row(
         layout=layout.name,
         keys=keys,
         unread=tuple(unread),
+        rest=tuple(name for name, _ in fields.unread()),
     )
 
 
@@ -130,7 +135,7 @@ def row_id(raw: Any, number: int, columns: Columns | None = None) -> str:
 
 
 def _name(identity: Any, number: int) -> str:
-    return f"row {number}" if identity is None else str(identity)[:100]
+    return f"row {number}" if identity is None else printable(str(identity))[:100]
 
 
 def _fields(raw: Any, columns: Columns | None) -> Fields:
@@ -158,7 +163,7 @@ def _is_list(value: Any) -> bool:
 
 def _system(fields: Fields) -> list[Turn]:
     found = fields.get(*SYSTEM)
-    return [] if found is None else [Turn("system", (str(found),))]
+    return [] if found is None else [Turn("system", (_text(found, "system"),))]
 
 
 def _show_first(turns: list[Turn], pictures: int) -> list[Turn]:
@@ -211,7 +216,7 @@ def _pairs(fields: Fields, reader: Reader) -> list[Turn]:
 def _prompt(fields: Fields, reader: Reader) -> list[Turn]:
     turns = reader.turns(fields.get("prompt"))
     answer = fields.get("completion", "response", "answer")
-    if _is_list(answer):
+    if isinstance(answer, list | tuple | Mapping):
         return [*turns, *reader.turns(answer)]
     return _answered(turns, answer, reader)
 
@@ -260,7 +265,7 @@ LAYOUTS = (
         (CAPTION, (*PICTURES, *FILE_IDS, "image_1")),
         _caption,
         CAPTION,
-        without=(*(key for key in QUESTION if key != "text"), "question_id"),
+        without=(*(key for key in QUESTION if key != "text"), *ANSWER, "question_id"),
         pictured=True,
     ),
     Layout("question", (QUESTION,), _question),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from dcsurgery.data.fields import Fields, as_list, missing
+from dcsurgery.data.fields import NO_TEXT, Fields, as_list, missing
 from dcsurgery.data.options import read_options
 from dcsurgery.data.pictures import RowError
 from dcsurgery.data.turns import MENTION
@@ -39,6 +39,8 @@ def find_options(
     if found is None:
         return (), answers
     if isinstance(found, str):
+        if found.strip().lower() in NO_TEXT:
+            return (), answers
         written = as_list(found, numbers=True)
         found = found if written == [found] else written
     options, answers = read_options(found, answers)

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from dcsurgery.data.fields import as_list
 from dcsurgery.data.picks import Pick, alone, index_of, label, pick, plain, run_together
 from dcsurgery.data.pictures import RowError
 
@@ -36,6 +37,15 @@ MARK = re.compile(r"(?:^|(?<=[\s,;]))(?:\(\s*(\w{1,2})\s*\)\s*|(\w{1,2})(?:[.:]\
 
 class Key(str):
     """A letter that stands for the name by which the data calls an option: no text to compare."""
+
+    name = ""
+
+    @classmethod
+    def of(cls, index: int, name: str) -> Key:
+        """Return the letter of the option at an index, which an answer calls `name`."""
+        found = cls(label(index))
+        found.name = name
+        return found
 
 
 def read_options(value: Any, answers: Sequence[Any]) -> tuple[tuple[str, ...], tuple[Any, ...]]:
@@ -68,17 +78,24 @@ def read_options(value: Any, answers: Sequence[Any]) -> tuple[tuple[str, ...], t
             names, value = next((value[key] for key in KEYS if key in value), []), columns
     if not isinstance(value, list | tuple):
         raise RowError(f"its options are a {type(value).__name__}, not a list")
-    texts = ["" if item is None or item != item else str(item).strip() for item in value]
+    texts = list(map(_option, value))
     while texts and not texts[-1]:
         del texts[-1]
     if len(texts) == 1:
         raise RowError(f"it has one option, {texts[0][:60]!r}")
-    known = {plain(str(name)): Key(label(index)) for index, name in enumerate(names)}
+    known = {plain(str(name)): index for index, name in enumerate(names)}
     found = tuple(
-        answer if isinstance(answer, bool) else known.get(plain(str(answer)), answer)
+        answer if isinstance(answer, bool) or at is None else Key.of(at, str(answer))
         for answer in answers
+        for at in [known.get(plain(str(answer)))]
     )
     return _unlabelled(texts), found
+
+
+def _option(item: Any) -> str:
+    if isinstance(item, list | tuple | Mapping):
+        raise RowError(f"an option is a list or an object: {str(item)[:60]}")
+    return "" if item is None or item != item else str(item).strip()
 
 
 def _from_text(text: str) -> Any:
@@ -90,6 +107,7 @@ def _from_text(text: str) -> Any:
                 return read(text)
             except (ValueError, SyntaxError):
                 continue
+        raise RowError(f"its options are one text, {text[:60]!r}")
     found = listed(text) or listed(text, "1")
     if found:
         return found
@@ -141,7 +159,10 @@ def list_options(turn: Turn, options: Sequence[str], *, several: bool = False) -
     words = max((at for at, part in enumerate(parts) if (part or "").strip()), default=None)
     if words is None:
         return replace(turn, parts=(*parts, listing))
-    parts[words] = f"{(parts[words] or '').rstrip()}\n{listing}"
+    text = parts[words] or ""
+    # What parts the words from a picture below them parts the listing from it.
+    after = text[len(text.rstrip()) :] if words < len(parts) - 1 else ""
+    parts[words] = f"{text.rstrip()}\n{listing}{after}"
     return replace(turn, parts=tuple(parts))
 
 
@@ -184,7 +205,7 @@ class Choices:
         if turns and turns[-1].role == "assistant" and right:
             said = turns[-1].text
             ways = _readings(said, row.options).keys()
-            own = said in {answer_text(value) for value in _values(row)}
+            own = said in {getattr(value, "name", answer_text(value)) for value in _values(row)}
             if ways != {"said"} and (ways or own):  # words that explain a choice stay
                 turns[-1] = replace(turns[-1], parts=(letters,))
         answers = (letters, texts) if right else ()
@@ -264,13 +285,7 @@ def _values(row: Row) -> list[Any]:
     """Return a row's answers one by one, also of a list that was written as a text."""
     found: list[Any] = []
     for value in row.raw_answers:
-        if isinstance(value, str) and value.strip()[:1] == "[" and value.strip()[-1:] == "]":
-            try:
-                read = ast.literal_eval(value.strip())
-            except (ValueError, SyntaxError):
-                read = value
-            value = read
-        found += value if isinstance(value, list | tuple) else [value]
+        found += as_list(value, numbers=True)
     return [value for value in found if value is not None and str(value).strip()]
 
 

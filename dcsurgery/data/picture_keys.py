@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -14,15 +12,16 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from dcsurgery.data.fields import Fields, as_list, fold, missing
-from dcsurgery.data.pictures import ImageSource, RowError, image_source
+from dcsurgery.data.pictures import ImageSource, RowError, from_base64, image_source
 
 # In the order of preference. Bytes beat paths: paths are often left over from another machine.
 PICTURES = (
     "image", "images", "decoded_image", "image_path", "image_paths", "img", "imgs", "img_path",
-    "image_file", "image_filename", "image_name", "imgname", "img_name", "picture", "pictures",
-    "photo", "photos", "file_name", "file_names", "filename", "figure", "figure_path", "filepath",
-    "file_path", "image_base64_str", "image_base64", "image_bytes", "img_bytes", "pil_image", "jpg",
-    "jpeg", "png", "webp", "image_url", "image_urls", "img_url", "path", "file", "url",
+    "image_file", "image_filename", "image_name", "imgname", "img_name", "imagename", "picture",
+    "pictures", "photo", "photos", "file_name", "file_names", "filename", "figure", "figure_path",
+    "filepath", "file_path", "image_base64_str", "image_base64", "image_bytes", "img_bytes",
+    "pil_image", "jpg", "jpeg", "png", "webp", "image_url", "image_urls", "img_url", "path", "file",
+    "url",
 )  # fmt: skip
 # They name other things too: only a value that looks like a picture is one.
 GENERAL = ("file_name", "file_names", "filename", "filepath", "file_path", "path", "file", "url")
@@ -74,7 +73,7 @@ def find_pictures(fields: Fields, root: Path | None) -> Found:
     keys = given or [
         key
         for key in PICTURES
-        if fields.has((key,)) and (key not in GENERAL or any(_looks(key, fields.peek(key), DEPTH)))
+        if fields.has((key,)) and (key not in GENERAL or any(picture_names(key, fields.peek(key))))
     ]
     keys = [key for key in keys if fields.has((key,))]
     if keys:
@@ -121,26 +120,14 @@ def picture_source(value: Any, root: Path | None, *, trusted: bool) -> ImageSour
     Raises RowError.
     """
     if isinstance(value, Mapping) and not isinstance(value.get("bytes"), bytes):
-        keys = (key for key in ("path", "url", "base64", "data") if value.get(key))
+        keys = (key for key in ("bytes", "path", "url", "base64", "data") if value.get(key))
         value = value.get(next(keys, None), value)
     if isinstance(value, str):
-        if value.startswith("data:"):
-            head, _, body = value.partition(",")
-            return ImageSource("in the row", data=_decoded(body, head))
-        if BASE64.fullmatch(value):
-            return ImageSource("in the row", data=_decoded(value, "base64"))
+        if BASE64.fullmatch(value.strip()):
+            return from_base64(value, value)
         if value.startswith("file://"):
             value = unquote(urlsplit(value).path)
     return image_source(value, root, trusted=trusted)
-
-
-def _decoded(body: str, head: str) -> bytes:
-    try:
-        if not head.endswith("base64"):
-            raise ValueError("it is not base64")
-        return base64.b64decode("".join(unquote(body).split()), validate=True)
-    except (ValueError, binascii.Error) as error:
-        raise RowError(f"a picture written as text cannot be decoded: {error}") from None
 
 
 def picture_like(fields: Fields, ids: bool) -> list[str]:
@@ -150,11 +137,11 @@ def picture_like(fields: Fields, ids: bool) -> list[str]:
         name
         for key, value in fields.unread()
         if fold(key) not in skipped
-        for name in _looks(key, value, DEPTH)
+        for name in picture_names(key, value)
     ]
 
 
-def _looks(name: str, value: Any, depth: int) -> Iterator[str]:
+def picture_names(name: str, value: Any, depth: int = DEPTH) -> Iterator[str]:
     """Yield the dotted name of a value that looks like a picture; a list by its first that does."""
     if isinstance(value, str):
         text = value.strip()
@@ -171,9 +158,9 @@ def _looks(name: str, value: Any, depth: int) -> Iterator[str]:
             yield name
         else:
             for key, item in value.items():
-                yield from _looks(f"{name}.{key}", item, depth - 1)
+                yield from picture_names(f"{name}.{key}", item, depth - 1)
     elif depth and isinstance(value, list | tuple):
-        found = (list(_looks(name, item, depth - 1)) for item in value)
+        found = (list(picture_names(name, item, depth - 1)) for item in value)
         yield from next(filter(None, found), [])
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import io
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, cast, get_args
+from urllib.parse import unquote
 
 from dcsurgery.errors import RequestError
 
@@ -28,7 +29,8 @@ STRANGERS = (
     (rb"$", "empty"),
     (rb"\0+$", "nothing but zeros: a copy that failed"),
     (rb".{4}ftyp(hei|hev|mif1|msf1)", "HEIC: convert it to JPEG"),
-    (rb".{4}ftypavi", "AVIF, which needs Pillow 11.3 or newer: convert it to PNG"),
+    (rb".{4}ftypavi", "AVIF that is broken, or needs Pillow 11.3 or newer: convert it to PNG"),
+    (rb".{4}ftypcrx", "a camera's raw file: export it as JPEG"),
     (rb".{4}ftyp", "a video: ask about it with --video, or save frames of it as JPEG"),
     (rb"\xff\x0a|\0\0\0\x0cJXL ", "JPEG XL: convert it to PNG"),
     (rb"[\s\xef\xbb\xbf]*<(svg|(\?xml|!--|!doctype svg).*<svg)", "SVG: export it as PNG"),
@@ -36,7 +38,7 @@ STRANGERS = (
     (rb"%PDF", "a PDF: save its page as PNG"),
     (rb".{128}DICM", "DICOM: export the window you mean as PNG"),
     (rb"\x93NUMPY", "a NumPy array: save it as PNG"),
-    (rb"v/1\x01|#\?RADIANCE", "a picture of light, not of levels: tone-map it and save it as PNG"),
+    (rb"v/1\x01|#\?R", "a picture of light, not of levels: tone-map it and save it as PNG"),
     (rb"version https://git-lfs", "a Git LFS pointer: run git lfs pull"),
     (rb"PK\x03\x04|\x1f\x8b", "an archive: unpack it"),
     (rb"gimp xcf|\x1aE\xdf\xa3|P7\n", "of a kind that Pillow does not read: convert it to PNG"),
@@ -170,18 +172,28 @@ def image_source(value: Any, root: Path | None, *, trusted: bool = False) -> Ima
     raise RowError(f"an image is neither a path nor a picture but {type(value).__name__}")
 
 
+def from_base64(text: str, shown: str) -> ImageSource:
+    """Return the picture that base64 holds, percent-encoded or not. Raises RowError."""
+    try:
+        data = base64.b64decode("".join(unquote(text).split()), validate=True)
+    except ValueError:
+        data = b""
+    if not data:
+        raise RowError(f"image {shown[:40]} is no base64")
+    return ImageSource("in the row", data=data)
+
+
+def printable(text: str) -> str:
+    """Return a text with a question mark for everything that cannot be encoded."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _from_text(name: str, root: Path | None, trusted: bool) -> ImageSource:
-    shown = name if len(name) <= 120 else f"{name[:117]}..."
-    if name.startswith("data:"):
+    shown = printable(name if len(name) <= 120 else f"{name[:117]}...")
+    if name[:5].lower() == "data:":
         kind, _, text = name.partition(",")
-        try:
-            data = base64.b64decode(text, validate=True) if kind.endswith(";base64") else b""
-        except binascii.Error:
-            data = b""
-        if not data:
-            raise RowError(f"image {shown[:40]} is no base64")
-        return ImageSource("in the row", data=data)
-    if name.startswith(("http://", "https://", "hf://")):
+        return from_base64(text if kind.lower().endswith(";base64") else "", shown)
+    if re.match("(?:https?|hf|s3|gs)://", name, re.IGNORECASE):
         raise RowError(f"image {shown} is a URL: download it first")
     if not name.strip() or "\0" in name:
         raise RowError(f"image path {name!r} is empty or no path")
@@ -192,7 +204,20 @@ def _from_text(name: str, root: Path | None, trusted: bool) -> ImageSource:
     full = os.path.normpath(os.path.join(base, name))
     if os.path.commonpath([base, full]) != base:
         raise RowError(f"image path {shown} leaves the images folder", "--images")
+    # Plain names are not looked for: a data set has millions.
+    if (not name.isascii() or re.search(r"[\\%]|^\s|\s$", name)) and not os.path.isfile(full):
+        for spelling in _spellings(name):
+            other = os.path.normpath(os.path.join(base, spelling))
+            if os.path.commonpath([base, other]) == base and os.path.isfile(other):
+                return ImageSource(shown, path=Path(other))
     return ImageSource(shown, path=Path(full))
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """Yield a path as another system would write it: Windows, a URL, macOS, a table."""
+    for path in (name, name.strip().replace("\\", "/"), unquote(name)):
+        yield path
+        yield from (unicodedata.normalize(form, path) for form in ("NFC", "NFD"))
 
 
 def sample_photo() -> Path:

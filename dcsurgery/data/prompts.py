@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from dcsurgery.data.chat_template import Script
-from dcsurgery.data.conversations import Row, Turn, check_roles, for_training
+from dcsurgery.data.conversations import Row, Turn, ask, check_roles, for_training
 from dcsurgery.data.pictures import ImageSource, Orientation, RowError
 from dcsurgery.data.processor import FOREIGN_ERRORS, RENAMED
 from dcsurgery.data.templates import Version, find_writer, image_token
@@ -24,6 +26,8 @@ TOKEN_FIELDS = (
 )  # fmt: skip
 # Noncharacters: no text that is exchanged may hold them (Unicode 23.7).
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
+# In no vocabulary: an ideograph and a symbol.
+STRANGE = "\u9f98 \U0001fae0"
 Aspect = Literal["processor", "pad"]
 Spans = tuple[tuple[int, int], ...]
 
@@ -123,10 +127,36 @@ class Prompter:
         """
         outside = () if generate else _outside(turns)
         used = turns if generate else for_training(Row("", tuple(turns))).turns
+        found = (*outside, *self._misread(" ".join(turn.text for turn in used)))
         if not self.suffixed:
-            return (*outside, *self._write(used, generate).dropped)
+            return (*found, *self._write(used, generate).dropped)
         earlier = any(turn.role == "assistant" for turn in used[:-1])
-        return (*outside, *(("loss of earlier answers",) if earlier and not generate else ()))
+        return (*found, *(("loss of earlier answers",) if earlier and not generate else ()))
+
+    def _misread(self, text: str) -> Iterator[str]:
+        """Name what the tokenizer makes of a text that its letters do not say."""
+        if any(mark in text for mark in self._marks):
+            yield "text of a special token"
+        unknown = self._forgets
+        if unknown is not None and unknown in self.tokenizer(text)["input_ids"]:
+            yield "word that the tokenizer does not know"
+
+    @cached_property
+    def _forgets(self) -> int | None:
+        """The token for all unknown words; None where a tokenizer writes every word."""
+        unknown = self.tokenizer.unk_token_id
+        return unknown if unknown in self.tokenizer(STRANGE)["input_ids"] else None
+
+    @cached_property
+    def _marks(self) -> list[str]:
+        """The special tokens that begin, part and end turns; those for boxes are meant."""
+        tokenizer = self.tokenizer
+        names = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
+        written = ""
+        with suppress(RowError):
+            written = self._write((ask("?", 1), Turn("assistant", ("!",))), False).text
+        special = (str(each) for each in tokenizer.added_tokens_decoder.values() if each.special)
+        return [*filter(None, names), *(mark for mark in special if mark in written)]
 
     def answer(self, tokens: Tensor) -> str:
         """Return generated token ids [T] as text, without special tokens."""

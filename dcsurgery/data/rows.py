@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,7 @@ from dcsurgery.data.columns import Columns
 from dcsurgery.data.conversations import BadRow, Row
 from dcsurgery.data.layouts import UNDERSTOOD, read_row, row_id
 from dcsurgery.data.options import Choices
-from dcsurgery.data.pictures import RowError
+from dcsurgery.data.pictures import ImageSource, RowError
 from dcsurgery.data.records import from_columns, from_hub, from_saved
 from dcsurgery.data.text_files import HINT, READERS, read_text_files
 from dcsurgery.errors import RequestError
@@ -112,12 +113,24 @@ class Rows:
 
     def _read(self, item: Any, index: int) -> Row:
         row = self._plain(item, index)
+        if not self.streamed and any(map(_points, row.images)):
+            row = replace(row, images=tuple(self._meant(image) for image in row.images))
         return self.choices.apply(row) if row.options else row
 
     def _plain(self, item: Any, index: int) -> Row:
         if isinstance(item, RowError):
             raise item
         return read_row(item, index + 1, self._root, trusted=self._trusted, columns=self._columns)
+
+    def _meant(self, image: ImageSource) -> ImageSource:
+        """Return the picture in the row whose id an image names, as VLMEvalKit's tables do."""
+        at = self._places.get(image.name) if _points(image) else None
+        found = () if at is None else self._plain(self._items[at], at).images
+        return found[0] if len(found) == 1 and found[0].data is not None else image
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {self._id(item, index + 1): index for index, item in enumerate(self.records())}
 
     @cached_property
     def choices(self) -> Choices:
@@ -129,6 +142,10 @@ class Rows:
         for index, item in enumerate(items):
             with suppress(RowError):
                 yield self._plain(item, index)
+
+
+def _points(image: ImageSource) -> bool:
+    return image.path is not None and image.name.isdigit() and not image.path.is_file()
 
 
 def read_rows(

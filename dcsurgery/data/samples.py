@@ -21,7 +21,7 @@ class Sample:
     """One encoded row for people: `pieces` are (text, whether it carries loss).
 
     `question` and `answer` are its last ones as they were read in `layout` from `keys`, with
-    <image> for a picture.
+    <image> for a picture; `rest` are keys that were not read.
     """
 
     id: str
@@ -34,6 +34,7 @@ class Sample:
     question: str
     answer: str
     images: int
+    rest: tuple[str, ...] = ()
 
 
 def dry_run_samples(dataset: TrainingDataset | StreamedDataset) -> list[Sample]:
@@ -87,6 +88,7 @@ def _sample(row: Row, encoded: Encoded, prompter: Prompter) -> Sample:
         question.written,
         answer.written,
         len(row.images),
+        row.rest,
     )
 
 

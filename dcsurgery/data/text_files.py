@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -38,6 +39,7 @@ ADVICE = {
     ".npz": "save the rows as .jsonl or .parquet",
     ".lmdb": "save the rows as .jsonl or .parquet",
 }
+HEAD = 1024
 # Under these keys an object of JSON holds its rows.
 LISTS = (
     "data", "rows", "annotations", "questions", "samples", "examples", "items", "instances",
@@ -117,7 +119,9 @@ def _joined(
 def _json(path: Path, split: str) -> Tables:
     text = _decoded(path.read_bytes(), path)
     try:
-        found = json.loads(text)
+        found = _parsed(text)
+    except RowError as error:
+        raise RequestError(f"{path}: {error.message}", hint="name every key once") from None
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and text.lstrip()[:1] == "{":
             return _lines(path, split)
@@ -165,7 +169,8 @@ def _decoded(raw: bytes, path: Path) -> str:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise RequestError(
-            f"{path} is not UTF-8 text: byte {error.start} in line {line}", hint=HINT
+            f"{path} is not UTF-8 text: byte {error.start} in line {line}",
+            hint="save it as UTF-8, or unpack it",
         ) from None
 
 
@@ -191,13 +196,34 @@ class _Spans(Sequence[Any]):
             raise RowError(
                 f"line {number} is not valid JSON: {error.msg} at column {error.colno}"
             ) from None
-        except (UnicodeDecodeError, RecursionError) as error:
-            raise RowError(f"line {number} is not text: {type(error).__name__}") from None
+        except UnicodeDecodeError:
+            raise RowError(f"line {number} is not UTF-8 text") from None
+        except RecursionError:
+            raise RowError(f"line {number} is nested too deeply") from None
+        except RowError as error:
+            raise RowError(f"line {number}: {error.message}") from None
         except (ValueError, csv.Error) as error:
             raise RowError(f"line {number}: {error}") from None
 
 
+def _parsed(text: str) -> Any:
+    """Return the value that JSON writes. Raises ValueError, RowError for a key that comes twice."""
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for key, value in pairs:
+            if value != found[key]:
+                raise RowError(f"the key {key!r} is there twice, with different values")
+    return found
+
+
 def _lines(path: Path, split: str) -> Tables:
+    with path.open("rb") as file:
+        if file.read(HEAD).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
+            return _json(path, split)  # one list, whatever its name says
     spans = []
     with path.open("rb") as file:
         start = 0
@@ -205,7 +231,7 @@ def _lines(path: Path, split: str) -> Tables:
             if line.strip():
                 spans.append((start, start + len(line), number))
             start += len(line)
-    return {"": _Spans(path, spans, json.loads)}
+    return {"": _Spans(path, spans, _parsed)}
 
 
 def _table(path: Path, split: str) -> Tables:

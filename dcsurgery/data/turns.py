@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 
 from dcsurgery.data.conversations import PLACEHOLDER, ROLES, Turn, split_text
 from dcsurgery.data.fields import as_list, kind_of, missing
-from dcsurgery.data.picture_keys import Found
+from dcsurgery.data.picture_keys import Found, picture_names
 from dcsurgery.data.pictures import RowError
 
 # <image 1> (MMMU), <image_00> (MiniCPM-V), <|image_1|> (Phi), <img>path</img> (Qwen-VL).
@@ -20,6 +21,9 @@ MENTION = re.compile(
 ROLE_KEYS, TEXT_KEYS = ("from", "role"), ("value", "content", "text")
 PICTURE_PARTS = ("image", "image_url", "input_image")
 TEXT_PARTS = ("text", "input_text", "output_text")
+# Keys of a turn that no reader follows: what would be trained is not what they say.
+CALLS = ("tool_calls", "function_call", "reasoning_content")
+TRAINED = ("loss", "weight", "train")  # ms-swift, OpenAI, Axolotl
 # Where a part of a message has its picture. Anthropic's has an object under source.
 VALUES = ("image", "image_url", "path", "url", "base64", "source", "bytes", "data")
 
@@ -72,6 +76,7 @@ class Reader:
     def _turn(self, raw: Any) -> list[Turn]:
         if not isinstance(raw, Mapping):
             raise RowError(f"a turn is {kind_of(raw)}, not an object")
+        _check_keys(raw)
         role_key = next((key for key in ROLE_KEYS if raw.get(key) is not None), None)
         if role_key is None:  # {"human": ..., "assistant": ...}
             said = [(key, raw[key]) for key in ROLES if raw.get(key) is not None]
@@ -149,6 +154,17 @@ def _place(shown: Shown, found: Found, following: Iterator[int], zero: bool) -> 
         mention = shown.name or f"picture {place}"
         raise RowError(f"its text shows {mention}, but it has {len(found.values)} images")
     return place
+
+
+def _check_keys(turn: Mapping[str, Any]) -> None:
+    """Raise RowError for a key of a turn that changes what it means."""
+    for key in TRAINED:
+        if turn.get(key) is not None and not turn[key]:
+            raise RowError(f"a turn's {key!r} {json.dumps(turn[key])} is not followed")
+    others = ((key, turn[key]) for key in turn if key not in (*ROLES, *ROLE_KEYS, *TEXT_KEYS))
+    for key, value in others:
+        if not missing(value) and (key in CALLS or any(picture_names(key, value))):
+            raise RowError(f"a turn's {key!r} is not read")
 
 
 def _is_picture(part: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ IDS = ("id", "question_id", "questionId", "qid", "index")
 ANSWERS = (
     "prediction", "response", "model_answer", "output", "generated_text", "pred", "answer", "text",
 )  # fmt: skip
+# Beside one of these "answer" and "text" are the reference and the question.
+PREDICTED = re.compile("pred|output|respon|generat|hypoth|complet", re.IGNORECASE)
 
 
 @dataclass
@@ -146,12 +149,18 @@ def _entry(record: Any, where: str) -> tuple[str, str | None]:
     name = next((record[key] for key in IDS if record.get(key) is not None), None)
     key = next((key for key in ANSWERS if key in record), None)
     if name is None or key is None:
-        wanted = f"an id ({', '.join(IDS)})" if name is None else f"answer ({', '.join(ANSWERS)})"
+        wanted = f"id ({', '.join(IDS)})" if name is None else f"answer ({', '.join(ANSWERS)})"
         raise RequestError(
             f"{where} has no {wanted}; its keys are {', '.join(map(str, record))[:200]}",
             hint='write {"id": "q1", "answer": "red"}, one a line',
         )
     value = record[key]
+    rivals = (name for name in record if PREDICTED.search(name) and isinstance(record[name], str))
+    if key in ANSWERS[-2:] and (rival := next(rivals, None)):
+        raise RequestError(
+            f"{where}: both {key!r} and {rival!r} may be what the model said",
+            hint='call it "prediction"',
+        )
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, list | Mapping):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
+from dcsurgery.checkpoint.digests import digest
 from dcsurgery.errors import CheckpointNotFoundError, MalformedCheckpointError
 from dcsurgery.originals import Hints, open_model
 from dcsurgery.originals.adopted import (
@@ -99,7 +99,7 @@ def find_base(
         raise CheckpointNotFoundError(
             f"the base model {str(where)[:200]} is needed and was not found: {error.message}",
             hint="say where it is now: finetune, export and ask take --base FOLDER, verify and "
-            "push --against FOLDER; in Python base=FOLDER",
+            "push --against FOLDER; for eval, export it first; in Python base=FOLDER",
         ) from None
 
 
@@ -114,10 +114,10 @@ def check_base(plan: SurgeryPlan, checkpoint: Checkpoint) -> None:
         problem = "its weight files have other sizes, names or tensors"
     elif found.config_sha256 != plan.base.config_sha256:
         problem = "its config.json differs"
-    for name, digest in plan.relies_on.items() if problem is None else ():
+    for name, wanted in plan.relies_on.items() if problem is None else ():
         if name not in checkpoint.tensors:
             problem = f"it has no tensor {name}"
-        elif hashlib.sha256(checkpoint.read_tensor(name)).hexdigest() != digest:
+        elif digest(checkpoint.tensor_chunks(name)) != wanted:
             problem = f"tensor {name} has other values"
     if problem is not None:
         raise MalformedCheckpointError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -14,6 +13,7 @@ from dcsurgery.checkpoint.checks import render_object
 from dcsurgery.checkpoint.contents import CONFIG, Checkpoint
 from dcsurgery.checkpoint.copying import Transfer, make_folder, write_file
 from dcsurgery.checkpoint.destination import check_output, on_same_disk
+from dcsurgery.checkpoint.digests import digest
 from dcsurgery.checkpoint.rewrite import (
     NewTensor,
     estimate_bytes,
@@ -235,9 +235,7 @@ def write_folder(
 
     `delta` are the tensors of its delta, `stock` those that replace the base's in a stock form.
     """
-    relies_on = {
-        name: hashlib.sha256(checkpoint.read_tensor(name)).hexdigest() for name in plan.relies_on
-    }
+    relies_on = {name: digest(checkpoint.tensor_chunks(name)) for name in plan.relies_on}
     make_folder(folder / DELTA_FOLDER)
     own = [delta[record.name] for record in plan.delta if record.file == DELTA_FILE]
     written = write_tensors(folder / DELTA_FILE, own, METADATA)

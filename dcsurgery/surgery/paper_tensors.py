@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.checkpoint.rewrite import NewTensor
-from dcsurgery.connectors.folding import encode, stored_rows
+from dcsurgery.connectors.folding import encode, streamed_rows
 from dcsurgery.originals.adopted import Presented
 from dcsurgery.surgery.plan_file import CONNECTOR_TENSOR
 from dcsurgery.surgery.planned_tensors import tensor_rows
@@ -32,7 +32,7 @@ def widened(checkpoint: Checkpoint, delta: Delta, name: str, renamed: str) -> Pr
     def chunks() -> Iterator[bytes]:
         import numpy as np
 
-        base = stored_rows(lambda: checkpoint.read_tensor(name), entry.dtype, entry.shape)
+        base = streamed_rows(lambda: checkpoint.tensor_chunks(name), entry.dtype, entry.shape)
         own = tensor_rows(delta[name]) if name in delta else base
         for left, right in zip(own(), tensor_rows(matrix)(), strict=True):
             yield encode(np.concatenate([left, right], axis=1), entry.dtype)

@@ -45,8 +45,8 @@ class ProcessorFit:
             else (f"writes {self.written} image tokens for a picture")
         )
         return (
-            f"the base's processor {state}, the model makes {self.made}: {', '.join(self.words)} "
-            f"of {PROCESSOR_FILE} come from config.json",
+            f"the base's processor {state}, the model makes {self.made}: config.json decides "
+            f"{', '.join(self.words)} of {PROCESSOR_FILE}",
             *self.problems,
         )  # fmt: skip
 

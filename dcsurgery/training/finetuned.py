@@ -95,6 +95,7 @@ class TrainingPlan(Printed):
             cut = ", cut" if sample.truncated else ""
             out.heading(f"{sample.id}: {sample.tokens} tokens, {sample.supervised} supervised{cut}")
             layout = f"{sample.layout}, from {', '.join(sample.keys)}"
+            layout += f"; unread: {', '.join(sample.rest)}" if sample.rest else ""
             facts = [("layout", layout), ("images", str(sample.images))]
             out.facts([*facts, ("question", sample.question), ("answer", sample.answer)])
             out.passage(sample.pieces)

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+import dcsurgery
 from dcsurgery.errors import AnatomyError
 from dcsurgery.surgery.inspection import inspect_checkpoint
 from tests.tiny.glm4v import write_tiny_glm4v
+from tests.tiny.lfm3_vl import write_tiny_lfm3_vl
 from tests.tiny.qwen2_vl import write_tiny_qwen2_vl
 from tests.tiny.qwen3_vl import write_tiny_qwen3_vl
 from tests.tiny.video_llama_3 import write_tiny_video_llama_3
@@ -65,3 +67,20 @@ def test_positions_must_be_a_square(tmp_path: Path) -> None:
     write_model(folder, config["architectures"][0], config)
     with pytest.raises(AnatomyError, match="no square grid of positions"):
         inspect_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "write", [write_tiny_lfm3_vl, write_tiny_qwen3_vl, write_tiny_video_llama_3]
+)
+def test_a_patch_size_that_the_config_leaves_out_is_its_class_s(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = write(tmp_path / "base", patch_size=16)
+    config = json.loads((base / "config.json").read_text())
+    assert config["vision_config"].pop("patch_size") == 16
+    (base / "config.json").write_text(json.dumps(config))
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        (base / name).unlink(missing_ok=True)
+    dcsurgery.convert(base, tmp_path / "out")
+    report = dcsurgery.verify(tmp_path / "out")
+    assert report.passed and "the base has no processor" in str(report)

@@ -120,6 +120,42 @@ def test_a_config_without_a_class_is_known_by_its_type(kind: str, name: str) -> 
         assert name in find_architecture({"model_type": kind}).class_names
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("internvl_chat", "InternVLChatModel"), ("multi_modality", "MultiModalityCausalLM"),
+     ("colpali", "ColPaliForRetrieval"), ("phi3_v", "Phi3VForCausalLM"), ("minicpmv", "MiniCPMV"),
+     ("Llama_Nemotron_Nano_VL", "Llama_Nemotron_Nano_VL"), ("molmo", "MolmoForCausalLM")],
+)  # fmt: skip
+def test_the_type_of_a_well_known_repository_is_enough(kind: str, name: str) -> None:
+    assert class_name({"model_type": kind}) == name
+
+
+# Config, and what the refusal says: what it is, or what the family's own class is.
+RELATIVES = [
+    ({"architectures": ["MiniCPMV4_5"], "model_type": "minicpmv"}, "attention resampler"),
+    ({"architectures": ["LlavaModel"], "model_type": "llava"}, "LlavaForConditionalGeneration"),
+    ({"architectures": ["ColQwen2_5"], "model_type": "qwen2_5_vl"},
+     "Qwen2_5_VLForConditionalGeneration is the one of its family that answers"),
+    ({"architectures": ["Qwen2VLForSequenceClassification"], "model_type": "qwen2_vl"},
+     "Qwen2VLForConditionalGeneration is the one of its family that answers"),
+    ({"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}, "language model alone"),
+    ({"architectures": ["SailVLForCausalLM"], "vision_config": {}, "auto_map": {"AutoModel": "x"}},
+     "its code comes with the weights"),
+    ({"architectures": "LlavaForConditionalGeneration"}, "must have it in a list"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "words"), RELATIVES, ids=lambda found: str(found)[:60])
+def test_relatives_of_known_models_are_told_apart(
+    config: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    folder = checkpoint_of("x", tmp_path / "base")
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnknownArchitectureError) as caught:
+        dcsurgery.inspect(folder)
+    assert words in caught.value.message
+
+
 FORKS = {
     "s2": ({"architectures": ["LlavaLlamaForCausalLM"], "s2": True, "s2_scales": "336,672",
             "mm_vision_tower": "openai/clip"}, "several scales"),

@@ -46,6 +46,15 @@ FOLDERS: dict[str, tuple[dict[str, bytes], str, str]] = {
     "data set": ({"data/train-00000-of-00001.parquet": X, "README.md": X}, "a data set",
                  "dcsurgery finetune --data"),
     "rows": ({"train.jsonl": b"{}"}, "a data set", "dcsurgery finetune --data"),
+    "rows of another name": ({"train_00001.jsonl": b"{}"}, "a data set", "finetune --data"),
+    "ollama": ({"Modelfile": b"FROM x", "blobs/sha256-0": X}, "GGUF", "made from"),
+    "exllama": ({"output-00001-of-00002.safetensors": X}, "ExLlama", "made from"),
+    "deepspeed": ({"global_step9/mp_rank_00_model_states.pt": X, "latest": b"global_step9"},
+                  "split by DeepSpeed", "zero_to_fp32.py"),
+    "zero": ({"global_step9/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt": X},
+             "split by DeepSpeed", "zero_to_fp32.py"),
+    "fsdp": ({"pytorch_model_fsdp_0/__0_0.distcp": X}, "split by FSDP",
+             "accelerate merge-weights"),
     "tokenizer": ({"tokenizer.json": b"{}", "tokenizer_config.json": b"{}", "merges.txt": X,
                    "special_tokens_map.json": b"{}"}, "a tokenizer only", "holds the weights"),
     "readme": ({"README.md": X, "LICENSE": X}, "documents only", "holds the weights"),
@@ -71,3 +80,48 @@ def test_it_is_named_for_what_it_is(name: str, with_config: bool, tmp_path: Path
 def test_an_empty_folder_is_said_to_be_empty(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is empty"):
         dcsurgery.inspect(tmp_path)
+
+
+MODEL = {"config.json": CONFIG, "model.safetensors": X, "optimizer.pt": X}
+
+
+@pytest.mark.parametrize(
+    "beside", [{}, {"trainer_state.json": b"{}", "training_args.bin": X, "train_results.json": X}]
+)
+@pytest.mark.parametrize("inside", ["checkpoint-100", "snapshots/0123456789abcdef"])
+def test_a_folder_around_models_names_them(
+    inside: str, beside: dict[str, bytes], tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "run", beside | {f"{inside}/{k}": v for k, v in MODEL.items()})
+    with pytest.raises(CheckpointError) as caught:
+        dcsurgery.inspect(folder)
+    assert f"holds some: {inside}" in caught.value.message
+    assert f"run/{inside}" in caught.value.hint
+
+
+def test_a_pointer_of_git_lfs_is_said_to_be_one(tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n"
+    folder = write(tmp_path / "model", {"config.json": CONFIG, "model.safetensors": pointer})
+    with pytest.raises(CheckpointError, match="pointer of Git LFS") as caught:
+        dcsurgery.inspect(folder)
+    assert "git lfs pull" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("files", "base"),
+    [
+        ({"adapter_config.json": ADAPTER, "adapter_model.bin": X, "non_lora_trainables.bin": X},
+         "'llava-hf/llava-1.5-7b-hf'"),
+        ({"mm_projector.bin": X}, "'lmsys/vicuna-7b-v1.5'"),
+    ],
+)  # fmt: skip
+def test_parts_of_an_original_name_their_base_and_how_to_merge(
+    files: dict[str, bytes], base: str, tmp_path: Path
+) -> None:
+    config = {"architectures": ["LlavaLlamaForCausalLM"], "_name_or_path": "lmsys/vicuna-7b-v1.5"}
+    config["mm_vision_tower"] = "openai/clip-vit-large-patch14-336"
+    folder = write(tmp_path / "model", files | {"config.json": json.dumps(config).encode()})
+    with pytest.raises(CheckpointError) as caught:
+        dcsurgery.inspect(folder)
+    assert f"trained on {base}" in caught.value.message
+    assert "merge_lora_weights.py --model-path" in caught.value.hint

@@ -453,6 +453,12 @@ def test_ids_that_do_not_fit_are_counted_and_named(run: Run, tmp_path: Path) -> 
         ([{"id": "q", "answer": "red"}], ["--metric", "loss"], "loss needs a model"),
         ([{"id": "q", "answer": "red"}], ["--metric", "bleu"], "bleu is unknown"),
         ([{"id": "q", "answer": "red"}], ["--data", "twice.json"], "have the id of another: q"),
+        (
+            [{"id": "q", "answer": "red", "model_output": "blue"}],
+            [],
+            "both 'answer' and 'model_output'",
+        ),
+        ([{"id": "q", "text": "?", "Predicted": "blue"}], [], "both 'text' and 'Predicted'"),
         ([{"id": "q", "answer": "red"}], ["--answers", "none.jsonl"], "no file of answers none"),
         ([{"id": "q", "answer": "red"}], ["--dtype", "float32"], "not --answers"),
     ],

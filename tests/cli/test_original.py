@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+import dcsurgery
 from dcsurgery.tiny.original_llava import OriginalSizes, write_original_llava, write_tower
+from dcsurgery.tiny.tokenizer import write_tokenizer
 
 from .conftest import Run
 
@@ -62,3 +66,27 @@ def test_convert_writes_every_form(run: Run, places: dict[str, Path], tmp_path: 
         after = "inspect" if form == "reference" else "verify"
         assert f"dcsurgery {after} {tmp_path / form}" in done.stderr
     assert not (tmp_path / "reference" / "dense_connector").exists()
+
+
+OPTIONS = {"--tower": "towers", "--template": "template"}
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "ask", "eval"])
+def test_python_takes_towers_and_templates_where_the_command_does(run: Run, command: str) -> None:
+    names = inspect.signature(getattr(dcsurgery, command.replace("eval", "evaluate"))).parameters
+    words = run(command, "--help").stdout.split()
+    assert {name for option, name in OPTIONS.items() if option in words} == {
+        name for name in OPTIONS.values() if name in names
+    }
+
+
+def test_python_asks_an_original_whose_tower_is_elsewhere(
+    places: dict[str, Path], tmp_path: Path
+) -> None:
+    model = shutil.copytree(places["model"], tmp_path / "llava")
+    write_tokenizer(model, ())
+    asked = {"max_new_tokens": 2, "template": "v1", "device": "cpu"}
+    with pytest.raises(dcsurgery.errors.DcSurgeryError, match="ckpt/gone"):
+        dcsurgery.ask(model, "what?", **asked)
+    towers = {"ckpt/gone": str(places["tower"])}
+    assert dcsurgery.ask(model, "what?", towers=towers, **asked).model == str(model)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dcsurgery.data.columns import Columns, parse_columns
-from dcsurgery.data.conversations import Row, for_training
+from dcsurgery.data.conversations import Row
 from dcsurgery.data.layouts import UNDERSTOOD, read_row
 from dcsurgery.data.pictures import RowError
 from dcsurgery.data.rows import read_rows
@@ -285,9 +285,8 @@ def test_a_column_may_begin_late(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("raw", [{**ASKED, "answer": "<image>"}, {"text": "USER: <image> Hm?"}])
 def test_an_answer_shows_no_picture(raw: Any, folder: Path) -> None:
-    row = read({"image": "a.png", **raw}, folder)
     with pytest.raises(RowError, match="the assistant shows an image"):
-        for_training(row)
+        read({"image": "a.png", **raw}, folder)
 
 
 def test_columns_of_the_command_line() -> None:

@@ -13,6 +13,7 @@ from dcsurgery.data.layouts import read_row
 from dcsurgery.data.processor import load_processor
 from dcsurgery.data.prompts import IGNORED, Prompter
 from dcsurgery.data.templates import V1_SYSTEM, find_writer
+from dcsurgery.demo.checkpoints import embedded, unpack
 from dcsurgery.evaluation.runner import question_turns
 from dcsurgery.tiny import write_tiny_llava
 from tests.tiny.paligemma import write_tiny_paligemma
@@ -248,3 +249,25 @@ def test_an_end_token_that_the_tokenizer_adds_is_not_behind_the_question(tmp_pat
         run.values["labels"][run.values["labels"] != IGNORED].tolist() for run in (trained, again)
     ]
     assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("version", [None, "v1"])
+@pytest.mark.parametrize("place", ["question", "answer"])
+def test_a_text_that_the_tokenizer_takes_for_a_token_is_counted(
+    place: str, version: Any, tmp_path: Path
+) -> None:
+    prompter = Prompter(load_processor(write_tiny_llava(tmp_path / "m")), version=version)
+    texts = {"question": "What?", "answer": "It."}
+    plain = Row("1", (user(None, texts["question"]), answer(texts["answer"])))
+    texts[place] += " </s> More."
+    row = Row("1", (user(None, texts["question"]), answer(texts["answer"])))
+    assert prompter.dropped(plain.turns, generate=False) == ()
+    assert prompter.dropped(row.turns, generate=False) == ("text of a special token",)
+
+
+def test_words_that_a_tokenizer_does_not_know_are_counted(tmp_path: Path) -> None:
+    prompter = Prompter(load_processor(unpack(embedded()[0], tmp_path / "m")))
+    known = (user(None, "what is the background ?"), answer("red"))
+    assert prompter.dropped(known, generate=False) == ()
+    strange = (user(None, "what is the background ?"), answer("mauve"))
+    assert prompter.dropped(strange, generate=False) == ("word that the tokenizer does not know",)

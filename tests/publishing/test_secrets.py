@@ -41,6 +41,21 @@ SECRETS = {
     "a Google service account": '"private_key_id": "' + drawn(40) + '"',
     "a key or password": "WANDB_API_KEY=" + "a1" + drawn(38, "0123456789abcdef"),
     "a password in a URL": "https://me:" + drawn(12) + "@example.org/x",
+    "a password in a": "postgresql+psycopg://me:" + drawn(12) + "@db:5432/x",
+    "a Hugging Face": "hf_oauth_" + drawn(50),
+    "a Hugging": "hf_jwt_eyJ" + drawn(30),
+    "a key of Weights & Biases": "wandb login --relogin " + drawn(40, "0123456789abcdef"),
+    "a Slack": "https://hooks.slack.com/services/T" + drawn(8, UPPER) + "/B1/" + drawn(24),
+    "a Stripe key": "sk_live_" + drawn(24),
+    "an API key (Groq": "gsk_" + drawn(52),
+    "a token of": "r8_" + drawn(37),
+    "a token": "npm_" + drawn(36),
+    "a token of npm, PyPI": "pypi-AgEIcHlwaS5vcmc" + drawn(40),
+    "a token of npm": "dapi" + drawn(32, "0123456789abcdef"),
+    "a signed token": "eyJ" + drawn(30) + ".eyJ" + drawn(40) + "." + drawn(43),
+    "an access token": "Authorization: Bearer " + drawn(40),
+    "an Azure": "AccountKey=" + drawn(86) + "==",
+    "a Telegram": "123456789:AA" + drawn(33),
 }
 FILES = ("notes.txt", "README.md", "config.json", "sub/train.jsonl", "run.py", "a.yaml", "odd")
 
