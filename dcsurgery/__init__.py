@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dcsurgery.evaluation.runner import evaluate_checkpoints as evaluate
     from dcsurgery.loading.load import load_model as load
     from dcsurgery.modeling import register
+    from dcsurgery.probing.probe import probe_model as probe
+    from dcsurgery.probing.probe_report import ProbeReport
     from dcsurgery.publishing.push import PushResult
     from dcsurgery.publishing.push import push_checkpoint as push
     from dcsurgery.recipes import Recipe, RecipeRun, load_recipe, run_recipe
@@ -47,6 +49,7 @@ __all__ = [
     "EvalSettings",
     "Finetuned",
     "Inspection",
+    "ProbeReport",
     "PushResult",
     "Recipe",
     "RecipeRun",
@@ -65,6 +68,7 @@ __all__ = [
     "load",
     "load_recipe",
     "plan",
+    "probe",
     "push",
     "read_plan",
     "register",
@@ -84,6 +88,7 @@ _HOMES = {
     "EvalSettings": "evaluation.runner:EvalSettings",
     "Finetuned": "training.finetuned:Finetuned",
     "Inspection": "surgery.inspection:Inspection",
+    "ProbeReport": "probing.probe_report:ProbeReport",
     "PushResult": "publishing.push:PushResult",
     "Recipe": "recipes:Recipe",
     "RecipeRun": "recipes:RecipeRun",
@@ -101,6 +106,7 @@ _HOMES = {
     "load": "loading.load:load_model",
     "load_recipe": "recipes:load_recipe",
     "plan": "surgery.convert:plan_conversion",
+    "probe": "probing.probe:probe_model",
     "push": "publishing.push:push_checkpoint",
     "read_plan": "surgery.plan_file:read_plan",
     "register": "modeling:register",

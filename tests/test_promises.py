@@ -19,17 +19,8 @@ PACKAGE = Path(dcsurgery.__file__).parent
 LAYERS = (
     *("errors", "fields", "markdown", "pixels", "anatomy", "features", "printing", "modeling"),
     *("tiny", "checkpoint", "architectures", "connectors", "originals", "surgery", "loading"),
-    *(
-        "data",
-        "verification",
-        "training",
-        "evaluation",
-        "serving",
-        "publishing",
-        "recipes",
-        "demo",
-        "cli",
-    ),
+    *("data", "verification", "training", "evaluation", "probing", "serving", "publishing"),
+    *("recipes", "demo", "cli"),
 )
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "huggingface_hub"}
 

@@ -25,6 +25,7 @@ from dcsurgery.cli import (
     export,
     finetune,
     inspect,
+    probe,
     push,
     recipe,
     verify,
@@ -35,7 +36,7 @@ from dcsurgery.errors import DcSurgeryError
 
 # In the order of the help: a command is the function of its module's name.
 COMMANDS: tuple[ModuleType, ...] = (
-    *(inspect, convert, verify, finetune, eval, ask),
+    *(inspect, probe, convert, verify, finetune, eval, ask),
     *(export, push, demo, architectures),
 )
 INTERRUPTED = 128 + signal.SIGINT

@@ -104,6 +104,21 @@ def attach(
     if hasattr(model, "dense_connector"):
         raise RequestError("the model already has a dense connector", hint="load the base again")
     sites = [find_module(model, site.module) for site in anatomy.projector.sites]
+    connector = DenseConnector(anatomy, layout, arrange)
+    _fill(connector, sites[0], tensors or {})
+    hook_states(model, connector)
+    _hook_sites(connector, model, sites)
+    model.dense_connector = connector
+    model.save_pretrained = connector.refuse_save  # type: ignore[assignment]
+    return connector
+
+
+def hook_states(model: nn.Module, connector: DenseConnector) -> None:
+    """Let a connector collect the hidden states of its layout; nothing of the model changes.
+
+    Raises AnatomyError, before the first hook, when the model does not match the anatomy.
+    """
+    anatomy = connector.anatomy
     towers = []
     for module, blocks in anatomy.tower.paths:
         found = find_module(model, blocks)
@@ -113,15 +128,14 @@ def attach(
                 hint="the plan belongs to another model",
             )
         towers.append((module, find_module(model, module), found))
-    connector = DenseConnector(anatomy, layout, arrange)
+    name = anatomy.projector.module
+    projector = find_module(model, name) if name else None
     connector._owner = [model]
-    _fill(connector, sites[0], tensors or {})
-    for name, tower, found in towers:
-        _hook_tower(connector, name, tower, found)
-    _hook_projector(connector, model, sites)
-    model.dense_connector = connector
-    model.save_pretrained = connector.refuse_save  # type: ignore[assignment]
-    return connector
+    for module, tower, found in towers:
+        _hook_tower(connector, module, tower, found)
+    if projector is not None:
+        hook = _Enter(connector, name)
+        connector._handles.append(projector.register_forward_pre_hook(hook, with_kwargs=True))
 
 
 def _fill(connector: DenseConnector, site: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -177,12 +191,8 @@ def _hook_tower(
     keep(tower.register_forward_hook(_Close(connector, name)))
 
 
-def _hook_projector(connector: DenseConnector, model: nn.Module, sites: list[nn.Module]) -> None:
+def _hook_sites(connector: DenseConnector, model: nn.Module, sites: list[nn.Module]) -> None:
     keep = connector._handles.append
-    module = connector.anatomy.projector.module
-    if module:
-        hook = _Enter(connector, module)
-        keep(find_module(model, module).register_forward_pre_hook(hook, with_kwargs=True))
     if connector.layout.axis == "token":
         keep(sites[0].register_forward_pre_hook(_Append(connector, 0)))
     else:

@@ -24,7 +24,8 @@ def layout(anatomy: Anatomy, asked: Connector) -> FeatureLayout:
         return FeatureLayout("dci", blocks)
     depth = anatomy.tower.depth
     layers = tuple(distinct_layers(group, depth) for group in layers)
-    if len(layers) == 1 and asked.groups > 1:
-        only = layers[0]
+    only = layers[0]
+    # A single state is one group, whatever number is usual.
+    if len(layers) == 1 and asked.groups > 1 and len(only) > 1:
         layers = tuple(only[run.start : run.stop] for run in split_evenly(len(only), asked.groups))
     return FeatureLayout("dci", tuple(map(FeatureBlock, layers)))

@@ -16,6 +16,8 @@ Kind = Literal["dci", "sci", "sti", "mix"]
 Groups = tuple[tuple[int, ...], ...]
 Layers = str | Sequence[int] | Sequence[Sequence[int]]
 
+PROBE_MARK = "@"
+
 # Every kind in one line.
 KINDS: dict[str, str] = {
     "dci": "means of adjacent groups of hidden states, joined along channels",
@@ -43,9 +45,9 @@ class ConnectorKeywords(TypedDict, total=False):
 class Connector:
     """A connector and how it is written: the options of `dcsurgery convert`.
 
-    `layers` overrides the kind's own rule: text as on the command line, states, or groups of
-    states; without `form` the family chooses. Raises RequestError (PlanError for a text of layers)
-    for what cannot be meant in any model.
+    `layers` overrides the kind's own rule: text as on the command line ("@FILE" is what a probe
+    found, until a plan is made), states, or groups of states; without `form` the family chooses.
+    Raises RequestError (PlanError for a text of layers) for what cannot be meant in any model.
     """
 
     kind: Annotated[
@@ -59,7 +61,7 @@ class Connector:
         Told(
             "Hidden states to read, instead of the connector's own rule: states like 7,15, runs "
             "like 0-11, groups like '0-11;12-23'. State 0 is the embeddings, state i the output of "
-            "block i; -1 is the last.",
+            "block i; -1 is the last. @probe.json: those that `dcsurgery probe` found.",
             "LAYERS",
         ),
     ] = None
@@ -122,10 +124,16 @@ class Connector:
         """`layers` as groups of hidden states."""
         return cast("Groups | None", self.layers)
 
+    @property
+    def probe(self) -> str | None:
+        """The file of a probe that says which layers, once the model is known."""
+        layers = cast("Groups | str | None", self.layers)
+        return layers.removeprefix(PROBE_MARK) if isinstance(layers, str) else None
 
-def _as_groups(layers: Any) -> Groups | None:
-    if layers is None:
-        return None
+
+def _as_groups(layers: Any) -> Groups | str | None:
+    if layers is None or (isinstance(layers, str) and layers.startswith(PROBE_MARK)):
+        return layers
     if isinstance(layers, str):
         return parse_layers(layers)
     try:

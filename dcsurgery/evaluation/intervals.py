@@ -66,6 +66,33 @@ def score_rows(
     return Score(mean=sums.mean, low=low, high=high, rows=len(values))
 
 
+def score_columns(
+    values: Array, clusters: Sequence[Hashable], weights: Array, *, seed: int = 0
+) -> list[Score]:
+    """Return score_rows of every column of values [N, K], all from the same bootstrap samples.
+
+    `weights` [N, K] are zero where a row is none of a column's; what a sample lacks is left out.
+    """
+    places: dict[Hashable, int] = {}
+    index = np.array([places.setdefault(name, len(places)) for name in clusters])
+    totals, sizes = np.zeros((2, len(places), values.shape[1]))
+    np.add.at(totals, index, values * weights)
+    np.add.at(sizes, index, weights)
+    count, draw = len(places), np.random.default_rng(seed)
+    means: list[Array] = []
+    for size in _blocks(SAMPLES, count):
+        times = draw.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            means.append((times @ totals) / (times @ sizes))
+    low, high = np.nanquantile(np.concatenate(means), [0.025, 0.975], axis=0)
+    own = totals.sum(0) / sizes.sum(0)
+    rows = (weights > 0).sum(0)
+    return [
+        Score(mean=float(own[k]), low=float(low[k]), high=float(high[k]), rows=int(rows[k]))
+        for k in range(values.shape[1])
+    ]
+
+
 def compare_rows(
     values: Sequence[float],
     base: Sequence[float],

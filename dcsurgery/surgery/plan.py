@@ -41,6 +41,7 @@ from dcsurgery.surgery.portable import (
     portable_config,
     portable_problem,
 )
+from dcsurgery.surgery.probed_layers import with_probed_layers
 from dcsurgery.surgery.processor_changes import plan_processor
 
 
@@ -76,12 +77,15 @@ def describe_base(checkpoint: Checkpoint) -> BaseRecord:
 
 
 def make_plan(checkpoint: Checkpoint, asked: Connector) -> SurgeryPlan:
-    """Decide everything about installing a connector; nothing is read but headers and config.
+    """Decide everything about installing a connector; nothing is read but headers and config (and
+    the probe that a request names).
 
     Raises UnknownArchitectureError, AnatomyError, PlanError or RequestError.
     """
     architecture = find_architecture(checkpoint.config)
     anatomy = architecture.dissect(checkpoint.config, checkpoint.tensors)
+    base = describe_base(checkpoint)
+    asked = with_probed_layers(asked, base)
     installed = checkpoint.connector if isinstance(checkpoint, Adopted) else None
     layout = installed_layout(installed, asked) if installed else make_layout(anatomy, asked)
     form = _choose_form(architecture, anatomy, layout, asked)
@@ -91,7 +95,7 @@ def make_plan(checkpoint: Checkpoint, asked: Connector) -> SurgeryPlan:
     connector = _connector(anatomy, layout)
     new, flops = cost(architecture, checkpoint, anatomy, layout, layers)
     plan = SurgeryPlan(
-        base=describe_base(checkpoint),
+        base=base,
         architecture=architecture.name,
         anatomy=anatomy,
         layout=layout,

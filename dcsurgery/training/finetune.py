@@ -14,12 +14,9 @@ import torch
 
 from dcsurgery.checkpoint.destination import check_output
 from dcsurgery.connectors.request import Connector, ConnectorKeywords
-from dcsurgery.data.batches import Collator, StreamedDataset, TrainingDataset
+from dcsurgery.data.batches import TrainingDataset
 from dcsurgery.data.conversations import BadRow
-from dcsurgery.data.prompts import Prompter
-from dcsurgery.data.rows import read_rows
 from dcsurgery.data.samples import dry_run_samples
-from dcsurgery.data.templates import prompt_version
 from dcsurgery.errors import RequestError, TrainingError
 from dcsurgery.printing.sheet import Progress
 from dcsurgery.surgery.conversion import Conversion, wanted_output
@@ -27,9 +24,9 @@ from dcsurgery.surgery.plan_file import ADAPTED, DELTA_FOLDER, TrainingRecord
 from dcsurgery.training.advice import advice
 from dcsurgery.training.checkpoints import latest_checkpoint, load_trained
 from dcsurgery.training.estimate import estimate
-from dcsurgery.training.feeding import Feed, micro_batches, processes, rank
+from dcsurgery.training.feeding import micro_batches, processes, rank
 from dcsurgery.training.finetuned import Finetuned, TrainingPlan
-from dcsurgery.training.job import Job, Request
+from dcsurgery.training.job import Job, Request, open_feed, open_rows
 from dcsurgery.training.logs import PLOT_FILE, Watch, draw
 from dcsurgery.training.lora import add_adapters, save_adapters
 from dcsurgery.training.record import make_record
@@ -213,33 +210,11 @@ def _connector(
 def _job(asked: Request) -> tuple[Job, Start]:
     """Open the data, load the model and make exactly what is announced trainable."""
     settings = asked.settings
-    rows = read_rows(
-        asked.data,
-        images=asked.images,
-        split=asked.split,
-        streaming=asked.streaming,
-        columns=asked.columns,
-    )
-    if rows.streamed and settings.orientation == "raw":
-        raise RequestError(
-            "the pictures of a stream arrive turned as their EXIF tag says",
-            hint="leave out --streaming, or --orientation raw",
-        )
+    rows = open_rows(asked)
     begun = start(asked)
-    prompter = Prompter(
-        begun.processor,
-        version=prompt_version(settings.prompt),
-        aspect=settings.aspect,
-        orientation=settings.orientation,
-    )
-    limits: dict[str, Any] = {"max_length": settings.max_length, "max_bad": settings.max_bad}
-    dataset: TrainingDataset | StreamedDataset
-    if rows.streamed:
-        dataset = StreamedDataset(rows, prompter, **limits)
-    else:
-        dataset = TrainingDataset(rows, prompter, **limits)
-        dataset.measure()
-    feed = Feed(dataset, Collator(begun.processor))
+    feed = open_feed(rows, begun.processor, settings)
+    if isinstance(feed.dataset, TrainingDataset):
+        feed.dataset.measure()
     steps = feed.steps(settings)
     trained = prepare(begun.model, begun.plan, feed, settings)
     plain = [name for name in trained.names if ADAPTED not in name]

@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dcsurgery.connectors.request import Connector
-from dcsurgery.data.rows import data_digest
+from dcsurgery.data.batches import Collator, StreamedDataset, TrainingDataset
+from dcsurgery.data.prompts import Prompter
+from dcsurgery.data.rows import Rows, data_digest, read_rows
+from dcsurgery.data.templates import prompt_version
+from dcsurgery.errors import RequestError
 from dcsurgery.surgery.plan_file import SurgeryPlan
 from dcsurgery.training.feeding import Feed
 from dcsurgery.training.freeze import Trained
@@ -69,3 +73,36 @@ class Job:
             "trained": list(self.trained.names),
             "rows": None if self.feed.streamed else len(self.feed.dataset),
         }
+
+
+def open_rows(asked: Request) -> Rows:
+    """Open the data of a training. Raises RequestError, also for settings it cannot follow."""
+    rows = read_rows(
+        asked.data,
+        images=asked.images,
+        split=asked.split,
+        streaming=asked.streaming,
+        columns=asked.columns,
+    )
+    if rows.streamed and asked.settings.orientation == "raw":
+        raise RequestError(
+            "the pictures of a stream arrive turned as their EXIF tag says",
+            hint="leave out --streaming, or --orientation raw",
+        )
+    return rows
+
+
+def open_feed(rows: Rows, processor: Any, settings: TrainingSettings) -> Feed:
+    """Return rows encoded by a model's processor, and what joins them into batches.
+
+    Raises RequestError when too many of them are bad, or none has a picture.
+    """
+    prompter = Prompter(
+        processor,
+        version=prompt_version(settings.prompt),
+        aspect=settings.aspect,
+        orientation=settings.orientation,
+    )
+    kind = StreamedDataset if rows.streamed else TrainingDataset
+    dataset = kind(rows, prompter, max_length=settings.max_length, max_bad=settings.max_bad)
+    return Feed(dataset, Collator(processor))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import dcsurgery
 from tests.hub_server import Hub, running_hub
+from tests.training.data import write_data
 
 from .conftest import Run
 
@@ -41,6 +42,29 @@ def test_a_hub_model_is_inspected_and_planned_without_its_weights(
         missing = spawn("inspect", "org/none", "--revision", "v2", env=env)
         assert missing.returncode == 1 and missing.stderr.startswith("error: ")
     assert not [path for path in (tmp_path / "hf").rglob("*.safetensors")]
+
+
+def test_a_hub_model_is_probed_and_the_answer_is_good_for_a_copy_of_it(
+    spawn: Run, run: Run, tiny_clip: Path, tmp_path: Path
+) -> None:
+    data, answer = write_data(tmp_path / "rows", 25), tmp_path / "probe.json"
+    with running_hub() as hub:
+        commit = hub.add(
+            "org/model", {file.name: file.read_bytes() for file in tiny_clip.iterdir()}
+        )
+        env = {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+        }
+        probed = spawn("probe", "org/model", "--data", data, "--json", "-o", answer, env=env)
+    assert probed.returncode == 0, probed.stderr
+    report = json.loads(probed.stdout)
+    assert (report["model"], report["base"]["commit"]) == ("org/model", commit.commit)
+    refused = run("convert", tiny_clip, "-o", tmp_path / "out", "--layers", f"@{answer}")
+    # It is the same model: what is refused is the operation.
+    assert refused.exit_code == 1 and "says: do not operate" in refused.stderr
 
 
 def test_a_converted_hub_model_is_verified(spawn: Run, model: Path, tmp_path: Path) -> None:

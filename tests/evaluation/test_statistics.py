@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dcsurgery.evaluation.intervals import EXACT, compare_rows, score_rows, sign_flip
+from dcsurgery.evaluation.intervals import EXACT, compare_rows, score_columns, score_rows, sign_flip
 
 
 def mcnemar(better: int, worse: int) -> float:
@@ -65,3 +65,23 @@ def test_seeds_decide_the_interval() -> None:
     first, again, other = (score_rows(values, range(50), seed=seed) for seed in (0, 0, 1))
     assert first == again != other
     assert first.low < first.mean < first.high
+
+
+def test_columns_are_scored_as_each_alone_and_rows_without_weight_are_none_of_theirs() -> None:
+    draw = np.random.default_rng(0)
+    values, weights = draw.normal(size=(60, 3)), draw.integers(1, 4, (60, 3)).astype(float)
+    clusters = [f"picture {row // 2}" for row in range(60)]
+    weights[::2, 2] = 0
+    found = score_columns(values, clusters, weights)
+    for column in (0, 1):
+        alone = values[:, column].tolist(), clusters, weights[:, column].tolist()
+        assert found[column].mean == pytest.approx(score_rows(*alone).mean)
+        assert found[column].low == pytest.approx(score_rows(*alone).low)
+        assert found[column].high == pytest.approx(score_rows(*alone).high)
+    assert found[2].rows == 30
+    assert found[2].mean == pytest.approx(np.average(values[1::2, 2], weights=weights[1::2, 2]))
+    # A type of which most samples have no row at all still has an interval.
+    rare = np.zeros((60, 1))
+    rare[0] = 1
+    (only,) = score_columns(values[:, :1], clusters, rare)
+    assert only.low == only.mean == only.high

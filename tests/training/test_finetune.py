@@ -69,7 +69,7 @@ def test_pictures_of_a_stream_cannot_be_raw(
     delta: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = Rows("stream", iter([]), root=None)
-    monkeypatch.setattr("dcsurgery.training.finetune.read_rows", lambda *_, **__: stream)
+    monkeypatch.setattr("dcsurgery.training.job.read_rows", lambda *_, **__: stream)
     with pytest.raises(RequestError, match="arrive turned") as caught:
         finetune_connector(delta, "d", place / "raw", settings=fast(orientation="raw"))
     assert "--streaming" in caught.value.hint

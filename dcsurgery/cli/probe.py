@@ -1,0 +1,264 @@
+"""`dcsurgery probe`: which hidden states would help, and is it worth it, before any training."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dcsurgery.cli.options import (
+    AsJson,
+    Columns,
+    Model,
+    Quiet,
+    Revision,
+    Template,
+    Towers,
+    read_towers,
+)
+from dcsurgery.cli.output import Output
+
+if TYPE_CHECKING:
+    from dcsurgery.evaluation.eval_report import Score
+    from dcsurgery.probing.probe_report import ProbeReport, StateGain
+
+EXAMPLES = (
+    "dcsurgery probe llava-hf/llava-1.5-7b-hf --data rows.json --images pictures -o probe.json",
+    "dcsurgery probe ./my-llava --data rows.json --rows 2000",
+    "dcsurgery convert ./my-llava -o my-llava-chosen --layers @probe.json",
+)
+BAR = 30
+LISTED = 3
+# In the order of the options; the rest of a training's settings keeps its defaults.
+SETTINGS = (
+    "seed", "max_length", "max_bad", "prompt", "aspect", "orientation", "precision", "quantize",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """On what, how much of it, and where the answer goes."""
+
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="DATA",
+            help="The rows it would be trained on, as `dcsurgery finetune` reads them: a file, "
+            "FILE,FILE or a folder; a saved data set, or a Hub data set's id.",
+        ),
+    ]
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder that image paths start from. Default: that of DATA."
+        ),
+    ] = None
+    columns: Columns = None
+    split: Annotated[
+        str, typer.Option(metavar="NAME", help="Split of a Hugging Face data set.")
+    ] = "train"
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="JSON file to write, for `dcsurgery convert --layers @FILE`. Default: none.",
+        ),
+    ] = None
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Page to write, with the picture. Default: none."),
+    ] = None
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace FILE, if a probe wrote it.")
+    ] = False
+    rows: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Rows with pictures to look at, drawn at random. More see less."
+        ),
+    ] = 500
+    folds: Annotated[
+        int,
+        typer.Option(metavar="N", help="Parts of the rows that are held out in turn, 3 or more."),
+    ] = 4
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Seed of the rows drawn and of the intervals.")
+    ] = 0
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How rows become batches, as in finetune."""
+
+    max_length: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Tokens of a row; longer ones are cut. Default: 2048."),
+    ] = None
+    max_bad: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PERCENT", help="Rows that may be unusable before it is an error. Default: 1%."
+        ),
+    ] = None
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="auto: the model's chat template, v1 where it has none. plain, v1: LLaVA's own.",
+        ),
+    ] = None
+    aspect: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="processor, or pad: pictures padded to squares first."),
+    ] = None
+    orientation: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="exif: as viewers turn pictures. raw: as stored."),
+    ] = None
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND", help="bf16, fp16 or fp32. Default: bf16 or fp16 on a GPU, else fp32."
+        ),
+    ] = None
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BITS", help="4bit keeps the language model in 4 bits (bitsandbytes, GPU)."
+        ),
+    ] = None
+    revision: Revision = None
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Where the base is now. Default: where the plan says."),
+    ] = None
+    tower: Towers = None
+    template: Template = None
+
+
+def probe(
+    model: Model,
+    options: ProbeOptions,
+    reading: ReadingOptions,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Tell which hidden states would help a model, and whether it is worth it; nothing is trained.
+
+    Forward and backward passes over some rows give the gradient for every hidden state at once.
+    A step on most of the rows is judged by the others, in turns. What does not beat shuffled states
+    is no evidence.
+    """
+    out = Output(as_json=as_json, quiet=quiet)
+    text, remote = f"probing {model}", not Path(model).is_dir()
+    # What is fetched from the Hub shows its own bars.
+    with out.working(text, fetches=True) if remote else out.stepping(text) as show:
+        from dcsurgery.data.columns import parse_columns
+        from dcsurgery.probing.probe import probe_model
+        from dcsurgery.training.settings import TrainingSettings
+
+        given: dict[str, Any] = asdict(options) | asdict(reading)
+        settings = {name: given.pop(name) for name in SETTINGS}
+        settings = {name: value for name, value in settings.items() if value is not None}
+        given["columns"] = parse_columns(options.columns)
+        given["towers"] = read_towers(given.pop("tower"))
+        report = probe_model(model, settings=TrainingSettings(**settings), progress=show, **given)
+    if as_json:
+        out.data(report.model_dump(mode="json"))
+        return
+    _show(report, out)
+    for file in (options.output, options.html):
+        if file is not None:
+            out.tell(f"{file} is written")
+    if report.recommended.operate:
+        place = report.base.folder or report.base.id if report.installed else model
+        layers = f"@{options.output}" if options.output else report.recommended.layers
+        out.tell(f"\nnext:\n  dcsurgery convert {shlex.quote(str(place))} -o OUT --layers "
+                 f"{shlex.quote(str(layers))}")  # fmt: skip
+
+
+def _show(report: ProbeReport, out: Output) -> None:
+    facts = [
+        ("rows", f"{report.rows:,} with {report.pictures:,} pictures{_skipped(report)}"),
+        ("images", _pictures(report)),
+        ("loss", f"{report.loss:.4f} nats per answer token, {report.answer_tokens:,} tokens"),
+        ("reads today", _today(report)),
+    ]
+    facts += [("lost", "\n".join(report.lost))] if report.lost else []
+    out.show(f"probe of {report.model} on {report.data}", "bold")
+    out.facts(facts)
+    out.heading("expected gain of one hidden state, nats per answer token")
+    _draw(report, out)
+    out.heading("together")
+    rows = [(item.name, item.layers, _gain(item.gain), _between(item.gain)) for item in report.sets]
+    out.table(("set", "states", "gain", "95 %"), rows, "wlrw")
+    if report.recommended.operate and report.expected_by_type:
+        out.heading("expected, by question type")
+        kinds = report.expected_by_type.items()
+        lines = [(kind, str(score.rows), _gain(score), _between(score)) for kind, score in kinds]
+        out.table(("questions", "rows", "gain", "95 %"), lines, "lrrw")
+    out.show()
+    out.show(report.verdict, "bold green" if report.recommended.operate else "bold yellow")
+    if report.recommended.layers is not None:
+        out.facts([("recommended", f"--layers {shlex.quote(report.recommended.layers)}")])
+
+
+def _draw(report: ProbeReport, out: Output) -> None:
+    """Print a bar for every state, from shallow to deep, and the controls below."""
+    shuffled = max(report.null.shuffled, key=lambda item: item.gain.mean)
+    marked = [(item, str(item.state), "" if item.evidence else "no evidence")
+              for item in report.states]  # fmt: skip
+    marked += [(item, str(item.state), "control: today's feature") for item in report.null.feature]
+    marked.sort(key=lambda found: found[0].state)
+    marked.append((shuffled, "", f"control: state {shuffled.state} of other pictures"))
+    longest = max(1e-12, *(item.gain.mean for item, _, _ in marked))
+    rows = [
+        (state, _bar(item, longest), _gain(item.gain), _between(item.gain), words)
+        for item, state, words in marked
+    ]
+    out.table(("state", "", "gain", "95 %", ""), rows, "rwrww")
+
+
+def _bar(item: StateGain, longest: float) -> str:
+    return "█" * round(BAR * max(0.0, item.gain.mean) / longest)
+
+
+def _gain(score: Score) -> str:
+    return f"{score.mean:+.4f}"
+
+
+def _between(score: Score) -> str:
+    return f"{score.low:+.4f}..{score.high:+.4f}"
+
+
+def _today(report: ProbeReport) -> str:
+    from dcsurgery.features import describe_layers
+
+    blocks = "".join(f"; {describe_layers(block)}" for block in report.installed)
+    own = f" and, through its connector, {blocks[2:]}" if blocks else ""
+    return f"hidden state {describe_layers(report.feature_layers)}{own}"
+
+
+def _skipped(report: ProbeReport) -> str:
+    if not report.skipped_rows:
+        return ""
+    named = [f"\n{name}: {why}" for name, why in list(report.skipped.items())[:LISTED]]
+    return f", {report.skipped_rows} of the data skipped:" + "".join(named)
+
+
+def _pictures(report: ProbeReport) -> str:
+    from collections import Counter
+
+    from dcsurgery.data.census import Census
+
+    census = Census(
+        report.rows_with_pictures,
+        report.rows_without_pictures,
+        unread=Counter(report.unread_pictures),
+    )
+    return f"in all of the data {census.pictures()}"

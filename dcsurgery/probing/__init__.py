@@ -1,0 +1,1 @@
+"""Which hidden states would help a model, told from gradients alone: nothing is trained."""
