@@ -18,6 +18,8 @@ from tests.checkpoint.folders import PROJECTOR, WEIGHT, llava, write
 from tests.checkpoint.test_rewrite import cache_state, load, same
 from tests.hub_server import Hub, running_hub
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 FILES = llava(shards=3, filler=20_000)
 SHARDS = [name for name in FILES if name.startswith("model-")]

@@ -20,6 +20,8 @@ from dcsurgery.surgery.convert import convert_checkpoint
 from tests.checkpoint.folders import Specs, llava, write
 from tests.zygote import Zygote, running_zygote
 
+pytestmark = pytest.mark.slow
+
 BIG: Specs = [(f"language_model.model.{i}", "F16", (1000, 4000)) for i in range(4)]
 
 

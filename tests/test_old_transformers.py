@@ -83,7 +83,10 @@ def version_in(folder: str) -> str:
 BROKEN = {("4.49.0", "onevision_video")}
 CASES = [(old, name) for old in FOLDERS for name in BASES if (version_in(old), name) not in BROKEN]
 
-pytestmark = pytest.mark.skipif(not FOLDERS, reason="DCSURGERY_OLD_TRANSFORMERS names no folder")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not FOLDERS, reason="DCSURGERY_OLD_TRANSFORMERS names no folder"),
+]
 
 
 @dataclass(frozen=True)

@@ -323,6 +323,7 @@ class Contract(Wiring):
         model = dcsurgery.load(tmp_path / "delta", dtype=torch.float32)
         assert torch.equal(logits(sharded, model), logits(case, case.loud))
 
+    @pytest.mark.slow
     def test_verify_passes_in_every_form(self, case: Case, tmp_path: Path) -> None:
         assert case.architecture.forms == self.forms
         # Past the projector the connectors are alike.
@@ -340,6 +341,7 @@ class Contract(Wiring):
             assert {f"{kind}: branch against base" for kind in run} <= names
 
     @pytest.mark.one_connector
+    @pytest.mark.slow
     def test_verify_checks_a_random_matrix(self, case: Case, tmp_path: Path) -> None:
         write_delta(case.tiny.folder, tmp_path / "out", case.weight, **case.options)
         report = dcsurgery.verify(tmp_path / "out")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
@@ -191,6 +192,7 @@ class PackedContract(Contract):
         self.test_verify_passes_in_every_form(case, tmp_path / "verified")
         return case
 
+    @pytest.mark.slow
     def test_other_sizes(self, tmp_path: Path) -> None:
         """Another depth, width, patch and merge size, in bf16 and two files."""
         folder = self.write(tmp_path / "base", shards=2, dtype="bfloat16", **self.other_sizes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -59,6 +60,7 @@ class TestHybrid(DeepseekVLContract):
         return TinyModel(folder, two_resolutions(16, 16))
 
 
+@pytest.mark.slow
 def test_a_fresh_model_of_other_sizes(tmp_path: Path) -> None:
     config = deepseek_vl_config(depth=3, width=24, image_size=18, patch_size=6)
     folder = save_fresh(tmp_path / "base", config)

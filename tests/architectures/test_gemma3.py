@@ -60,6 +60,7 @@ class TestGemma3(Contract):
         return {**super().grown(inputs, ids), "token_type_ids": types}
 
 
+@pytest.mark.slow
 def test_a_fresh_model_of_other_sizes(tmp_path: Path) -> None:
     config = gemma3_config(9, depth=3, width=24, image_size=36, patch_size=6)
     folder = save_fresh(tmp_path / "base", config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -114,6 +115,7 @@ class TestIdefics2(Idefics2Contract):
         assert torch.equal(answer, load(tiny_model.folder).generate(**given, **settings))
 
 
+@pytest.mark.slow
 def test_a_fresh_model_of_other_sizes(tmp_path: Path) -> None:
     config = idefics2_config(latents=3, depth=3, width=24, image_size=18, patch_size=6)
     folder = save_fresh(tmp_path / "base", config)

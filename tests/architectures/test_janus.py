@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +31,7 @@ class TestJanus(Contract):
         return (model.model.vision_model.post_layernorm,)
 
 
+@pytest.mark.slow
 def test_a_fresh_model_of_other_sizes(tmp_path: Path) -> None:
     config = janus_config(depth=3, width=24, image_size=18, patch_size=6)
     config["vision_config"] |= {"depth": 3, "attention_bias": False}

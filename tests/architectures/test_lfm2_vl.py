@@ -160,6 +160,7 @@ class TestLfm2Vl(Lfm2VlContract):
             dcsurgery.inspect(folder)
 
 
+@pytest.mark.slow
 def test_a_fresh_model_of_other_sizes(tmp_path: Path) -> None:
     """No norm before the matrix, windows of 3 x 3 patches, a grid they do not fill."""
     config = lfm2_vl_config(

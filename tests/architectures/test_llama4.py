@@ -59,6 +59,7 @@ class TestLlama4(Llama4Contract):
             assert torch.equal(upgraded(**inputs).logits, wanted)
 
 
+@pytest.mark.slow
 def test_a_fresh_model_of_other_sizes(tmp_path: Path) -> None:
     config = llama4_config(4, depth=3, width=32, image_size=24, patch_size=3)
     folder = save_fresh(tmp_path / "base", config)

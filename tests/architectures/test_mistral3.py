@@ -167,6 +167,7 @@ class TestMistral3(LayoutContract):
         with pytest.raises(AnatomyError, match=message):
             dcsurgery.inspect(folder)
 
+    @pytest.mark.slow
     def test_a_fresh_model_of_other_sizes(self, tmp_path: Path) -> None:
         """Windows of 3 x 3 patches, biases, another layer, named as a list of one."""
         config = mistral3_config(
@@ -205,6 +206,7 @@ class TestLightOnOcr(LayoutContract):
     def projector(self, model: Any) -> Any:
         return model.model.vision_projection
 
+    @pytest.mark.slow
     def test_a_fresh_model_of_other_sizes(self, tmp_path: Path) -> None:
         config = mistral3_config("lighton_ocr", depth=3, width=24, image_size=48, patch_size=6)
         folder = save_fresh(tmp_path / "base", {**config, "tie_word_embeddings": True})

@@ -169,6 +169,7 @@ def test_the_hidden_state_goes_by_several_names() -> None:
     assert block_input((state, mask), {}) is state
 
 
+@pytest.mark.slow
 def test_a_fresh_model_of_other_sizes(tmp_path: Path) -> None:
     """Negative indices, one global block, tiles that need no padding; transformers' own names."""
     config = mllama_config(

@@ -222,6 +222,7 @@ class TestMolmo2(Molmo2Contract):
         assert len(found) == anatomy.image_tokens
 
 
+@pytest.mark.slow
 def test_a_fresh_model_of_other_sizes(tmp_path: Path) -> None:
     """Blocks behind the deepest layer listed, a layer listed twice, an even grid."""
     config = molmo2_config(layers=(-2, 0, 3), depth=5, width=24, image_size=18, patch_size=3)

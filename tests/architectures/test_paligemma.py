@@ -56,6 +56,7 @@ class TestGemma2(PaliGemmaContract):
 
 
 @pytest.mark.parametrize("text", ["gemma", "gemma2"])
+@pytest.mark.slow
 def test_a_fresh_model_of_other_sizes(text: str, tmp_path: Path) -> None:
     config = paligemma_config(text, depth=3, width=24, image_size=18, patch_size=6)
     folder = save_fresh(tmp_path / "base", config)

@@ -24,6 +24,7 @@ class TestQianfanOCR(InternVLContract):
 
 
 @pytest.mark.parametrize("original", [True, False], ids=["file names", "module names"])
+@pytest.mark.slow
 def test_a_fresh_model_of_other_sizes(original: bool, tmp_path: Path) -> None:
     config = qianfan_ocr_config(0.25, depth=3, width=24, image_size=48, patch_size=6)
     folder = save_fresh(tmp_path / "base", config, save_original_format=original)

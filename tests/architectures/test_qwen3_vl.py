@@ -106,6 +106,7 @@ SIBLINGS = {
 
 
 @pytest.mark.parametrize("class_name", SIBLINGS)
+@pytest.mark.slow
 def test_siblings_are_members(class_name: str, tmp_path: Path) -> None:
     if not hasattr(transformers, class_name):
         pytest.skip("newer transformers")

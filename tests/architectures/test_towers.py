@@ -34,6 +34,8 @@ from tests.tiny.parts import vision_section
 from tests.tiny.video_llava import video_llava_config
 from tests.tiny.vipllava import vipllava_config
 
+pytestmark = pytest.mark.slow
+
 # Sizes and oddities of tiny towers, beside those of a CLIP.
 WORDS: dict[str, dict[str, Any]] = {
     "dinov2": {"mlp_ratio": 2, "use_swiglu_ffn": True},

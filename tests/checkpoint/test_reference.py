@@ -17,6 +17,8 @@ from dcsurgery.errors import CheckpointNotFoundError, RequestError
 from tests.checkpoint.folders import sharded
 from tests.hub_server import Hub, running_hub
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SHARDS = [name for name in sharded() if name.endswith(".safetensors")]
 

@@ -13,6 +13,8 @@ import pytest
 
 from .conftest import Run
 
+pytestmark = pytest.mark.slow
+
 ANIMALS = ["cat", "dog", "cow", "hen"]
 LETTERS = ["C", "A", "B", "D"]
 NUMBERS = ["2", "4", "0"]

@@ -30,6 +30,8 @@ from tests.surgery import random_matrix, write_delta
 from tests.tiny.idefics2 import write_tiny_idefics2
 from tests.tiny.qwen2_5_vl import write_tiny_qwen2_5_vl
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Family:

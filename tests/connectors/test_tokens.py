@@ -21,6 +21,8 @@ from tests.architectures.cases import load
 from tests.closeness import PAPER, assert_near
 from tests.surgery import random_matrix, write_delta
 
+pytestmark = pytest.mark.slow
+
 # (image size, patch size) -> grids of 4, 5 and 9 patches a side.
 GRIDS = {4: (16, 4), 5: (20, 4), 9: (27, 3)}
 

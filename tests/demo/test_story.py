@@ -29,6 +29,8 @@ from dcsurgery.surgery.plan_file import PLAN_FILE, read_plan
 from dcsurgery.verification import verify_checkpoint
 from tests.demo.full.run import run_full
 
+pytestmark = pytest.mark.slow
+
 SHORT = Exercise(
     steps=2, batch_size=4, train_scenes=5, val_scenes=1, test_scenes=2, looks=(1,),
     rates={"connector_lr": 1e-2, "projector_lr": 1e-2, "warmup": 0.0},

@@ -24,6 +24,8 @@ from tests.demo.full.language import train_language
 from tests.demo.full.pretrain import ensure_language, hub_named
 from tests.demo.full.tower import train_tower
 
+pytestmark = pytest.mark.slow
+
 SHORT = Exercise(
     steps=3, batch_size=8, train_scenes=10, val_scenes=1, test_scenes=2, looks=(1, 2),
     rates={"connector_lr": 1e-2, "projector_lr": 1e-2, "warmup": 0.0},

@@ -29,6 +29,8 @@ from dcsurgery.tiny.tokenizer import write_tokenizer
 from tests.training.data import write_data
 from tests.training.pictures import save_picture
 
+pytestmark = pytest.mark.slow
+
 SIZES = OriginalSizes(depth=4)
 NAME = "ckpt/gone"
 

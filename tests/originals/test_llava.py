@@ -23,6 +23,8 @@ from tests.originals.originals import (
 from tests.surgery import digests
 from tests.test_golden import TOWERS, Tower, check_path, golden, image_features
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=TOWERS)
 def tower(request: pytest.FixtureRequest) -> Tower:

@@ -53,6 +53,8 @@ from tests.architectures.test_mini_gemini import mini_gemini_inputs
 from tests.closeness import assert_near
 from tests.surgery import digests, random_matrix, write_delta
 
+pytestmark = pytest.mark.slow
+
 LAYOUT = Path(__file__).parents[1] / "golden" / "mgm_llama_checkpoint_layout.json"
 FIRST = "model.mm_projector.0.weight"
 

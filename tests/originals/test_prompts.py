@@ -20,6 +20,8 @@ from dcsurgery.tiny.original_mini_gemini import write_original_mini_gemini, writ
 from dcsurgery.tiny.tokenizer import write_tokenizer
 from tests.originals.conversations import REFERENCE, Talk
 
+pytestmark = pytest.mark.slow
+
 # What the tokenizers of the language models bring with them.
 HERMES = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content']"

@@ -17,6 +17,8 @@ from tests.checkpoint.folders import llava
 from tests.hub import Fault, Hub, User, running_hub
 from tests.publishing.pusher import Done, Pusher, environment, running_pusher
 
+pytestmark = pytest.mark.slow
+
 BASE = "org/base"
 TOKENS = {
     "hf_writer": User("me", orgs=("ours",)),

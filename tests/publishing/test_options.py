@@ -16,6 +16,8 @@ from tests.publishing.pusher import Done, Pusher, running_pusher
 from tests.publishing.test_card import evaluation
 from tests.publishing.test_faults import NOTHING, refused
 
+pytestmark = pytest.mark.slow
+
 BASE, FREE = "org/base", "org/free"
 Push = Callable[..., Done]
 

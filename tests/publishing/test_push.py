@@ -21,6 +21,8 @@ from tests.publishing.numbers import unheld
 from tests.publishing.pusher import Pusher, environment, running_pusher
 from tests.surgery import random_matrix, write_delta
 
+pytestmark = pytest.mark.slow
+
 # The documentation's own names, behind which a tiny model is served.
 BASE = "llava-hf/llava-1.5-7b-hf"
 STOCK = "my-name/llava-1.5-7b-dci"

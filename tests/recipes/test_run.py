@@ -28,6 +28,8 @@ from dcsurgery.recipes.sweep import run_sweep
 from dcsurgery.surgery.plan_file import DELTA_FILE
 from dcsurgery.training.workspace import MARK
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("smoke.options={tower: clip, depth: 4}", "verify.logits=false")
 QUICK = (*SMALL, "verify=null")
 STEPS = ["convert", "finetune-1", "eval-colours", "export", "publish"]

@@ -22,6 +22,8 @@ from tests.closeness import PAPER, assert_near
 from tests.training.pictures import save_picture
 from tests.training.two_processes import work
 
+pytestmark = pytest.mark.slow
+
 
 def test_two_processes_have_the_loss_curve_of_one(tiny_clip: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"

@@ -14,6 +14,8 @@ from tests.architectures import cases
 from tests.architectures.contract import Wiring
 from tests.training.tasks import changed, make_rows, run, snapshot
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(cases.__file__).parent
 
 

@@ -19,6 +19,8 @@ from dcsurgery.training.settings import FREE, TrainingSettings
 from dcsurgery.verification import verify_checkpoint
 from tests.training.pictures import save_picture
 
+pytestmark = pytest.mark.slow
+
 FAST: dict[str, Any] = {
     "batch_size": 2, "micro_batch": 2, "max_steps": 3, "connector_lr": 1e-2, "projector_lr": 1e-3,
     "save_steps": 1,

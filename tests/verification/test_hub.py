@@ -16,6 +16,8 @@ from dcsurgery.checkpoint.headers import read_header
 from dcsurgery.tiny.llava import write_tiny_llava
 from tests.hub import Hub, running_hub
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 BASE = "org/base"
 CHILD = """

@@ -28,6 +28,8 @@ from tests.tiny.vipllava import write_tiny_vipllava
 from tests.training.data import write_data
 from tests.training.pictures import save_picture
 
+pytestmark = pytest.mark.slow
+
 PROCESSOR, IMAGES = "processor_config.json", "preprocessor_config.json"
 WRITERS: dict[str, Callable[..., Path]] = {
     "llava": write_tiny_llava,

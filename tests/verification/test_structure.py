@@ -38,6 +38,8 @@ from tests.verification.damage import (
     write,
 )
 
+pytestmark = pytest.mark.slow
+
 FIRST, SECOND = (f"model-0000{i}-of-00003.safetensors" for i in (1, 2))
 PROJECTOR = "multi_modal_projector.linear_1.weight"
 BIAS = "multi_modal_projector.linear_1.bias"
