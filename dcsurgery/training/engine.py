@@ -299,6 +299,8 @@ class Engine(Trainer):
             if self.average is not None:
                 self.average.save(folder)
             mark_complete(folder, self.facts)
+        # One that leaves early makes the launcher end the others.
+        self.accelerator.wait_for_everyone()
         self._saved = self.state.global_step
 
     def _keep(self) -> None:

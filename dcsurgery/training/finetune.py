@@ -29,6 +29,7 @@ from dcsurgery.training.finetuned import Finetuned, TrainingPlan
 from dcsurgery.training.job import Job, Request, open_feed, open_rows
 from dcsurgery.training.logs import PLOT_FILE, Watch, draw
 from dcsurgery.training.lora import add_adapters, save_adapters
+from dcsurgery.training.memory import check_memory
 from dcsurgery.training.record import make_record
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.training.sharding import check_sharding
@@ -113,12 +114,13 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
     job, begun = _job(asked)
     if dry_run or target is None:
         return _plan(str(model), job, begun)
+    held = check_memory(begun.model, job)
     open_workspace(workspace)
     if isinstance(job.feed.dataset, TrainingDataset):
         # All processes have measured the same rows, and the first one has made the folder.
         job.feed.dataset.collect_bad(workspace.bad_rows, old=rank() == 0)
     if tell is not None and rank() == 0:
-        for line in advice(job):
+        for line in (*held, *advice(job)):
             tell(line)
     identity = _identity(begun, asked, job)
     run = Run(workspace.folder, workspace.resumes, identity, _watch(progress, watch))
