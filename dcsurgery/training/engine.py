@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext, redirect_stdout
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -105,7 +107,9 @@ class Engine(Trainer):
         try:
             if checkpoint is not None and self.sharded:
                 self._load_from_checkpoint(str(checkpoint))
-            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            # DeepSpeed prints what it builds where a command's data belongs.
+            with redirect_stdout(sys.stderr) if self.sharded else nullcontext():
+                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if self.sharded:
                 self.whole_values = self.average.values if self.average else self.shards.values()
             elif self.average is not None:

@@ -21,7 +21,8 @@ from dcsurgery.recipes.adopt import adopt_step
 from dcsurgery.recipes.launch import Launch
 from dcsurgery.recipes.runner import RecipeRun, run_recipe
 from dcsurgery.surgery.plan_file import DELTA_FILE
-from dcsurgery.training.checkpoints import latest_checkpoint
+from dcsurgery.training.checkpoints import latest_checkpoint, step_of
+from dcsurgery.training.logs import LOG_FILE, read_log
 from dcsurgery.training.memory import held
 from tests.closeness import PAPER, assert_near
 
@@ -86,12 +87,13 @@ def test_two_machines_train_together_in_one_work_folder(one: Path, tmp_path: Pat
     assert_same_weights(tmp_path / "run", one)
 
 
-def _begun(process: subprocess.Popen[str], work: Path, step: int) -> int:
-    """Wait until a training has kept a checkpoint; return the first worker's process id."""
+def _begun(process: subprocess.Popen[str], work: Path, beyond: int = 0) -> int:
+    """Wait for a checkpoint of a later step; return the first worker's process id."""
     assert process.stderr is not None
     folder, log = work / f"{TRAINED}.training", work / "stamps" / f"{TRAINED}.log"
     while process.poll() is None:
-        if latest_checkpoint(folder) is not None:
+        kept = latest_checkpoint(folder)
+        if kept is not None and step_of(kept) > beyond:
             found = re.search(r"pid (\d+)", log.read_text())
             assert found is not None
             return int(found[1])
@@ -127,7 +129,7 @@ def _alive(pid: int) -> bool:
 def test_all_processes_end_and_the_same_command_goes_on(how: str, tmp_path: Path) -> None:
     work = tmp_path / "run"
     process = _long(work)
-    first = _begun(process, work, 2)
+    first = _begun(process, work)
     if how == "ctrl-c":
         process.send_signal(signal.SIGINT)
     else:
@@ -140,11 +142,12 @@ def test_all_processes_end_and_the_same_command_goes_on(how: str, tmp_path: Path
     kept = latest_checkpoint(work / f"{TRAINED}.training")
     assert kept is not None
     process = _long(work)
-    _begun(process, work, 2)
+    _begun(process, work, step_of(kept))
     process.send_signal(signal.SIGINT)
     process.communicate()
-    after = latest_checkpoint(work / f"{TRAINED}.training")
-    assert after is not None and int(after.name[11:]) > int(kept.name[11:]), "it went on"
+    log = read_log(work / f"{TRAINED}.training" / LOG_FILE)
+    assert [row["step"] for row in log] == list(range(1, len(log) + 1)), "it went on"
+    assert len(log) > step_of(kept)
 
 
 def test_what_cannot_be_started_is_refused_before_anything_runs(

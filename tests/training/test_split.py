@@ -17,11 +17,13 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from dcsurgery.errors import RequestError, TrainingError
 from dcsurgery.surgery.plan_file import read_plan
 from dcsurgery.tiny.llava import write_tiny_llava
 from dcsurgery.training.finetune import finetune_connector
 from dcsurgery.training.logs import read_log
 from dcsurgery.training.settings import TrainingSettings
+from dcsurgery.training.sharding import check_sharding
 from tests.closeness import PAPER, assert_near
 from tests.training.pictures import save_picture
 
@@ -164,3 +166,52 @@ def test_any_split_goes_on_where_any_other_was_killed_or_stopped(
     assert all(-9 in found or set(found) == {130} for found in codes[:-1]), codes
     assert set(codes[-1]) == {0}
     assert_same(tmp_path / "out", alone(world, tmp_path / "one", **values))
+
+
+REFUSED = {
+    "version 1": {"ACCELERATE_USE_FSDP": "true"},
+    "ZeRO stage 0": {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": "0",
+    },
+    "does not say": {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": "absent.json",
+    },
+    "leave zero2 out": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_USE_CPU": "true"},
+    "in bf16 by itself": {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_MIXED_PRECISION": "bf16",
+    },
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_a_split_that_would_train_something_else_is_refused_by_name(
+    words: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in REFUSED[words].items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RequestError, match=words):
+        alone(world, tmp_path / "out", train="connector")
+    assert not (tmp_path / "out.training").exists()
+
+
+@pytest.mark.parametrize("values", [{"precision": "fp16"}, {"quantize": "4bit"}])
+def test_numbers_that_cannot_be_split_are_refused(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_sharding(TrainingSettings(**values))
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(RequestError, match="zero2"):
+        check_sharding(TrainingSettings(**values))
+
+
+def test_sharding_that_accelerate_turns_off_is_an_error(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a GPU it does so without a word: every process would train on its own."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(TrainingError, match="asked for fsdp2 and splits nothing"):
+        alone(world, tmp_path / "out", train="connector")
