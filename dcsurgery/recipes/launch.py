@@ -161,8 +161,10 @@ def join(stage: Finetune, launch: Launch, file: Path, say: Callable[[str], None]
     command, log = launch.command(stage, file), file.with_suffix(".log")
     if launch.machine_rank:
         log = file.with_suffix(f".{launch.machine_rank}.log")
-    how = "" if launch.config or stage.sharding == "none" else f", {stage.sharding}"
-    say(f"  {launch.of(stage)} processes{how}, log: {log}")
+    how = f"{launch.of(stage)} processes, sharding: {stage.sharding}"
+    if launch.config is not None:
+        how = f"processes as {launch.config} says"
+    say(f"  {how}, log: {log}")
     last: deque[str] = deque(maxlen=TAIL)
     with open(log, "w", encoding="utf-8") as text, _processes(command) as started:
         for line in started.lines():

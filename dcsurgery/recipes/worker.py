@@ -36,7 +36,7 @@ def main() -> int:
             **job,
             settings=settings,
             progress=lambda step, steps, words: tell(f"step {step} of {steps}, {words}"),
-            tell=lambda line: say(f"  {line}"),
+            tell=say,
         )
     except DcSurgeryError as error:
         print(f"error: {error}\nhint: {error.hint}", flush=True)

@@ -53,7 +53,7 @@ def check_memory(model: Any, job: Job) -> list[str]:
         return held(weights, job.trained.count, way, count, average=average)
 
     how = "" if split == "none" else f" ({split})"
-    size = f"{needs(split) / GB:.1f} GB on each of {count} devices{how}"
+    size = f"{needs(split) / GB:.3g} GB on each of {count} devices{how}"
     if gpu:
         room = torch.cuda.mem_get_info()[1]
         fits = [way for way in ("none", "zero2", "zero3", "fsdp2") if needs(way) < room]
