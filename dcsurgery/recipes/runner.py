@@ -109,7 +109,7 @@ def run_recipe(  # noqa: PLR0913 - one keyword per CLI option, by design
             f"{source.recipe.name} is a sweep of several runs", hint="use run_sweep, or the CLI"
         )
     work = Path(work_dir or f"{source.recipe.name}.run")
-    options: dict[str, Any] = {"until": until, "dry_run": dry_run, "launch": launch or Launch()}
+    options: dict[str, Any] = {"until": until, "dry_run": dry_run, "launch": launch}
     return run_one(source, work, Path(data_dir), **options, say=say)
 
 
@@ -120,10 +120,11 @@ def run_one(  # noqa: PLR0913 - what run_recipe is told
     *,
     until: str | None,
     dry_run: bool,
-    launch: Launch,
     say: Say,
+    launch: Launch | None = None,
 ) -> RecipeRun:
     """Run one recipe without a sweep in its own folder; see run_recipe."""
+    launch = launch or Launch()
     if source.smoke:
         data = work / smoke.WORLD
     recipe = _as_run(source, data, say)

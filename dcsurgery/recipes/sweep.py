@@ -68,7 +68,8 @@ def run_sweep(
         one = replace(source, recipe=point.recipe)
         run = run_one(one, work / point.name, data, say=say, **options)
         runs.append((point, run))
-    if not options["dry_run"] and options["launch"].machine_rank == 0:
+    launch = options.get("launch")
+    if not options["dry_run"] and (launch is None or launch.machine_rank == 0):
         _write(source.recipe, work, runs)
     return tuple(runs)
 
