@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from dcsurgery.surgery.planned_tensors import stored_delta
 from dcsurgery.training.settings import FREE, TrainingSettings
 
 # What a conversion decides, the same before and after any training.
-INSTALLED = ("kind", "blocks", "axis", "stride", "mixed", "normed", "pool", "form")
+INSTALLED = ("layout", "form")
 
 
 def adopt_step(
@@ -119,11 +120,10 @@ def _other_surgery(plan: SurgeryPlan, parent: SurgeryPlan) -> list[str]:
 
 
 def _other_training(record: TrainingRecord, stage: Finetune) -> list[str]:
-    was = TrainingSettings(**record.settings).resolved().model_dump(exclude=set(FREE))
-    wanted = stage.settings().resolved().model_dump(exclude=set(FREE))
-    found = [
-        f"{key} was {was[key]}, not {wanted[key]}" for key in wanted if was[key] != wanted[key]
-    ]
+    was = asdict(TrainingSettings(**record.settings).resolved())
+    wanted = asdict(stage.settings().resolved())
+    other = [key for key in wanted if key not in FREE and was[key] != wanted[key]]
+    found = [f"{key} was {was[key]}, not {wanted[key]}" for key in other]
     if record.columns != stage.columns:
         found.append(f"columns were {record.columns}, not {stage.columns}")
     return found

@@ -6,13 +6,14 @@ import importlib
 import json
 import random
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dcsurgery.checkpoint.staging import staged_output
 from dcsurgery.checkpoint.written import require_ours, strangers
 from dcsurgery.errors import RequestError
-from dcsurgery.recipes.schema import Eval, Recipe, parse_recipe
+from dcsurgery.recipes.schema import Eval, Finetune, Recipe, parse_recipe
 
 WORLD = "smoke"
 BASE, TRAIN, TEST, IMAGES = "base", "train.json", "test.json", "images"
@@ -66,11 +67,15 @@ def overridden(before: Recipe, after: Recipe) -> list[str]:
     for kind in ("finetune", "eval"):
         pairs = zip(getattr(before, kind), getattr(after, kind), strict=True)
         for number, (old, new) in enumerate(pairs, start=1):
-            was, now = old.model_dump(mode="json"), new.model_dump(mode="json")
+            was, now = _fields(old), _fields(new)
             told = [f"{k} {now[k]} ({_value(was[k])})" for k in now if now[k] != was[k]]
             name = new.name if isinstance(new, Eval) else number
             lines += [f"smoke: {kind}-{name}: {', '.join(told)}"] if told else []
     return lines
+
+
+def _fields(step: Finetune | Eval) -> dict[str, Any]:
+    return step.model_dump(mode="json") if isinstance(step, Eval) else asdict(step)
 
 
 def _value(given: Any) -> str:

@@ -2,9 +2,9 @@
 
 python -m tests.training.split WORK.json
 
-WORK is a list of trainings, each {"base", "data", "out", "processes", "sharding", "settings"} and
-perhaps "connector", "resume", and "kill" or "stop": the step after which one process is killed, or
-gets Ctrl-C. They run one after another; what each ended with is printed, a JSON list of exit codes.
+WORK is a list of trainings, each {"base", "data", "out", "processes", "sharding", "connector",
+"settings"} and perhaps "resume", and "kill" or "stop": the step after which one process is killed,
+or gets Ctrl-C. They run one after another; what each ended with is printed, a JSON list of exit codes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from dcsurgery.connectors.request import Connector
 from dcsurgery.training.finetune import finetune_connector
 from dcsurgery.training.settings import TrainingSettings
 
@@ -61,6 +62,11 @@ def fsdp_without_gpu() -> None:
     AcceleratorState.__init__ = begin
 
 
+def asked(connector: dict[str, Any]) -> Connector:
+    """Return a connector from its fields, its kind named `connector`."""
+    return Connector.of(**connector)
+
+
 def train(work: dict[str, Any], rank: int) -> None:
     """Carry out one training in this process, one of several."""
 
@@ -74,7 +80,7 @@ def train(work: dict[str, Any], rank: int) -> None:
         work["data"],
         work["out"],
         settings=TrainingSettings(**work["settings"]),
-        connector=work.get("connector"),
+        connector=asked(work["connector"]),
         resume=work.get("resume", False),
         watch=watch,
     )

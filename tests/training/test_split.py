@@ -26,6 +26,7 @@ from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.training.sharding import check_sharding
 from tests.closeness import PAPER, assert_near
 from tests.training.pictures import save_picture
+from tests.training.split import asked
 
 needs_deepspeed = pytest.mark.skipif(
     find_spec("deepspeed") is None,
@@ -102,7 +103,8 @@ def alone(world: Path, out: Path, **values: Any) -> Path:
     """Train in this process."""
     finetune_connector(
         world / "base", world / "rows.json", out,
-        settings=TrainingSettings(**VALUES | values), connector=CONNECTORS[values["train"]],
+        settings=TrainingSettings(**VALUES | values),
+        connector=asked(CONNECTORS[values["train"]]),
     )  # fmt: skip
     return out
 
