@@ -4,7 +4,7 @@ python -m tests.training.split WORK.json
 
 WORK is a list of trainings, each {"base", "data", "out", "processes", "sharding", "connector",
 "settings"} and perhaps "resume", and "kill" or "stop": the step after which one process is killed,
-or gets Ctrl-C. They run one after another; what each ended with is printed, a JSON list of exit codes.
+or gets Ctrl-C. They run one after another; the exit codes of each are printed, a JSON list.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def asked(connector: dict[str, Any]) -> Connector:
 def train(work: dict[str, Any], rank: int) -> None:
     """Carry out one training in this process, one of several."""
 
-    def watch(row: dict[str, Any]) -> None:
+    def progress(step: int, steps: int, words: str) -> None:
         for key, number in (("kill", signal.SIGKILL), ("stop", signal.SIGINT)):
-            if row["step"] == work.get(key):
+            if step == work.get(key):
                 os.kill(os.getpid(), number)
 
     finetune_connector(
@@ -82,7 +82,7 @@ def train(work: dict[str, Any], rank: int) -> None:
         settings=TrainingSettings(**work["settings"]),
         connector=asked(work["connector"]),
         resume=work.get("resume", False),
-        watch=watch,
+        progress=progress,
     )
 
 
