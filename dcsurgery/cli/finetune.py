@@ -113,7 +113,8 @@ def finetune(
     A MODEL without a connector gets one on the way: --connector, with its options as `dcsurgery
     convert` takes them. Only what is announced changes; OUT says in its plan what was trained, on
     what, and how. Ctrl-C ends the step under way, saves a checkpoint and leaves with 130. Several
-    processes: start it with torchrun or accelerate launch.
+    processes: start it with torchrun or accelerate launch,
+    with ZeRO-2, ZeRO-3 or FSDP2 if you like.
     """
     out = Output(as_json=as_json, quiet=quiet)
     if job.output is None and not job.dry_run:

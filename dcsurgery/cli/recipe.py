@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -101,6 +101,33 @@ def run(  # noqa: PLR0913 - one parameter per CLI option, by design
         bool,
         typer.Option("--smoke", help="The same steps on a tiny model and generated data, offline."),
     ] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Train in N processes, a GPU each, on all machines together. accelerate starts "
+            "them; finetune.sharding says how they share the model. Default: as the recipe says.",
+        ),
+    ] = None,
+    machines: Annotated[
+        int, typer.Option(metavar="M", min=1, help="Machines, which all see the work folder.")
+    ] = 1,
+    machine_rank: Annotated[
+        int, typer.Option(metavar="R", min=0, help="Which of them this is. The first is 0.")
+    ] = 0,
+    main_address: Annotated[
+        str | None, typer.Option(metavar="HOST", help="Where the first machine is reached.")
+    ] = None,
+    main_port: Annotated[
+        int | None, typer.Option(metavar="PORT", help="And on which port. Default: 29500.")
+    ] = None,
+    accelerate_config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Start trainings as this file of `accelerate config` says."
+        ),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> int:
@@ -108,19 +135,26 @@ def run(  # noqa: PLR0913 - one parameter per CLI option, by design
 
     Ends with report.md, report.json and recipe.lock.yaml in the work folder.
     """
+    from dcsurgery.recipes.launch import Launch
     from dcsurgery.recipes.runner import plan_of, read_source, run_one
     from dcsurgery.recipes.sweep import run_sweep
 
     out = Output(as_json=as_json, quiet=quiet)
     source = read_source(name, tuple(changes or ()), smoke)
     work = work_dir or Path(f"{source.recipe.name}.run")
-    say = out.tell
+    options: dict[str, Any] = {
+        "until": until,
+        "dry_run": dry_run,
+        "launch": Launch(
+            processes, machines, machine_rank, main_address, main_port, accelerate_config
+        ),
+        "say": out.tell,
+    }
     try:
         if source.recipe.sweep:
-            pairs = run_sweep(source, work, data_dir, until=until, dry_run=dry_run, say=say)
-            runs = [found for _, found in pairs]
+            runs = [found for _, found in run_sweep(source, work, data_dir, **options)]
         else:
-            runs = [run_one(source, work, data_dir, until=until, dry_run=dry_run, say=say)]
+            runs = [run_one(source, work, data_dir, **options)]
     except VerificationError as error:
         out.fail(error)
         return FAILED
@@ -130,6 +164,43 @@ def run(  # noqa: PLR0913 - one parameter per CLI option, by design
     for found in runs:
         _show(found, out)
     _end(source, work, runs, out)
+    return 0
+
+
+def adopt(  # noqa: PLR0913 - one parameter per CLI option, by design
+    name: Name,
+    step: Annotated[str, typer.Argument(metavar="STEP", help="A training, such as finetune-1.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `finetune` wrote.")],
+    changes: Changes = None,
+    work_dir: Annotated[
+        Path | None, typer.Option(metavar="D", help="Folder of the run. Default: NAME.run.")
+    ] = None,
+    data_dir: Annotated[
+        Path, typer.Option(metavar="D", help="Where the recipe's data paths begin.")
+    ] = Path("."),
+    as_json: AsJson = False,
+) -> int:
+    """Take a stage that was trained elsewhere as a step's result, if it is that stage's.
+
+    The next `recipe run` goes on after it.
+    """
+    from dataclasses import asdict
+
+    from dcsurgery.recipes.adopt import adopt_step
+    from dcsurgery.recipes.recipe_report import in_words
+
+    out = Output(as_json=as_json)
+    given = tuple(changes or ())
+    try:
+        stamp = adopt_step(name, step, folder, changes=given, work_dir=work_dir, data_dir=data_dir)
+    except VerificationError as error:
+        out.fail(error)
+        return FAILED
+    if as_json:
+        out.data({"schema_version": 1, "stamp": asdict(stamp)})
+        return 0
+    out.show(f"{step}: taken from {folder}: {in_words(stamp.result)}", "bold")
+    out.tell(f"\nnext:\n  dcsurgery recipe run {name}")
     return 0
 
 
@@ -162,6 +233,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "show": show,
     "validate": validate,
     "run": run,
+    "adopt": adopt,
 }
 EXAMPLES = {
     "list": ("dcsurgery recipe list",),
@@ -171,5 +243,7 @@ EXAMPLES = {
         "dcsurgery recipe run tiny",
         "dcsurgery recipe run llava-1.5-7b-dci --smoke",
         "dcsurgery recipe run llava-1.5-7b-dci --dry-run --data-dir playground",
+        "dcsurgery recipe run llava-1.5-7b-dci --processes 8 --set finetune.1.sharding=zero2",
     ),
+    "adopt": ("dcsurgery recipe adopt llava-1.5-7b-dci finetune-1 trained-elsewhere",),
 }

@@ -27,7 +27,7 @@ class _Hook:
 
 class _Open(_Hook):
     def __call__(self, tower: nn.Module, args: Any, kwargs: Any) -> None:
-        self.connector.open_pass(self.key, args, kwargs)
+        self.connector("open_pass", self.key, args, kwargs)
 
 
 class _Close(_Hook):
@@ -53,12 +53,12 @@ class _Enter(_Hook):
 
 class _Extend(_Hook):
     def __call__(self, site: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return self.connector.extend(self.key, output)
+        return self.connector("extend", self.key, output)  # type: ignore[no-any-return]
 
 
 class _Append(_Hook):
     def __call__(self, site: nn.Module, args: Any) -> tuple[Any, ...]:
-        return (self.connector.append(args[0]), *args[1:])
+        return (self.connector("append", args[0]), *args[1:])
 
 
 class _Pool(_Hook):

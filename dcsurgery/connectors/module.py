@@ -54,6 +54,13 @@ class DenseConnector(nn.Module):
         # In a list: a plain attribute would register the model as a submodule of its own part.
         self._owner: list[nn.Module] = []
 
+    def forward(self, step: str, *args: Any) -> Any:
+        """Take a step that reads parameters: engines that split these put them together around it.
+
+        FSDP and DeepSpeed's ZeRO-3 do so when a module is called, not when its methods are.
+        """
+        return getattr(self, step)(*args)
+
     def open_pass(self, tower: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Start a pass, forgetting whatever an earlier or broken one left behind."""
         run = TowerPass(self._owner[0], tower, args, kwargs)

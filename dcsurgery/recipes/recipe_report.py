@@ -135,9 +135,10 @@ def in_words(result: Mapping[str, Any]) -> str:
     """Say in a few words what a step found."""
     if "training" in result:
         record = result["training"]
+        where = f", trained in {result['adopted']}" if "adopted" in result else ""
         return (
             f"{record['trained_parameters']:,} parameters, {record['steps']} steps, "
-            f"loss {record['first_loss']:.3f} to {record['last_loss']:.3f}"
+            f"loss {record['first_loss']:.3f} to {record['last_loss']:.3f}{where}"
         )
     if "eval" in result:
         report = result["eval"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,6 +36,17 @@ def pin_base(recipe: Recipe, data: Path) -> dict[str, Any]:
     # A folder has no commit that stands for its values.
     content = None if record["commit"] or folder is None else data_digest(folder)
     return {**record, "id": recipe.base.model, "towers": commits, "content": content}
+
+
+def known_base(recipe: Recipe, data: Path, work: Path) -> dict[str, Any] | None:
+    """Return the record of a base that is here, or was when a run in `work` used it; else None."""
+    if Path(base_place(recipe, data)).is_dir():
+        return pin_base(recipe, data)
+    try:
+        base: dict[str, Any] = json.loads((work / "report.json").read_bytes())["base"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return base if base.get("id") == recipe.base.model else None
 
 
 def base_place(recipe: Recipe, data: Path) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from dcsurgery.errors import OutputExistsError, RequestError, VerificationError
+from dcsurgery.recipes import launch as launching
 from dcsurgery.recipes import lockfile, resolve, smoke
 from dcsurgery.recipes.catalog import change_fields, find_recipe, read_yaml
+from dcsurgery.recipes.launch import Launch, check_launch
 from dcsurgery.recipes.recipe_report import write_report
 from dcsurgery.recipes.schema import Recipe, parse_recipe
 from dcsurgery.recipes.stamps import FOLDER as STAMPS
@@ -22,7 +25,7 @@ from dcsurgery.recipes.stamps import (
     is_ours,
     write_stamp,
 )
-from dcsurgery.recipes.steps import Place, Say, Step, build_steps
+from dcsurgery.recipes.steps import Place, Say, Step, build_steps, job_file
 
 # What a run writes into its folder beside the outputs of its steps.
 OWN = ("report.md", "report.json", lockfile.LOCK_FILE, "card.md", STAMPS, smoke.WORLD)
@@ -89,12 +92,15 @@ def run_recipe(  # noqa: PLR0913 - one keyword per CLI option, by design
     until: str | None = None,
     smoke: bool = False,
     dry_run: bool = False,
+    launch: Launch | None = None,
     say: Say = lambda line: None,
 ) -> RecipeRun:
     """Run a shipped recipe, a recipe file or a lock, and write report.md, report.json and the lock.
 
     Steps whose inputs have not changed since they finished are not run again. Paths of data are
-    looked for in `data_dir`; everything is written below `work_dir` (NAME.run when None). Raises
+    looked for in `data_dir`; everything is written below `work_dir` (NAME.run when None). `launch`
+    says in how many processes trainings run; other machines than the first only take part in these,
+    and wait in a work folder that all of them see. Raises
     DcSurgeryError of the step that failed; a second call goes on there.
     """
     source = read_source(name_or_file, changes, smoke)
@@ -103,24 +109,34 @@ def run_recipe(  # noqa: PLR0913 - one keyword per CLI option, by design
             f"{source.recipe.name} is a sweep of several runs", hint="use run_sweep, or the CLI"
         )
     work = Path(work_dir or f"{source.recipe.name}.run")
-    return run_one(source, work, Path(data_dir), until=until, dry_run=dry_run, say=say)
+    options: dict[str, Any] = {"until": until, "dry_run": dry_run, "launch": launch}
+    return run_one(source, work, Path(data_dir), **options, say=say)
 
 
-def run_one(
-    source: Source, work: Path, data: Path, *, until: str | None, dry_run: bool, say: Say
+def run_one(  # noqa: PLR0913 - what run_recipe is told
+    source: Source,
+    work: Path,
+    data: Path,
+    *,
+    until: str | None,
+    dry_run: bool,
+    say: Say,
+    launch: Launch | None = None,
 ) -> RecipeRun:
     """Run one recipe without a sweep in its own folder; see run_recipe."""
-    recipe = source.recipe
+    launch = launch or Launch()
     if source.smoke:
-        recipe, data = smoke.shrink(recipe), work / smoke.WORLD
-    elif source.lock is not None:
-        recipe = resolve.pinned(recipe, source.lock, data)
+        data = work / smoke.WORLD
+    recipe = _as_run(source, data, say)
     steps = chosen(build_steps(recipe), until)
     if source.lock is not None and not source.smoke:
         # A repetition is compared with what was published; it publishes nothing itself.
         steps = tuple(step for step in steps if step.name != "publish")
+    check_launch(recipe, launch, recipe.name)
     if dry_run:
         return _look(recipe, steps, work, data, source)
+    if launch.machine_rank:
+        return _take_part(recipe, steps, (work, data), launch, source.smoke, say)
     _check_work(work, steps, source.smoke)
     if source.smoke:
         smoke.build_world(recipe, data)
@@ -141,11 +157,24 @@ def run_one(
         data=data,
         offline=source.smoke,
         say=say,
+        launch=launch,
     )
     done = _carry_out(steps, place, base, digests)
     run = RecipeRun(recipe, work, done, source.smoke)
     _conclude(run, source, base, digests, complete=until is None)
     return run
+
+
+def _as_run(source: Source, data: Path, say: Say) -> Recipe:
+    """Return the recipe that is carried out: a small one, one at the commit of a lock, or as is."""
+    if source.smoke:
+        recipe = smoke.shrink(source.recipe)
+        for line in smoke.overridden(source.recipe, recipe):
+            say(line)
+        return recipe
+    if source.lock is not None:
+        return resolve.pinned(source.recipe, source.lock, data)
+    return source.recipe
 
 
 def _check_work(work: Path, steps: tuple[Step, ...], small: bool) -> None:
@@ -227,10 +256,53 @@ def _run_step(step: Step, place: Place, wanted: str) -> Stamp:
 def _look(
     recipe: Recipe, steps: tuple[Step, ...], work: Path, data: Path, source: Source
 ) -> RecipeRun:
-    """Say what a run would do, without network, without writing."""
+    """Say what a run would do, without network, without writing: steps with a stamp are done."""
     absent = () if source.smoke else tuple(resolve.missing(recipe, steps, data))
-    states = [StepState(step.name, "to do", None) for step in steps]
+    base = resolve.known_base(recipe, data, work)
+    there = base is not None and not resolve.missing(recipe, steps, data)
+    digests = resolve.pin_data(steps, data) if there else {}
+    states: list[StepState] = []
+    stamps: dict[str, Stamp] = {}
+    for step in steps:
+        stamp = None
+        if base is not None and there and all(name in stamps for name in step.after):
+            wanted = _hashes(step, stamps, base, digests)
+            stamp = is_done(work, step.name, wanted, step.output)
+        if stamp is not None:
+            stamps[step.name] = stamp
+        states.append(StepState(step.name, "to do" if stamp is None else "resumed", stamp))
     return RecipeRun(recipe, work, tuple(states), source.smoke, absent)
+
+
+def _take_part(
+    recipe: Recipe,
+    steps: tuple[Step, ...],
+    places: tuple[Path, Path],
+    launch: Launch,
+    small: bool,
+    say: Say,
+) -> RecipeRun:
+    """Be one of the other machines: nothing but this machine's part of the trainings is done here.
+
+    The first machine's stamps, in the same work folder, say how far it is.
+    """
+    work, data = places
+    if small:
+        launching.wait_for(lambda: smoke.is_built(recipe, data) or None)
+    resolve.require_data(recipe, steps, data)
+    base, digests = resolve.pin_base(recipe, data), resolve.pin_data(steps, data)
+    stamps: dict[str, Stamp] = {}
+    for step in steps:
+        wanted = _hashes(step, stamps, base, digests)
+        file, join = None, None
+        if step.stage is not None and launch.wanted(step.stage):
+            file = job_file(work, step.name)
+            join = partial(launching.join, step.stage, launch, file, say)
+        say(f"{step.name}: with the first machine")
+        found = partial(is_done, work, step.name, wanted, step.output)
+        stamps[step.name] = launching.wait_for(found, file, join)
+    states = tuple(StepState(name, "done", stamp) for name, stamp in stamps.items())
+    return RecipeRun(recipe, work, states, small)
 
 
 def _conclude(

@@ -49,12 +49,17 @@ class Verify(_Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(TrainingSettings):
-    """One stage: where the data is, and the options of `dcsurgery finetune`."""
+    """One stage: where the data is, and the options of `dcsurgery finetune`.
+
+    `processes` train it, which share the model as `sharding` says; neither changes what is learnt.
+    """
 
     data: str
     images: str | None = None
     split: str = "train"
     columns: dict[str, str] = field(default_factory=dict)
+    processes: Annotated[int, Field(ge=1)] = 1
+    sharding: Literal["none", "zero2", "zero3", "fsdp2"] = "none"
 
     def settings(self) -> TrainingSettings:
         """Return the stage without its data, for finetune_connector."""

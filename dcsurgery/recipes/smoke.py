@@ -6,13 +6,14 @@ import importlib
 import json
 import random
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dcsurgery.checkpoint.staging import staged_output
 from dcsurgery.checkpoint.written import require_ours, strangers
 from dcsurgery.errors import RequestError
-from dcsurgery.recipes.schema import Recipe, parse_recipe
+from dcsurgery.recipes.schema import Eval, Finetune, Recipe, parse_recipe
 
 WORLD = "smoke"
 BASE, TRAIN, TEST, IMAGES = "base", "train.json", "test.json", "images"
@@ -60,6 +61,37 @@ def shrink(recipe: Recipe) -> Recipe:
     return parse_recipe(values, f"{recipe.name} --smoke")
 
 
+def overridden(before: Recipe, after: Recipe) -> list[str]:
+    """Say what a smoke run does otherwise than the recipe says, a line per step."""
+    lines = [f"smoke: the base is a tiny {before.smoke.model}, not {before.base.model}"]
+    for kind in ("finetune", "eval"):
+        pairs = zip(getattr(before, kind), getattr(after, kind), strict=True)
+        for number, (old, new) in enumerate(pairs, start=1):
+            was, now = _fields(old), _fields(new)
+            told = [f"{k} {now[k]} ({_value(was[k])})" for k in now if now[k] != was[k]]
+            name = new.name if isinstance(new, Eval) else number
+            lines += [f"smoke: {kind}-{name}: {', '.join(told)}"] if told else []
+    return lines
+
+
+def _fields(step: Finetune | Eval) -> dict[str, Any]:
+    return step.model_dump(mode="json") if isinstance(step, Eval) else asdict(step)
+
+
+def _value(given: Any) -> str:
+    return "not set in the recipe" if given is None else f"recipe: {given}"
+
+
+def is_built(recipe: Recipe, folder: Path) -> bool:
+    """Return whether build_world has written this recipe's world."""
+    mark = folder / MARK
+    return mark.is_file() and mark.read_text() == _wanted(recipe)
+
+
+def _wanted(recipe: Recipe) -> str:
+    return json.dumps(recipe.smoke.model_dump(), sort_keys=True)
+
+
 def remove_world(folder: Path) -> None:
     """Remove a world that build_world wrote. Raises OutputExistsError for what it did not write."""
     if (folder / MARK).is_file():
@@ -72,14 +104,12 @@ def build_world(recipe: Recipe, folder: Path) -> None:
 
     Raises OutputExistsError for a folder that holds anything else.
     """
-    wanted = json.dumps(recipe.smoke.model_dump(), sort_keys=True)
-    mark = folder / MARK
-    if mark.is_file() and mark.read_text() == wanted:
+    if is_built(recipe, folder):
         return
     with staged_output(folder, overwrite=True) as new:
         _write_model(recipe, new / BASE)
         _write_data(new)
-        (new / MARK).write_text(wanted)
+        (new / MARK).write_text(_wanted(recipe))
 
 
 def _write_model(recipe: Recipe, folder: Path) -> None:

@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from dcsurgery.errors import OutputExistsError, VerificationError
+from dcsurgery.recipes import launch
+from dcsurgery.recipes.launch import Launch
 from dcsurgery.recipes.schema import Eval, Finetune, Recipe
+from dcsurgery.recipes.stamps import FOLDER as STAMPS
+from dcsurgery.surgery.plan_file import read_plan
 from dcsurgery.training.settings import FREE
 
 Say = Callable[[str], None]
@@ -31,6 +35,7 @@ class Place:
     data: Path
     offline: bool
     say: Say
+    launch: Launch = field(default_factory=Launch)
     goes_on: bool = False
 
 
@@ -47,6 +52,7 @@ class Step:
     run: Callable[[Place], dict[str, Any]]
     reads: dict[str, str] = field(default_factory=dict)
     unfinished: str | None = None
+    stage: Finetune | None = None
 
 
 def often(say: Say, every: float = 30.0) -> Say:
@@ -87,6 +93,11 @@ def build_steps(recipe: Recipe) -> tuple[Step, ...]:
 def _last_model(steps: list[Step]) -> Step:
     kinds = ("convert", "finetune", "export")
     return next(step for step in reversed(steps) if step.name.split("-")[0] in kinds)
+
+
+def job_file(work: Path, step: str) -> Path:
+    """Return where a training in several processes is written down while it runs."""
+    return work / STAMPS / f"{step}.job"
 
 
 def _folder(place: Place, step: Step) -> Path:
@@ -159,16 +170,24 @@ def _finetune(stage: Finetune, number: int, model: Step) -> Step:
 
         output, tell = place.work / name, often(place.say)
         resume = place.goes_on and not output.exists()
+        job: dict[str, Any] = {
+            "model": str(_folder(place, model)),
+            "data": str(place.data / stage.data),
+            "output": str(output),
+            "images": None if stage.images is None else str(place.data / stage.images),
+            "split": stage.split,
+            "columns": stage.columns,
+            "resume": resume,
+            "overwrite": not resume,
+        }
+        if place.launch.wanted(stage):
+            given = {**job, "settings": asdict(settings)}
+            launch.train(stage, place.launch, given, job_file(place.work, name), place.say)
+            record = read_plan(output).training[-1]
+            return {"training": record.model_dump(mode="json")}
         done = finetune_connector(
-            _folder(place, model),
-            place.data / stage.data,
-            output,
-            images=None if stage.images is None else place.data / stage.images,
+            **job,
             settings=settings,
-            split=stage.split,
-            columns=stage.columns,
-            resume=resume,
-            overwrite=not resume,
             progress=lambda step, steps, words: tell(f"step {step} of {steps}, {words}"),
             tell=lambda line: place.say(f"  {line}"),
         )
@@ -179,7 +198,7 @@ def _finetune(stage: Finetune, number: int, model: Step) -> Step:
     where = {name: getattr(stage, name) for name in ("split", "images", "columns")}
     inputs = {"settings": kept, **where}
     reads, unfinished = {"data": stage.data}, f"{name}.training"
-    return Step(name, inputs, (model.name,), name, run, reads, unfinished)
+    return Step(name, inputs, (model.name,), name, run, reads, unfinished, stage)
 
 
 def _eval(item: Eval, first: Step, last: Step) -> Step:

@@ -52,9 +52,11 @@ def _label(key: str, value: Any) -> str:
 
 
 def run_sweep(
-    source: Source, work: Path, data: Path, *, until: str | None, dry_run: bool, say: Say
+    source: Source, work: Path, data: Path, *, say: Say, **options: Any
 ) -> tuple[tuple[Point, RecipeRun], ...]:
-    """Run every point in a folder of its own; write sweep.md, sweep.json and sweep.png.
+    """Run every point in a folder of its own, with the options of run_one.
+
+    Writes sweep.md, sweep.json and sweep.png.
 
     Finished points are not run again. Raises the DcSurgeryError of the point that failed.
     """
@@ -64,9 +66,10 @@ def run_sweep(
     for number, point in enumerate(points, start=1):
         say(f"== {number}/{len(points)}: {point.name}")
         one = replace(source, recipe=point.recipe)
-        run = run_one(one, work / point.name, data, until=until, dry_run=dry_run, say=say)
+        run = run_one(one, work / point.name, data, say=say, **options)
         runs.append((point, run))
-    if not dry_run:
+    launch = options.get("launch")
+    if not options["dry_run"] and (launch is None or launch.machine_rank == 0):
         _write(source.recipe, work, runs)
     return tuple(runs)
 

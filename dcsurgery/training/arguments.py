@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from dcsurgery.training.feeding import micro_batches
 from dcsurgery.training.job import Job
+from dcsurgery.training.sharding import sharding
 
 
 def training_arguments(job: Job, folder: Path, precision: str) -> TrainingArguments:
@@ -18,6 +19,9 @@ def training_arguments(job: Job, folder: Path, precision: str) -> TrainingArgume
     saves = settings.save_steps
     gap = max(1, job.steps // 10) if saves is None else saves
     gpu = torch.cuda.is_available()
+    if sharding() != "none":
+        # Weights stay fp32, and the engine computes in less: DeepSpeed would round them first.
+        precision = "fp32"
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=rows,

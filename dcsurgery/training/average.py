@@ -14,10 +14,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from dcsurgery.errors import TrainingError
 from dcsurgery.training.checkpoints import read_trained, save_trained
+from dcsurgery.training.sharding import in_parts, whole
 
 AVERAGE_FILE = "average.safetensors"
 _RUNNING: WeakKeyDictionary[nn.Module, Average] = WeakKeyDictionary()
@@ -30,23 +32,35 @@ class Average(TrainerCallback):
     """
 
     def __init__(self, model: nn.Module, names: tuple[str, ...], lag: float, steps: int) -> None:
-        parameters = dict(model.named_parameters())
-        self.parameters = {name: parameters[name] for name in names}
-        self.values = {name: item.detach().clone() for name, item in self.parameters.items()}
+        self.model = model
+        self.names = names
+        self.values = {name: item.clone() for name, item in self._whole()}
         self.weight = 1 / max(1.0, lag * steps)
         _RUNNING[model] = self
 
     @torch.no_grad()
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Follow the weights by one step."""
-        for name, value in self.values.items():
-            value.lerp_(self.parameters[name].to(value.device), self.weight)
+        for name, item in self._whole():
+            value = self.values[name]
+            value.lerp_(item.to(value.device), self.weight)
+
+    def _whole(self) -> Iterator[tuple[str, Tensor]]:
+        """Give the parameters by name; FSDP puts others in their places once it splits them."""
+        parameters = dict(self.model.named_parameters())
+        return ((name, whole(parameters[name])) for name in self.names)
 
     @torch.no_grad()
     def exchange(self) -> None:
-        """Swap weights and average."""
-        for name, parameter in self.parameters.items():
-            now = parameter.detach().clone()
+        """Swap weights and average. Raises TrainingError where no process holds whole weights."""
+        parameters = dict(self.model.named_parameters())
+        if any(in_parts(parameters[name]) for name in self.names):
+            raise TrainingError(
+                "a model that is split over processes cannot compute with its average meanwhile",
+                hint="look at it when the training has ended",
+            )
+        for name, parameter in self._whole():
+            now = parameter.clone()
             parameter.copy_(self.values[name])
             self.values[name] = now
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext, redirect_stdout
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from dcsurgery.errors import RequestError, TrainingError
 from dcsurgery.training.average import start_average
@@ -28,7 +32,9 @@ from dcsurgery.training.logs import RATE, block_norms
 from dcsurgery.training.lora import taken_for_adapted
 from dcsurgery.training.loss import IGNORED, SupervisedHead, supervised_loss, zero_of
 from dcsurgery.training.order import EpochOrder
+from dcsurgery.training.precision import arithmetic, autocast
 from dcsurgery.training.schedule import make_optimizer, make_scheduler
+from dcsurgery.training.sharding import PARTITIONED, Shards, in_parts, sharding, whole
 
 
 class Engine(Trainer):
@@ -50,10 +56,16 @@ class Engine(Trainer):
         self.facts = facts
         self.head = SupervisedHead(model)
         self.connector = model.dense_connector
+        self.sharding = sharding()
+        # Elsewhere accelerate does it.
+        self.precision = arithmetic(job.settings, model) if self.sharded else "fp32"
+        if self.sharding.startswith("zero"):
+            model.float()  # DeepSpeed takes nothing else where it does not round itself
+        self.whole_values: Mapping[str, Tensor] = {}
         parameters = dict(model.named_parameters())
         groups = job.trained.groups
         seeing = [n for g in ("connector", "projector", "tower") for n in groups.get(g, ())]
-        self.seeing = [parameters[name] for name in seeing]
+        self.seeing = [] if self.sharded else [parameters[name] for name in seeing]
         self.frozen = frozen_modules(model, job.plan)
         self.average = start_average(model, job.trained.names, job.settings.average, job.steps)
         self.rows: list[int] = []
@@ -66,14 +78,24 @@ class Engine(Trainer):
                 model=model,
                 args=args,
                 train_dataset=job.feed.numbered,
-                data_collator=job.feed.collate,
+                data_collator=job.feed.pictured if self.sharded else job.feed.collate,
                 callbacks=[self.average, *callbacks] if self.average else callbacks,
             )
         self.remove_callback(PrinterCallback)
-        if self.average is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            # Parameters are split over processes there.
-            self.remove_callback(self.average)
-            self.average = None
+        done = "zero" if self.is_deepspeed_enabled else "fsdp" if self.is_fsdp_enabled else "none"
+        if not self.sharding.startswith(done):
+            raise TrainingError(
+                f"accelerate was asked for {self.sharding} and splits nothing",
+                hint="it does so where there is no GPU (FSDP) or no deepspeed package",
+            )
+        if (
+            self.is_fsdp_enabled
+            and not self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap
+        ):
+            # transformers names layers of twins too, which accelerate then does not find.
+            here = {type(module).__name__ for module in model.modules()}
+            layers = sorted(here & set(model._no_split_modules))
+            self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = layers
         # The count of supervised tokens in the global batch is asked for under this name.
         self.model_accepts_loss_kwargs = True
 
@@ -83,11 +105,19 @@ class Engine(Trainer):
         Mixed precision wraps the model's forward.
         """
         try:
-            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            if self.average is not None:
+            if checkpoint is not None and self.sharded:
+                self._load_from_checkpoint(str(checkpoint))
+            # DeepSpeed prints what it builds where a command's data belongs.
+            with redirect_stdout(sys.stderr) if self.sharded else nullcontext():
+                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if self.sharded:
+                self.whole_values = self.average.values if self.average else self.shards.values()
+            elif self.average is not None:
                 self.average.finish()
         finally:
             self.head.remove()
+            # Or the next model of this process is loaded in parts.
+            unset_hf_deepspeed_config()
             model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             # Kept on the model, its own method would follow it into a copy.
             vars(model).pop("forward", None)
@@ -134,7 +164,8 @@ class Engine(Trainer):
         for module in self.frozen:
             module.training = False
         rows = inputs.pop(ROWS)
-        total = supervised_loss(model, self.head, inputs)
+        with autocast(self.precision):
+            total = supervised_loss(model, self.head, inputs)
         assert num_items_in_batch is not None
         # Gradients are averaged over processes; the loss is a sum over them.
         loss: Tensor = total * self.args.world_size / num_items_in_batch.to(total.device)
@@ -191,7 +222,7 @@ class Engine(Trainer):
         rates = {f"{RATE}{g['name']}": g["lr"] for g in self._used_groups()}
         return {
             **rates,
-            **block_norms(self.connector.weight, self.job.plan.layout),
+            **block_norms(self._connector_weight(), self.job.plan.layout),
             "supervised_tokens": supervised,
             "tokens": tokens,
             "rows": rows,
@@ -217,15 +248,51 @@ class Engine(Trainer):
 
     @property
     def sharded(self) -> bool:
-        """True where no process holds whole parameters: FSDP and DeepSpeed."""
-        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        """True where no process holds all of AdamW's numbers: FSDP and DeepSpeed."""
+        return self.sharding != "none"
 
-    def _gathered(self) -> dict[str, Tensor]:
+    @cached_property
+    def shards(self) -> Shards:
+        """What every process holds a part of, once the training is under way."""
+        return Shards(self._bare(), self.job.trained, self.optimizer.optimizer)
+
+    def _bare(self) -> Any:
+        return self.accelerator.unwrap_model(self.model_wrapped)
+
+    def _connector_weight(self) -> Tensor | None:
+        weight = self._bare().dense_connector.weight
+        return None if weight is None else whole(weight)
+
+    def _gathered(self) -> Mapping[str, Tensor]:
         """Return whole parameters by name, put together where they are split."""
-        if self.sharded:
-            whole: dict[str, Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
-            return whole
-        return dict(self.model.named_parameters())
+        return self.shards.values() if self.sharded else dict(self.model.named_parameters())
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Write AdamW's numbers whole, so that any number of processes can go on from them."""
+        if not self.sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = self.shards.state()
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / "optimizer.pt")
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        """Wrap the model; what is split goes on from whole tensors, not from the engine's own."""
+        given = None if self.sharded else resume_from_checkpoint
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, given)
+        if self.sharding in PARTITIONED:
+            left = [n for n, p in self._bare().named_parameters() if not in_parts(p)]
+            if left:
+                raise TrainingError(f"{self.sharding} has not split {left[0]}", hint="report this")
+        if self.sharded and resume_from_checkpoint is not None:
+            folder = Path(resume_from_checkpoint)
+            load = partial(torch.load, map_location="cpu", weights_only=True)
+            self.shards.restore(load(folder / "optimizer.pt", mmap=True))
+            self.lr_scheduler.load_state_dict(load(folder / "scheduler.pt"))
+        return prepared
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -236,6 +303,8 @@ class Engine(Trainer):
             if self.average is not None:
                 self.average.save(folder)
             mark_complete(folder, self.facts)
+        # One that leaves early makes the launcher end the others.
+        self.accelerator.wait_for_everyone()
         self._saved = self.state.global_step
 
     def _keep(self) -> None:
@@ -245,10 +314,10 @@ class Engine(Trainer):
             self._save_checkpoint(self.model, None)
 
     def untouched(self) -> tuple[str, ...]:
-        """Return the trained parameters that never had a gradient; none known of with DeepSpeed."""
-        if self.is_deepspeed_enabled:
-            return ()
-        return without_gradient(self.optimizer.state_dict(), self.job.trained, self.sharded)
+        """Return the trained parameters that never had a gradient."""
+        if self.sharded:
+            return tuple(name for name, touched in self.shards.reached() if not touched)
+        return without_gradient(self.optimizer.state_dict(), self.job.trained)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.utils.data import IterableDataset
 from dcsurgery.data.batches import CUTS
 from dcsurgery.data.tally import load_tally, save_tally
 from dcsurgery.errors import RequestError, TrainingError
+from dcsurgery.training.loss import IGNORED
 from dcsurgery.training.order import EpochOrder, Numbered, NumberedStream
 from dcsurgery.training.settings import TrainingSettings
 
@@ -53,6 +55,19 @@ class Feed:
             mark[1:] = cut if len(cut) else 0
         return {**batch, ROWS: marks}
 
+    def pictured(self, rows: list[tuple[int, Any]]) -> dict[str, Any]:
+        """Return a batch in which a picture is read: to rows of text alone comes one to not learn.
+
+        Where parameters are split over processes, all of these must use the same ones in the same
+        order: ZeRO-2 would add up gradients of different ones, ZeRO-3 wait for ever.
+        """
+        if any(_has_picture(row) for _, row in rows):
+            return self.collate(rows)
+        labels = torch.full_like(self.example["labels"], IGNORED)
+        batch = self.collate([*rows, (-1, {**self.example, "labels": labels})])
+        batch[ROWS] = batch[ROWS][:-1]
+        return batch
+
     def save_tally(self, folder: Path) -> None:
         """Write what this process has counted into a checkpoint."""
         if hasattr(self.dataset, "tally"):
@@ -84,15 +99,15 @@ class Feed:
         row = {} if self.streamed else self.dataset[number]
         return str(row.get("id", number)) if isinstance(row, Mapping) else str(number)
 
-    def pictured(self) -> Mapping[str, Any]:
-        """Return a batch of the first row that has an image. Raises TrainingError."""
+    @cached_property
+    def example(self) -> Mapping[str, Any]:
+        """The first row that has an image. Raises TrainingError."""
         rows = iter(self.dataset) if self.streamed else map(self.dataset.__getitem__, self._first())
         for row in islice(rows, TRIES):
-            batch = self.collator([row])
-            if any(key.startswith(("pixel", "image")) for key in batch):
-                return batch
+            if _has_picture(row):
+                return dict(row)
         raise TrainingError(
-            "no row with an image was found", hint="check --images, or leave out --train-tower"
+            "no row with an image was found", hint="check --images, or the first rows of the data"
         )
 
     def _first(self) -> range:
@@ -132,6 +147,10 @@ class Feed:
         size, count = micro_batches(settings)
         batches = math.ceil(len(self.dataset) / (size * processes()))
         return math.ceil(settings.epochs * math.ceil(batches / count))
+
+
+def _has_picture(row: Mapping[str, Any]) -> bool:
+    return any(key.startswith(("pixel", "image")) for key in row)
 
 
 def processes() -> int:

@@ -11,26 +11,28 @@ from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
 import torch
+from torch import Tensor
 
 from dcsurgery.checkpoint.destination import check_output
 from dcsurgery.connectors.request import Connector, ConnectorKeywords
 from dcsurgery.data.batches import TrainingDataset
 from dcsurgery.data.conversations import BadRow
 from dcsurgery.data.samples import dry_run_samples
-from dcsurgery.errors import RequestError, TrainingError
+from dcsurgery.errors import RequestError
 from dcsurgery.printing.sheet import Progress
 from dcsurgery.surgery.conversion import Conversion, wanted_output
 from dcsurgery.surgery.plan_file import ADAPTED, DELTA_FOLDER, TrainingRecord
 from dcsurgery.training.advice import advice
-from dcsurgery.training.checkpoints import latest_checkpoint, load_trained
 from dcsurgery.training.estimate import estimate
 from dcsurgery.training.feeding import micro_batches, processes, rank
 from dcsurgery.training.finetuned import Finetuned, TrainingPlan
 from dcsurgery.training.job import Job, Request, open_feed, open_rows
 from dcsurgery.training.logs import PLOT_FILE, Watch, draw
 from dcsurgery.training.lora import add_adapters, save_adapters
+from dcsurgery.training.memory import check_memory
 from dcsurgery.training.record import make_record
 from dcsurgery.training.settings import TrainingSettings
+from dcsurgery.training.sharding import check_sharding
 from dcsurgery.training.start import Start, check_origin, start
 from dcsurgery.training.trained_files import checkpoint_names, write_trained
 from dcsurgery.training.trainer import Run, TrainingResult, carry_out, prepare
@@ -103,6 +105,7 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
     SIGTERM save a checkpoint before they raise KeyboardInterrupt or SystemExit.
     """
     asked = _request(model, data, **options)
+    check_sharding(asked.settings)
     target = wanted_output(output, dry_run=dry_run)
     folder = check_origin(asked)
     if target is not None:
@@ -111,12 +114,13 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
     job, begun = _job(asked)
     if dry_run or target is None:
         return _plan(str(model), job, begun)
+    held = check_memory(begun.model, job)
     open_workspace(workspace)
     if isinstance(job.feed.dataset, TrainingDataset):
         # All processes have measured the same rows, and the first one has made the folder.
         job.feed.dataset.collect_bad(workspace.bad_rows, old=rank() == 0)
     if tell is not None and rank() == 0:
-        for line in advice(job):
+        for line in (*held, *advice(job)):
             tell(line)
     identity = _identity(begun, asked, job)
     run = Run(workspace.folder, workspace.resumes, identity, _watch(progress, watch))
@@ -125,8 +129,8 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
     record = make_record(begun, job, result, asked, identity)
     conversion = None
     if rank() == 0:
-        if result.sharded:
-            begun = _reloaded(asked, job, workspace)
+        if result.values is not None:
+            begun = _reloaded(asked, job, result.values)
         leave = partial(_leave_logs, job, result, workspace)
         conversion = _write(target, job, begun, workspace, record, asked.overwrite, leave)
         workspace.clear()
@@ -232,21 +236,14 @@ def _identity(begun: Start, asked: Request, job: Job) -> dict[str, Any]:
     }
 
 
-def _reloaded(asked: Request, job: Job, workspace: Workspace) -> Start:
-    """Return the trained model whole, where processes hold a part each: from the last checkpoint.
-
-    Raises TrainingError where there is none.
-    """
-    checkpoint = latest_checkpoint(workspace.folder)
-    if checkpoint is None:
-        raise TrainingError(
-            "FSDP and DeepSpeed need a checkpoint to put the model together from",
-            hint="leave out --save-steps 0",
-        )
+def _reloaded(asked: Request, job: Job, values: Mapping[str, Tensor]) -> Start:
+    """Return the trained model whole, where processes hold a part of it each."""
     begun = start(asked)
     if job.settings.train == "lora":
         add_adapters(begun.model, job.settings)
-    load_trained(checkpoint, begun.model, job.trained.names)
+    parameters = dict(begun.model.named_parameters())
+    for name, value in values.items():
+        parameters[name].data = value
     return begun
 
 

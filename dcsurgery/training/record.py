@@ -15,6 +15,7 @@ from dcsurgery.errors import TrainingError
 from dcsurgery.surgery.plan_file import ADAPTED, TrainingRecord
 from dcsurgery.training.job import Job, Request
 from dcsurgery.training.lora import describe_adapters
+from dcsurgery.training.sharding import size
 from dcsurgery.training.start import Start
 from dcsurgery.training.trained_files import checkpoint_names
 from dcsurgery.training.trainer import TrainingResult
@@ -38,7 +39,7 @@ def make_record(
     assert settings.train is not None
     untouched = [name for name in result.untouched if ADAPTED not in name]
     moved = [name for name in job.trained.names if name not in result.untouched]
-    sizes = {name: value.numel() for name, value in begun.model.named_parameters()}
+    sizes = {name: size(value) for name, value in begun.model.named_parameters()}
     return TrainingRecord(
         train=settings.train,
         trained=moved,

@@ -11,9 +11,6 @@ from torch import nn
 from dcsurgery.training.freeze import Trained
 from dcsurgery.training.settings import TrainingSettings
 
-# What FSDP puts into the names of what it wraps.
-FSDP = "_fsdp_wrapped_module."
-
 
 class Schedule:
     """The factor on a peak rate at a step: a straight climb, a cosine to zero.
@@ -44,7 +41,7 @@ def make_optimizer(
         "language": settings.lr,
         "tower": settings.tower_lr,
     }
-    parameters = {name.replace(FSDP, ""): value for name, value in model.named_parameters()}
+    parameters = dict(model.named_parameters())
     groups: list[dict[str, Any]] = [
         {"params": [parameters[name] for name in names], "lr": rates[group], "name": group}
         for group, names in trained.groups.items()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import TrainerCallback
 
 from dcsurgery.errors import RequestError
@@ -57,7 +58,8 @@ class Run:
 class TrainingResult:
     """What a training did. `history` has one entry per step, as in `log`.
 
-    `sharded`: FSDP or DeepSpeed has split the model, whose whole values are in the last checkpoint.
+    `values` are those of what was trained where FSDP or DeepSpeed has split the model, whose own
+    are parts: whole in the first process, empty in the others; None where the model has them.
     `untouched` are announced parameters that never had a gradient other than zero.
     """
 
@@ -71,7 +73,7 @@ class TrainingResult:
     resumed_at: int
     history: tuple[dict[str, Any], ...]
     log: Path
-    sharded: bool = False
+    values: Mapping[str, Tensor] | None = None
     untouched: tuple[str, ...] = ()
 
 
@@ -124,7 +126,7 @@ def carry_out(model: Any, job: Job, run: Run) -> TrainingResult:
     resumed_at = step_of(checkpoint) if checkpoint else 0
     folder.mkdir(parents=True, exist_ok=True)
     recorder = Recorder(folder, run.watch, resumed_at)
-    sharded = False
+    values = None
     with _ready(model, job.settings), Interruption() as interruption:
         if checkpoint is not None and resumed_at >= job.steps:
             file = AVERAGE_FILE if job.settings.average else TRAINED_FILE
@@ -134,8 +136,8 @@ def carry_out(model: Any, job: Job, run: Run) -> TrainingResult:
             arguments = training_arguments(job, folder, arithmetic(job.settings, model))
             callbacks = [StopInOrder(interruption), recorder, *run.callbacks]
             engine = Engine(model, job, arguments, facts, callbacks)
-            sharded = engine.sharded
             engine.run(checkpoint)
+            values = engine.whole_values if engine.sharded else None
             untouched = engine.untouched()
         history = tuple(recorder.history)
         interruption.leave()
@@ -150,17 +152,15 @@ def carry_out(model: Any, job: Job, run: Run) -> TrainingResult:
         resumed_at=resumed_at,
         history=history,
         log=folder / LOG_FILE,
-        sharded=sharded,
+        values=values,
         untouched=untouched,
     )
 
 
 def _untouched(checkpoint: Path, trained: Trained) -> tuple[str, ...]:
-    """Return what never had a gradient up to a checkpoint; nothing where parameters are split."""
-    file = checkpoint / "optimizer.pt"
-    if not file.is_file():
-        return ()
-    return without_gradient(torch.load(file, "cpu", weights_only=True), trained)
+    """Return what never had a gradient up to a checkpoint."""
+    state = torch.load(checkpoint / "optimizer.pt", "cpu", weights_only=True, mmap=True)
+    return without_gradient(state, trained)
 
 
 @contextmanager
@@ -211,11 +211,11 @@ def _check_reporting(settings: TrainingSettings) -> None:
         )
 
 
-def _probe(model: Any, feed: Feed, settings: TrainingSettings) -> torch.Tensor:
+def _probe(model: Any, feed: Feed, settings: TrainingSettings) -> Tensor:
     """Return the loss of one row with an image."""
     head = SupervisedHead(model)
     try:
         with autocast(arithmetic(settings, model)):
-            return supervised_loss(model, head, feed.pictured())
+            return supervised_loss(model, head, feed.collator([feed.example]))
     finally:
         head.remove()
