@@ -99,7 +99,7 @@ def open_feed(rows: Rows, processor: Any, settings: TrainingSettings) -> Feed:
     """
     prompter = Prompter(
         processor,
-        version=prompt_version(settings.prompt),
+        version=prompt_version(settings.prompt or "auto"),
         aspect=settings.aspect,
         orientation=settings.orientation,
     )

@@ -15,7 +15,7 @@ FREE = frozenset({"save_steps", "report_to", "micro_batch", "grad_checkpointing"
 # The paper's stages (arXiv 2405.13800, scripts/v1_5 of its code): connector and projector on
 # captions, then the language model too. They were made for a model that has seen no images yet.
 STAGES: dict[int, dict[str, Any]] = {
-    1: {"train": "projector", "lr": 1e-3, "batch_size": 256},
+    1: {"train": "projector", "lr": 1e-3, "batch_size": 256, "prompt": "plain"},
     2: {"train": "full", "lr": 2e-5, "batch_size": 128, "group_by_length": True},
 }
 # The paper's LoRA: the language model's adapters fast, what was trained before slowly.
@@ -32,7 +32,12 @@ RETROFIT: dict[str, Any] = {
     "average": 0.17,
 }
 # Where nothing above says otherwise.
-GENERAL: dict[str, Any] = {"group_by_length": False, "warmup": 0.03, "average": 0.0}
+GENERAL: dict[str, Any] = {
+    "group_by_length": False,
+    "warmup": 0.03,
+    "average": 0.0,
+    "prompt": "auto",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +121,13 @@ class TrainingSettings:
         Told("Rows that may be unusable before it is an error: 1, 0.5%.", "PERCENT", read=percent),
     ] = 1.0
     prompt: Annotated[
-        Literal["auto", "plain", "v1"],
+        Literal["auto", "plain", "v1"] | None,
         Told(
             "auto: the model's chat template, v1 where it has none. plain, v1: LLaVA's own, of its "
-            "first and second stage.",
+            "first and second stage. Default: auto; plain with --stage 1.",
             "KIND",
         ),
-    ] = "auto"
+    ] = None
     aspect: Annotated[
         Literal["processor", "pad"],
         Told(

@@ -42,19 +42,23 @@ from dcsurgery.tiny import write_tiny_llava
 from tests.gguf_files import write_gguf
 from tests.surgery import random_matrix, write_delta
 from tests.tiny.idefics3 import write_tiny_idefics3
+from tests.tiny.internvl import write_tiny_internvl
+from tests.tiny.qwen2_5_vl import write_tiny_qwen2_5_vl
 
 ENGINES = ("transformers", "llama.cpp", "vllm")
 PACKAGES = {"transformers": "transformers", "llama.cpp": "xllamacpp", "vllm": "vllm"}
 BEGIN, END = "<!-- begin: tests.benchmarks.serving -->", "<!-- end -->"
 VLLM = "vllm --dtype float32 --enforce-eager --max-model-len 512"
 QUESTION, TOKENS = "What is this?", 8
-# Families whose processors need no torchvision.
+# The processors of the last two have a video half, which needs torchvision.
 FAMILIES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
     "LLaVA-1.5, SigLIP": (
         lambda folder: write_tiny_llava(folder, "siglip", seed=8), ("base", "stock", "portable")
     ),
     "LLaVA-1.5, CLIP": (write_tiny_llava, ("base", "stock", "portable")),
     "Idefics3": (write_tiny_idefics3, ("base", "portable")),
+    "InternVL": (write_tiny_internvl, ("base", "portable")),
+    "Qwen2.5-VL": (write_tiny_qwen2_5_vl, ("base", "portable")),
 }  # fmt: skip
 
 
@@ -81,6 +85,11 @@ def widened(folder: Path) -> Path:
     text = config.text_config
     text.hidden_size, text.num_attention_heads, text.num_key_value_heads = 64, 2, 2
     text.head_dim = 32
+    rope = getattr(text, "rope_parameters", None) or {}
+    if "mrope_section" in rope:
+        rope["mrope_section"] = [4, 6, 6]
+    if hasattr(config.vision_config, "out_hidden_size"):
+        config.vision_config.out_hidden_size = text.hidden_size
     torch.manual_seed(8)
     model = AutoModelForImageTextToText.from_config(config)
     with torch.no_grad():

@@ -88,6 +88,14 @@ def test_a_wrong_key_or_value_is_named(change: str, message: str, hint: str) -> 
     assert hint in caught.value.hint
 
 
+@pytest.mark.parametrize("name", [name for name in PROMISED if name.startswith("llava-1.5-")])
+def test_llava_1_5_is_trained_as_the_reference_trains_it(name: str) -> None:
+    """scripts/v1_5 of HJYao00/DenseConnector at 0f8936c: --version and --image_aspect_ratio."""
+    first, second = (stage.settings().resolved() for stage in load_recipe(name).finetune)
+    assert (first.prompt, first.aspect) == ("plain", "processor")
+    assert (second.prompt, second.aspect) == ("v1", "pad")
+
+
 def test_set_reaches_one_stage_or_all_and_reads_numbers() -> None:
     values = {"finetune": [{"lr": 1}, {"lr": 2}], "base": {"revision": None}}
     changed = change_fields(values, ("finetune.lr=1e-4", "finetune.1.lr=3", "base.revision=main"))

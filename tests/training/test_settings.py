@@ -27,7 +27,10 @@ from dcsurgery.training.settings import TrainingSettings
         ({"stage": 2, "train": "lora"}, {"lr": 2e-4, "projector_lr": 2e-5, "connector_lr": 2e-5,
                                          "lora_rank": 128, "lora_alpha": 256,
                                          "lora_dropout": 0.05, "batch_size": 128}),
-        ({}, {"train": "projector"}),
+        ({}, {"train": "projector", "prompt": "auto"}),
+        # scripts/v1_5/pretrain.sh of the reference: --version plain.
+        ({"stage": 1}, {"prompt": "plain"}),
+        ({"stage": 1, "prompt": "auto"}, {"prompt": "auto"}),
         ({"stage": 1, "lr": 5e-4}, {"connector_lr": 5e-4, "projector_lr": 5e-4}),
         ({"stage": 1, "connector_lr": 2e-3, "batch_size": 8},
          {"connector_lr": 2e-3, "projector_lr": 1e-3, "batch_size": 8}),
