@@ -98,7 +98,13 @@ def _check_existing(output: Path, overwrite: bool) -> None:
         raise RequestError(
             f"{output} is not a folder to replace", hint="choose an output folder inside it"
         )
-    check_content(output, overwrite)
+    try:
+        check_content(output, overwrite)
+    except FileNotFoundError:
+        raise OutputExistsError(
+            f"{output} changed while it was looked at: another run replaces it",
+            hint="wait for that run, or choose another output folder",
+        ) from None
 
 
 def check_content(output: Path, overwrite: bool) -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -104,6 +104,7 @@ class Output(Sheet):
         super().__init__()
         self.as_json = as_json
         self.quiet = quiet
+        self.stdout = sys.stdout
         if as_json or quiet:
             hide_library_bars()
 
@@ -115,14 +116,14 @@ class Output(Sheet):
         return min(Console().width, WIDEST)
 
     def _print(self, text: Any, style: str = "", *, stderr: bool = False) -> None:
-        stream = sys.stderr if stderr else sys.stdout
+        stream = sys.stderr if stderr else self.stdout
         if isinstance(text, str):
             text = _printable(text, stream)
         _write(stream, _render(text, stream, style=style or None, soft_wrap=True))
 
     def data(self, values: Mapping[str, Any]) -> None:
         """Print one JSON object on stdout."""
-        _write(sys.stdout, json.dumps(values, indent=2) + "\n")
+        _write(self.stdout, json.dumps(values, indent=2) + "\n")
 
     def show(self, text: str = "", style: str = "") -> None:
         """Print a line of the result."""
@@ -130,12 +131,12 @@ class Output(Sheet):
 
     def piece(self, text: str) -> None:
         """Print a piece of the result as it comes, without a line break."""
-        _write(sys.stdout, _printable(text, sys.stdout))
+        _write(self.stdout, _printable(text, self.stdout))
 
     @property
     def on_terminal(self) -> bool:
         """Whether people watch the result."""
-        return sys.stdout.isatty()
+        return self.stdout.isatty()
 
     @contextmanager
     def columns(self, titles: Sequence[str]) -> Iterator[Callable[[int, str], None]]:
@@ -154,7 +155,7 @@ class Output(Sheet):
             found.add_row(*(Text(clean(text)) for text in texts))
             return found
 
-        console = Console(width=self.width, legacy_windows=False)
+        console = Console(file=self.stdout, width=self.width, legacy_windows=False)
         live = Live(get_renderable=table, console=console, refresh_per_second=8)
 
         def add(index: int, piece: str) -> None:
@@ -216,8 +217,13 @@ class Output(Sheet):
         """Show `text`, the seconds and the bytes of a growing folder while the block runs.
 
         On stderr, on a terminal only. A block that `fetches` from the Hub leaves the screen to the
-        Hub client's own bars.
+        Hub client's own bars. What libraries print in the block goes to stderr: stdout is data.
         """
+        with redirect_stdout(sys.stderr), self._working(text, growing, fetches):
+            yield
+
+    @contextmanager
+    def _working(self, text: str, growing: Path | None, fetches: bool) -> Iterator[None]:
         if self.quiet or self.as_json or not sys.stderr.isatty():
             yield
             return
@@ -252,8 +258,14 @@ class Output(Sheet):
     def stepping(self, text: str) -> Iterator[Callable[[int, int, str], None]]:
         """Show a bar with the time left while the block runs, on stderr, on a terminal only.
 
-        The block calls what it is given with (done, total, words).
+        The block calls what it is given with (done, total, words). What libraries print in it goes
+        to stderr.
         """
+        with redirect_stdout(sys.stderr), self._stepping(text) as step:
+            yield step
+
+    @contextmanager
+    def _stepping(self, text: str) -> Iterator[Callable[[int, int, str], None]]:
         if self.quiet or self.as_json or not sys.stderr.isatty():
             yield lambda done, total, words: None
             return

@@ -148,11 +148,11 @@ def probe(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Tell which hidden states would help a model, and whether it is worth it; nothing is trained.
+    """Tell which hidden states would help a model.
 
-    Forward and backward passes over some rows give the gradient for every hidden state at once.
-    A step on most of the rows is judged by the others, in turns. What does not beat shuffled states
-    is no evidence.
+    It also tells whether that is worth a training; nothing is trained. Forward and backward passes
+    over some rows give the gradient for every hidden state at once. A step on most of the rows is
+    judged by the others, in turns. What does not beat shuffled states is no evidence.
     """
     out = Output(as_json=as_json, quiet=quiet)
     text, remote = f"probing {model}", not Path(model).is_dir()

@@ -80,7 +80,7 @@ class Engine:
             told = " ".join(error.read().decode(errors="replace").split())[:300]
             raise RequestError(
                 f"{self.name} refuses the question ({error.code}): {told}",
-                hint="it must take pictures and --logprobs; its own log says more",
+                hint="it must take pictures and give log-probabilities; its own log says more",
             ) from None
         except (OSError, ValueError) as error:
             raise RequestError(

@@ -65,7 +65,7 @@ def with_probed_layers(asked: Connector, base: BaseRecord) -> Connector:
 
 def read_answer(path: Path) -> ProbeAnswer:
     """Read what `dcsurgery probe -o FILE` wrote. Raises RequestError."""
-    hint = "dcsurgery probe MODEL --data DATA -o probe.json writes one"
+    hint = "`dcsurgery probe MODEL --data DATA -o probe.json` writes one"
     try:
         if path.exists() and not path.is_file():  # reading a FIFO would wait for ever
             raise RequestError(f"{path} is not a file", hint=hint)

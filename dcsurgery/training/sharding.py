@@ -65,12 +65,13 @@ def check_sharding(settings: TrainingSettings) -> None:
     if _flag("ACCELERATE_USE_CPU"):
         raise RequestError(
             f"ACCELERATE_USE_CPU makes accelerate leave {found} out without a word",
-            hint="start it without --cpu; where there is no GPU, processes use the CPU anyway",
+            hint="start it without accelerate's --cpu; where there is no GPU, processes use the "
+            "CPU anyway",
         )
     if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") not in ("no", ""):
         raise RequestError(
             f"accelerate is to compute in {os.environ['ACCELERATE_MIXED_PRECISION']} by itself",
-            hint="use --mixed_precision no there, and --precision here",
+            hint="use accelerate's --mixed_precision no, and --precision here",
         )
 
 

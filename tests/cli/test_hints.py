@@ -6,6 +6,7 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,13 @@ REACH = {
     "surgery/paper_config": "convert, export", "surgery/paper_form": "convert",
     "surgery/paper_mini_gemini": "convert, export", "surgery": "convert",
     "architectures": "convert", "originals": "convert, inspect", "checkpoint": "convert",
-    "loading": "ask",
+    "loading": "ask", "probing": "probe", "serving": "verify", "serving/gguf": "export",
+    "cli/verify": "verify",
 }  # fmt: skip
+# Options that are followed by a number, which text_of makes X.
+NUMBERS = {"--processes"}
+# What other programs are told.
+OTHERS = re.compile(r"`python [^`]*`|accelerate launch[^,]*|accelerate's --\w+")
 
 
 def leaves(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -114,6 +120,7 @@ def split(line: str, *, whole: bool) -> Iterator[tuple[str, list[str], bool]]:
 
 def parse(name: str, arguments: list[str]) -> None:
     """Parse as a shell's words; raises what the parser raises."""
+    arguments = ["1" if before in NUMBERS else word for before, word in pairwise(["", *arguments])]
     COMMANDS[name].make_context(name, list(arguments), resilient_parsing=False)
 
 
@@ -146,6 +153,7 @@ def test_an_option_in_a_hint_is_one_of_the_commands_that_say_it(place: str, text
     module = place.partition(":")[0]
     reach = max((key for key in REACH if module.startswith(key)), key=len, default="")
     assert reach, f"say in REACH which commands {module} is used by"
+    text = OTHERS.sub("", text)
     said = {name for name in COMMANDS if re.search(rf"\b{name}\b", text)}
     for option in re.findall(r"(?<![\w-])--?[a-z][\w-]*", text):
         option = option.removesuffix("-") if option.endswith("-") else option

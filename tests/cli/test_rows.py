@@ -83,7 +83,7 @@ def test_a_dry_run_shows_a_row_of_each_layout_and_what_is_not_read(
     for fact in (
         "images 6 rows with, 1 without",
         "'depth' looks like a picture and is not read, in 4: --columns image=depth",
-        "layout question and answer, from question, answer, image images 1 question "
+        "layout question and answer, from question, answer, image; unread: depth images 1 question "
         "<image>Which colour? answer red",
         "layout caption, from caption, file_name images 1 question "
         "<image>Describe the image briefly. answer a red square",

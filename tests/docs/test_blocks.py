@@ -24,9 +24,9 @@ from tests.docs.workplace import write_originals, write_workplace
 # Options of other programs that the pages name.
 ALIEN = {
     "--model-impl", "--model", "--model_args", "--verbosity", "--batch_size", "--force_simple",
-    "--nproc-per-node", "--strict", "--help",
+    "--nproc-per-node", "--nnodes", "--strict", "--help", "--towers", "--trust-remote-code",
 }  # fmt: skip
-OTHERS = {"cd", "cp", "git", "hf", "mkdocs", "mypy", "pytest", "ruff"}
+OTHERS = {"accelerate", "cd", "cp", "git", "hf", "mkdocs", "mypy", "pytest", "ruff"}
 ELSEWHERE = re.compile(r"needs: \S|run by: (\S+)|output")
 BLOCKS = [
     pytest.param(page, block, id=f"{page.name}:{block.line}")

@@ -256,7 +256,7 @@ def test_killed_at_each_step_a_run_still_completes(tmp_path: Path, finished: Rec
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert found["codes"] == dict.fromkeys(STEPS, -signal.SIGKILL)
     assert found["last"] == 0
     # Every killed run left the stamps of the steps before; only the last step was still to do.
