@@ -42,7 +42,7 @@ def all_in_parts(folder: str) -> dict[str, str]:
     zero = {"stage": 3, "stage3_param_persistence_threshold": 0}
     batch = {"train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto"}
     config = {"zero_optimization": zero, **batch, "gradient_clipping": "auto"}
-    file = Path(folder) / "zero3.json"
+    file = Path(folder) / f"zero3-{os.getpid()}.json"  # every rank writes its own
     file.write_text(json.dumps(config))
     return {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file)}
 
