@@ -95,7 +95,8 @@ def _has_trained_connector(model: Any) -> bool:
 
 def _sized(picture: Any, model: Any, images: Sequence[str | Path]) -> Any:
     size = getattr(getattr(model.config, "vision_config", None), "image_size", None)
-    return picture if images or not isinstance(size, int) else picture.resize((size, size))
+    size = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    return picture if images or None in size else picture.resize(size[::-1])
 
 
 def _ask(server: Engine, asked: Respondent, picture: Any) -> tuple[list[_Step], int]:

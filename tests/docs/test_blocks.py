@@ -25,6 +25,7 @@ from tests.docs.workplace import write_originals, write_workplace
 ALIEN = {
     "--model-impl", "--model", "--model_args", "--verbosity", "--batch_size", "--force_simple",
     "--nproc-per-node", "--nnodes", "--strict", "--help", "--towers", "--trust-remote-code",
+    "--max-model-len", "--use_fsdp", "--fsdp_version", "--fsdp_auto_wrap_policy",
 }  # fmt: skip
 OTHERS = {"accelerate", "cd", "cp", "git", "hf", "mkdocs", "mypy", "pytest", "ruff"}
 ELSEWHERE = re.compile(r"needs: \S|run by: (\S+)|output")
