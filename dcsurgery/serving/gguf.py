@@ -226,7 +226,7 @@ def _check(served: _Served, force: bool) -> tuple[str, ...]:
     kind, tower = config.get("model_type"), vision.get("model_type")
     if kind != "llava" or tower not in ("siglip_vision_model", "clip_vision_model"):
         raise PlanError(
-            f"a {kind} with a {tower} tower has no mmproj of this kind in llama.cpp",
+            f"llama.cpp has no mmproj of this kind for {kind} (tower {tower})",
             hint="LLaVA-1.5 with a SigLIP tower has; for others export --form stock or portable",
         )
     wrong = []
