@@ -16,6 +16,7 @@ from dcsurgery.cli.options import (
     Orientation,
     PromptOption,
     Quiet,
+    Split,
     Template,
     Towers,
     read_towers,
@@ -96,9 +97,7 @@ class EvalOptions:
         str,
         typer.Option(metavar="PERCENT", help="Rows that may be unusable before it is an error."),
     ] = "1%"
-    split: Annotated[
-        str, typer.Option(metavar="NAME", help="Split of a Hugging Face data set.")
-    ] = "train"
+    split: Split = "train"
     prompt: PromptOption = "auto"
     tower: Towers = None
     template: Template = None

@@ -12,10 +12,13 @@ import typer
 
 from dcsurgery.cli.options import (
     AsJson,
+    BaseNow,
     Columns,
+    Images,
     Model,
     Quiet,
     Revision,
+    Split,
     Template,
     Towers,
     read_towers,
@@ -44,16 +47,9 @@ class JobOptions:
             "data set, or a Hub data set's id. docs/data.md shows the rows that are read.",
         ),
     ]
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Folder that image paths start from. Default: that of DATA."
-        ),
-    ] = None
+    images: Images = None
     columns: Columns = None
-    split: Annotated[
-        str, typer.Option(metavar="NAME", help="Split of a Hugging Face data set.")
-    ] = "train"
+    split: Split = "train"
     streaming: Annotated[
         bool,
         typer.Option("--streaming", help="Read a Hub data set as it arrives; needs --max-steps."),
@@ -84,10 +80,7 @@ class JobOptions:
         ),
     ] = False
     revision: Revision = None
-    base: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="Where the base is now. Default: where the plan says."),
-    ] = None
+    base: BaseNow = None
     tower: Towers = None
     template: Template = None
     dry_run: Annotated[
@@ -113,8 +106,8 @@ def finetune(
     A MODEL without a connector gets one on the way: --connector, with its options as `dcsurgery
     convert` takes them. Only what is announced changes; OUT says in its plan what was trained, on
     what, and how. Ctrl-C ends the step under way, saves a checkpoint and leaves with 130. Several
-    processes: start it with torchrun or accelerate launch,
-    with ZeRO-2, ZeRO-3 or FSDP2 if you like.
+    processes: start it with torchrun or accelerate launch, with ZeRO-2, ZeRO-3 or FSDP2 if you
+    like.
     """
     out = Output(as_json=as_json, quiet=quiet)
     if job.output is None and not job.dry_run:

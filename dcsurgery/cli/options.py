@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, make_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
@@ -47,6 +47,15 @@ Columns = Annotated[
         help="What the data calls our words: question=prompt,answer=label, image=left+right for "
         "several, image={image_id:012}.jpg for names made of others. docs/data.md has the words.",
     ),
+]
+Images = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder that image paths start from. Default: that of DATA."),
+]
+Split = Annotated[str, typer.Option(metavar="NAME", help="Split of a Hugging Face data set.")]
+BaseNow = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="Where the base is now. Default: where the plan says."),
 ]
 Overwrite = Annotated[
     bool,
@@ -134,6 +143,13 @@ class WriteOptions:
     tower: Towers = None
     template: Template = None
     dry_run: DryRun = False
+
+
+def part_of(request: type, names: Sequence[str]) -> type:
+    """Return a group of some fields of a request, with what is told about them."""
+    hints = get_type_hints(request, include_extras=True)
+    chosen = [(f.name, hints[f.name], f.default) for f in fields(request) if f.name in names]
+    return make_dataclass(f"PartOf{request.__name__}", chosen, frozen=True)
 
 
 def spread(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,15 +11,20 @@ import typer
 
 from dcsurgery.cli.options import (
     AsJson,
+    BaseNow,
     Columns,
+    Images,
     Model,
     Quiet,
     Revision,
+    Split,
     Template,
     Towers,
+    part_of,
     read_towers,
 )
 from dcsurgery.cli.output import Output
+from dcsurgery.training.settings import READING, TrainingSettings
 
 if TYPE_CHECKING:
     from dcsurgery.evaluation.eval_report import Score
@@ -32,10 +37,6 @@ EXAMPLES = (
 )
 BAR = 30
 LISTED = 3
-# In the order of the options; the rest of a training's settings keeps its defaults.
-SETTINGS = (
-    "seed", "max_length", "max_bad", "prompt", "aspect", "orientation", "precision", "quantize",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,9 @@ class ProbeOptions:
             "FILE,FILE or a folder; a saved data set, or a Hub data set's id.",
         ),
     ]
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Folder that image paths start from. Default: that of DATA."
-        ),
-    ] = None
+    images: Images = None
     columns: Columns = None
-    split: Annotated[
-        str, typer.Option(metavar="NAME", help="Split of a Hugging Face data set.")
-    ] = "train"
+    split: Split = "train"
     output: Annotated[
         Path | None,
         typer.Option(
@@ -91,52 +85,18 @@ class ProbeOptions:
     ] = 0
 
 
-@dataclass(frozen=True)
-class ReadingOptions:
-    """How rows become batches, as in finetune."""
+if TYPE_CHECKING:
+    Reading = TrainingSettings
+else:
+    Reading = part_of(TrainingSettings, READING)
 
-    max_length: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Tokens of a row; longer ones are cut. Default: 2048."),
-    ] = None
-    max_bad: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PERCENT", help="Rows that may be unusable before it is an error. Default: 1%."
-        ),
-    ] = None
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KIND",
-            help="auto: the model's chat template, v1 where it has none. plain, v1: LLaVA's own.",
-        ),
-    ] = None
-    aspect: Annotated[
-        str | None,
-        typer.Option(metavar="KIND", help="processor, or pad: pictures padded to squares first."),
-    ] = None
-    orientation: Annotated[
-        str | None,
-        typer.Option(metavar="KIND", help="exif: as viewers turn pictures. raw: as stored."),
-    ] = None
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KIND", help="bf16, fp16 or fp32. Default: bf16 or fp16 on a GPU, else fp32."
-        ),
-    ] = None
-    quantize: Annotated[
-        str | None,
-        typer.Option(
-            metavar="BITS", help="4bit keeps the language model in 4 bits (bitsandbytes, GPU)."
-        ),
-    ] = None
+
+@dataclass(frozen=True)
+class Places:
+    """Where the model's parts are, as in finetune."""
+
     revision: Revision = None
-    base: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="Where the base is now. Default: where the plan says."),
-    ] = None
+    base: BaseNow = None
     tower: Towers = None
     template: Template = None
 
@@ -144,7 +104,8 @@ class ReadingOptions:
 def probe(
     model: Model,
     options: ProbeOptions,
-    reading: ReadingOptions,
+    reading: Reading,
+    places: Places,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -160,14 +121,12 @@ def probe(
     with out.working(text, fetches=True) if remote else out.stepping(text) as show:
         from dcsurgery.data.columns import parse_columns
         from dcsurgery.probing.probe import probe_model
-        from dcsurgery.training.settings import TrainingSettings
 
-        given: dict[str, Any] = asdict(options) | asdict(reading)
-        settings = {name: given.pop(name) for name in SETTINGS}
-        settings = {name: value for name, value in settings.items() if value is not None}
+        given: dict[str, Any] = asdict(options) | asdict(places)
+        settings = TrainingSettings(seed=given.pop("seed"), **asdict(reading))
         given["columns"] = parse_columns(options.columns)
         given["towers"] = read_towers(given.pop("tower"))
-        report = probe_model(model, settings=TrainingSettings(**settings), progress=show, **given)
+        report = probe_model(model, settings=settings, progress=show, **given)
     if as_json:
         out.data(report.model_dump(mode="json"))
         return

@@ -23,16 +23,12 @@ from dcsurgery.probing.subject import open_subject
 from dcsurgery.training.feeding import Feed
 from dcsurgery.training.job import Request, open_feed, open_rows
 from dcsurgery.training.precision import arithmetic
-from dcsurgery.training.settings import TrainingSettings
+from dcsurgery.training.settings import READING, TrainingSettings
 
 # Three at least: the choice of states is judged by a fold that neither chose nor measured.
 LEAST_FOLDS = 3
 LEAST_ROWS = 20
 NAMED = 100
-# What of a training's settings a probe follows.
-USED = (
-    "seed", "max_length", "max_bad", "prompt", "aspect", "orientation", "precision", "quantize",
-)  # fmt: skip
 
 
 def probe_model(  # noqa: PLR0913 - one keyword per CLI option, by design
@@ -114,7 +110,7 @@ def probe_model(  # noqa: PLR0913 - one keyword per CLI option, by design
             "rows": rows,
             "folds": folds,
             "split": split,
-            **{name: getattr(chosen, name) for name in USED},
+            **{name: getattr(chosen, name) for name in ("seed", *READING)},
         },
         seconds=round(time.perf_counter() - started, 3),
         versions={"dcsurgery": __version__, **{n: version(n) for n in ("torch", "transformers")}},

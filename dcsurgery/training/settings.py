@@ -12,6 +12,11 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 # What may change when a training goes on: neither what is learnt nor in which order.
 FREE = frozenset({"save_steps", "report_to", "micro_batch", "grad_checkpointing", "max_bad"})
 
+# What says how rows become batches, and in which precision a model reads them.
+READING = (
+    "max_length", "max_bad", "prompt", "aspect", "orientation", "precision", "quantize",
+)  # fmt: skip
+
 # The paper's stages (arXiv 2405.13800, scripts/v1_5 of its code): connector and projector on
 # captions, then the language model too. They were made for a model that has seen no images yet.
 STAGES: dict[int, dict[str, Any]] = {
@@ -124,7 +129,7 @@ class TrainingSettings:
         Literal["auto", "plain", "v1"] | None,
         Told(
             "auto: the model's chat template, v1 where it has none. plain, v1: LLaVA's own, of its "
-            "first and second stage. Default: auto; plain with --stage 1.",
+            "first and second stage. Default: auto; plain in the first stage.",
             "KIND",
         ),
     ] = None

@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
-from dcsurgery.cli.probe import SETTINGS
+from dcsurgery.cli.main import app
 from dcsurgery.demo.lesson import write_lesson
-from dcsurgery.probing.probe import USED
 from dcsurgery.surgery.plan_file import read_plan
-from dcsurgery.training.settings import TrainingSettings
+from dcsurgery.training.settings import READING, TrainingSettings
 from tests.cli.test_json_page import keys
 from tests.docs.pages import PAGES
 from tests.training.data import write_data
@@ -33,8 +33,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_setting_it_follows_has_the_options_name() -> None:
-    assert SETTINGS == USED
-    assert set(USED) <= set(TrainingSettings.__dataclass_fields__)
+    command = get_command(app).commands["probe"]
+    options = {item.name for item in command.params}
+    assert {"seed", *READING} <= options & set(TrainingSettings.__dataclass_fields__)
 
 
 def test_it_draws_the_gains_and_its_answer_can_be_converted(
