@@ -33,6 +33,11 @@ def is_foreign_weight(name: str) -> bool:
     return name.endswith(FOREIGN) or name.startswith(FOREIGN_PREFIXES)
 
 
+def is_ignored(name: str) -> bool:
+    """Return whether a file of a folder or repository is git's, a cache's or our own mark."""
+    return name.split("/")[0] in IGNORED
+
+
 def changed(name: str) -> MalformedCheckpointError:
     """Return the error for a source that moved under our feet."""
     return MalformedCheckpointError(

@@ -283,7 +283,7 @@ def _open_remote(ref: ModelRef, pickles: Callable[[dict[str, Any]], bool]) -> Ch
         blob += read(8, header_length(blob, size, name))
         return WeightFile(name, size, parse_header(blob, size, name))
 
-    names = sorted(name for name in listing.sizes if name.split("/")[0] not in checks.IGNORED)
+    names = sorted(name for name in listing.sizes if not checks.is_ignored(name))
     found = _assemble(ref, names, read_json, open_weights, pickles)
     return replace(found, remote_sizes=listing.sizes, remote_digests=listing.digests)
 

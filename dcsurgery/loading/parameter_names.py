@@ -7,7 +7,7 @@ no parameter is the tensor's own, so they have none here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dcsurgery.architectures import Architecture, find_architecture
@@ -70,23 +70,13 @@ def renamed_tensors(model: Any, tensors: Iterable[str]) -> dict[str, str]:
 
     `tensors` are all of the checkpoint: some renamings wait for one name before they do another.
     """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import (
-        WeightConverter,
-        WeightRenaming,
-        rename_source_key,
-    )
-
-    rules = get_model_conversion_mapping(model)
-    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    prefix: str = model.base_model_prefix
     state = _plain_state(model)
     found: dict[str, str] = {}
+    rename = _renaming(model, state)
     for tensor in sorted(tensors):
-        name, converted = rename_source_key(tensor, renamings, converters, prefix, state)
+        name, converted = rename(tensor)
         if name not in state and tensor in state:
-            name, converted = rename_source_key(tensor, [], [], prefix, state)
+            name, converted = rename(tensor, ruled=False)
         if converted is None and name in state:
             found[tensor] = name
     return found
@@ -96,6 +86,24 @@ def needed_tensors(model: Any, tensors: Iterable[str]) -> list[str]:
     """Return the tensors of a checkpoint that a model is loaded from, the words left out.
 
     Joined and split ones count where what they become is in the model.
+    """
+    state = model.state_dict()
+    words = {id(p) for p in word_parameters(model)}
+    left = {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in words}
+    rename = _renaming(model, state)
+    found = []
+    for tensor in sorted(tensors):
+        names = (rename(tensor)[0], rename(tensor, ruled=False)[0])
+        if any(name in state and name not in left for name in names):
+            found.append(tensor)
+    return found
+
+
+def _renaming(model: Any, state: Mapping[str, Tensor]) -> Callable[..., tuple[str, str | None]]:
+    """Return what gives a tensor the name under which transformers loads it.
+
+    rename(tensor) follows the rules of the model's type, with `ruled=False` those of its prefix
+    alone; the second value is the pattern of a rule that joins or splits tensors, else None.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
@@ -107,18 +115,14 @@ def needed_tensors(model: Any, tensors: Iterable[str]) -> list[str]:
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    state = model.state_dict()
-    words = {id(p) for p in word_parameters(model)}
-    left = {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in words}
-    found = []
-    for tensor in sorted(tensors):
-        names = (
-            rename_source_key(tensor, renamings, converters, model.base_model_prefix, state)[0],
-            rename_source_key(tensor, [], [], model.base_model_prefix, state)[0],
-        )
-        if any(name in state and name not in left for name in names):
-            found.append(tensor)
-    return found
+    prefix: str = model.base_model_prefix
+
+    def rename(tensor: str, *, ruled: bool = True) -> tuple[str, str | None]:
+        given = (renamings, converters) if ruled else ([], [])
+        found: tuple[str, str | None] = rename_source_key(tensor, *given, prefix, state)
+        return found
+
+    return rename
 
 
 def word_parameters(model: Any) -> list[nn.Parameter]:

@@ -13,12 +13,13 @@ from dcsurgery import __version__
 from dcsurgery.architectures import named
 from dcsurgery.data.rows import data_digest
 from dcsurgery.errors import RequestError
+from dcsurgery.printing.sheet import Progress
 from dcsurgery.probing.advice import Advice, Candidates
 from dcsurgery.probing.gains import Gains
 from dcsurgery.probing.page import is_page, render_page
 from dcsurgery.probing.probe_report import ProbeReport, check_file, is_answer, write_file
 from dcsurgery.probing.rows import draw_rows
-from dcsurgery.probing.slopes import ProbeRow, Progress, Subject, measure_slopes
+from dcsurgery.probing.slopes import ProbeRow, Subject, measure_slopes
 from dcsurgery.probing.subject import open_subject
 from dcsurgery.training.feeding import Feed
 from dcsurgery.training.job import Request, open_feed, open_rows

@@ -16,11 +16,11 @@ from dcsurgery.anatomy import Anatomy
 from dcsurgery.connectors.module import Arrange
 from dcsurgery.errors import TrainingError
 from dcsurgery.features import FeatureBlock
+from dcsurgery.printing.sheet import Progress
 from dcsurgery.probing.listen import Blocks, Listener, Reader, RowReading, listening
 from dcsurgery.probing.moments import SiteModel, SiteStep, SiteSums, bytes_for
 
 Array = NDArray[np.float64]
-Progress = Callable[[int, int, str], None]
 # What the sums of the states that are probed together may take.
 BUDGET = 4 << 30
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from dcsurgery.checkpoint.checks import IGNORED
+from dcsurgery.checkpoint.checks import is_ignored
 from dcsurgery.checkpoint.leftovers import is_leftover
 from dcsurgery.errors import PublishError
 from dcsurgery.publishing.failures import NOTHING
@@ -85,11 +85,11 @@ def local_files(folder: Path) -> dict[str, Content]:
 def left_behind(folder: Path) -> list[str]:
     """Return the files that are not pushed, but for what is the repository's or our own."""
     names = [name for name, _ in _names(folder) if _stays(name)]
-    return [name for name in names if name.split("/")[0] not in IGNORED]
+    return [name for name in names if not is_ignored(name)]
 
 
 def _stays(name: str) -> bool:
-    return is_leftover(name) or name.split("/")[0] in IGNORED - {".gitattributes"}
+    return is_leftover(name) or (is_ignored(name) and name.split("/")[0] != ".gitattributes")
 
 
 def _names(folder: Path) -> Iterator[tuple[str, Path]]:

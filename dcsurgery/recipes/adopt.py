@@ -11,7 +11,7 @@ from dcsurgery.checkpoint.digests import digest
 from dcsurgery.checkpoint.staging import staged_output
 from dcsurgery.errors import RequestError, VerificationError
 from dcsurgery.recipes import resolve, smoke
-from dcsurgery.recipes.runner import _check_work, _hashes, read_source
+from dcsurgery.recipes.runner import check_work, input_hash, read_source
 from dcsurgery.recipes.schema import Finetune
 from dcsurgery.recipes.stamps import Stamp, describe_output, is_done, write_stamp
 from dcsurgery.recipes.steps import Step, build_steps
@@ -50,12 +50,12 @@ def adopt_step(
     if place is None:
         stages = ", ".join(item.name for item in steps if item.stage)
         raise RequestError(f"{step} is no training of this recipe", hint=f"trainings: {stages}")
-    _check_work(work, steps, small=False)
+    check_work(work, steps, small=False)
     resolve.require_data(recipe, steps[: place + 1], data)
     base, digests = resolve.pin_base(recipe, data), resolve.pin_data(steps[: place + 1], data)
     stamps: dict[str, Stamp] = {}
     for item in steps[:place]:
-        wanted = _hashes(item, stamps, base, digests)
+        wanted = input_hash(item, stamps, base, digests)
         found = is_done(work, item.name, wanted, item.output)
         if found is None:
             before = f"dcsurgery recipe run {name_or_file} --work-dir {work} --until {item.name}"
@@ -68,7 +68,7 @@ def adopt_step(
         with staged_output(output, overwrite=True, sources=[folder]) as staging:
             shutil.copytree(folder, staging, dirs_exist_ok=True)
     result: dict[str, Any] = {"training": record.model_dump(mode="json"), "adopted": str(folder)}
-    wanted = _hashes(chosen, stamps, base, digests)
+    wanted = input_hash(chosen, stamps, base, digests)
     outputs = describe_output(work, chosen.output)
     stamp = Stamp(step, wanted, result, outputs, record.seconds, record.versions)
     write_stamp(work, stamp)

@@ -137,7 +137,7 @@ def run_one(  # noqa: PLR0913 - what run_recipe is told
         return _look(recipe, steps, work, data, source)
     if launch.machine_rank:
         return _take_part(recipe, steps, (work, data), launch, source.smoke, say)
-    _check_work(work, steps, source.smoke)
+    check_work(work, steps, source.smoke)
     if source.smoke:
         smoke.build_world(recipe, data)
     resolve.require_data(recipe, steps, data)
@@ -177,7 +177,7 @@ def _as_run(source: Source, data: Path, say: Say) -> Recipe:
     return source.recipe
 
 
-def _check_work(work: Path, steps: tuple[Step, ...], small: bool) -> None:
+def check_work(work: Path, steps: tuple[Step, ...], small: bool) -> None:
     """Refuse to replace what is not this run's to replace. Raises OutputExistsError."""
     hint = "move it away, or choose another --work-dir"
     whole = any(is_ours(work, step.name) for step in steps)
@@ -204,7 +204,7 @@ def chosen(steps: tuple[Step, ...], until: str | None) -> tuple[Step, ...]:
     return steps[: found[-1] + 1]
 
 
-def _hashes(
+def input_hash(
     step: Step, done: dict[str, Stamp], base: dict[str, Any], digests: dict[str, str]
 ) -> str:
     inputs = {**step.inputs, "data": {key: digests[name] for key, name in step.reads.items()}}
@@ -223,7 +223,7 @@ def _carry_out(
     states = []
     for number, step in enumerate(steps, start=1):
         label = f"[{number}/{len(steps)}] {step.name}"
-        wanted = _hashes(step, stamps, base, digests)
+        wanted = input_hash(step, stamps, base, digests)
         stamp = is_done(place.work, step.name, wanted, step.output)
         if stamp is not None:
             place.say(f"{label}: done before")
@@ -266,7 +266,7 @@ def _look(
     for step in steps:
         stamp = None
         if base is not None and there and all(name in stamps for name in step.after):
-            wanted = _hashes(step, stamps, base, digests)
+            wanted = input_hash(step, stamps, base, digests)
             stamp = is_done(work, step.name, wanted, step.output)
         if stamp is not None:
             stamps[step.name] = stamp
@@ -293,7 +293,7 @@ def _take_part(
     base, digests = resolve.pin_base(recipe, data), resolve.pin_data(steps, data)
     stamps: dict[str, Stamp] = {}
     for step in steps:
-        wanted = _hashes(step, stamps, base, digests)
+        wanted = input_hash(step, stamps, base, digests)
         file, join = None, None
         if step.stage is not None and launch.wanted(step.stage):
             file = job_file(work, step.name)

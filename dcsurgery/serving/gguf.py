@@ -18,17 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.checkpoint.headers import TensorEntry
-from dcsurgery.checkpoint.model_ref import local_folder, parse_reference
+from dcsurgery.checkpoint.model_ref import local_folder
 from dcsurgery.checkpoint.rewrite import NewTensor
 from dcsurgery.checkpoint.staging import staged_output
 from dcsurgery.connectors.folding import decode
 from dcsurgery.errors import PlanError, RequestError
+from dcsurgery.features import resolve_layer
 from dcsurgery.originals import open_model
 from dcsurgery.printing import units
 from dcsurgery.printing.sheet import Printed, Sheet
 from dcsurgery.surgery.base_model import open_base
-from dcsurgery.surgery.merge_lora import merge_problem, open_adapter
-from dcsurgery.surgery.plan_file import ADAPTER_FOLDER, PLAN_FILE, read_plan
+from dcsurgery.surgery.export import trained_adapter
+from dcsurgery.surgery.plan_file import PLAN_FILE, read_plan
 from dcsurgery.surgery.planned_tensors import stock_tensors, stored_delta
 from dcsurgery.surgery.trained_plan import as_complete
 
@@ -46,10 +47,10 @@ DEFAULTS = {
         [0.26862954, 0.26130258, 0.27577711],
     ),
 }
-# The engine counts the modules of the projector, the activation between them included.
 # Where the last norm is in the file, the engine applies it to the deepest state it reads; the head
 # pools, which no LLaVA does; position ids are a constant.
 UNREAD = ("post_layernorm.", "head.", "embeddings.position_ids")
+# The engine counts the modules of the projector, the activation between them included.
 PROJECTOR = {"linear_1": "mm.0", "linear_2": "mm.2"}
 CLASS_TOKEN = "https://github.com/ggml-org/llama.cpp/issues/25814"
 
@@ -107,11 +108,10 @@ class _Served:
 
     def read(self, name: str) -> NDArray[np.float32]:
         item = self.entry(name)
-        raw = (
-            b"".join(self.changed[name].stream())
-            if name in self.changed
-            else self.checkpoint.read_tensor(name)
-        )
+        if isinstance(item, NewTensor):
+            raw = b"".join(item.stream())
+        else:
+            raw = self.checkpoint.read_tensor(name)
         return decode(raw, item.dtype).astype("<f4").reshape(item.shape)
 
 
@@ -169,29 +169,20 @@ def _gguf() -> ModuleType:
 
 def _open(model: str | Path, base: str | Path | None, revision: str | None) -> _Served:
     """Open a model as the complete checkpoint that its stock form is, without writing one."""
-    folder = local_folder(model, revision) if _converted(model, revision) else None
-    plan = None if folder is None else read_plan(folder)
+    folder = local_folder(model, revision)
+    plan = read_plan(folder) if (folder / PLAN_FILE).is_file() else None
     loose = plan is not None and plan.adapter is not None and not plan.adapter.merged
-    if folder is None or plan is None or (plan.form == "stock" and not loose):
-        checkpoint, language = open_model(model, revision), str(model)
-        changed: dict[str, NewTensor] = {}
-        config: Mapping[str, Any] = checkpoint.config
-    else:
-        checkpoint = open_base(plan, base)
-        adapter = None
-        if plan.adapter is not None:
-            adapter = open_adapter(folder / ADAPTER_FOLDER)
-            problem = merge_problem(adapter, plan.adapter.targets)
-            if problem is not None:
-                raise PlanError(
-                    f"the LoRA adapter cannot be merged: {problem}",
-                    hint="train one that can, or serve it with transformers",
-                )
-        after = as_complete(checkpoint, plan, "stock", merge=True)
-        changed = stock_tensors(checkpoint, after, stored_delta(folder, plan), adapter)
-        config = {**checkpoint.config, "vision_feature_layer": after.stock_layers}
-        language = checkpoint.ref.name
-    return _Served(config, checkpoint, changed, language)
+    if plan is None or (plan.form == "stock" and not loose):
+        checkpoint = open_model(model, revision)
+        return _Served(checkpoint.config, checkpoint, {}, str(model))
+    adapter = trained_adapter(
+        plan, folder, hint="train one that can, or serve it with transformers"
+    )
+    checkpoint = open_base(plan, base)
+    after = as_complete(checkpoint, plan, "stock", merge=True)
+    changed = stock_tensors(checkpoint, after, stored_delta(folder, plan), adapter)
+    config = {**checkpoint.config, "vision_feature_layer": after.stock_layers}
+    return _Served(config, checkpoint, changed, checkpoint.ref.name)
 
 
 def _picture_settings(served: _Served) -> tuple[list[float], list[float]]:
@@ -211,12 +202,6 @@ def _picture_settings(served: _Served) -> tuple[list[float], list[float]]:
         f"{checkpoint.ref.name} has no image processor: nothing says how pictures are scaled",
         hint="add the preprocessor_config.json of the model it was made from",
     )
-
-
-def _converted(model: str | Path, revision: str | None) -> bool:
-    reference = parse_reference(model, revision)
-    folder = reference.folder or local_folder(model, revision)
-    return (folder / PLAN_FILE).is_file()
 
 
 def _check(served: _Served, force: bool) -> tuple[str, ...]:
@@ -252,7 +237,7 @@ def _layers(config: Mapping[str, Any]) -> tuple[int, ...]:
     depth = config["vision_config"]["num_hidden_layers"]
     listed = config.get("vision_feature_layer", -2)
     states = listed if isinstance(listed, list) else [listed]
-    return tuple(layer if layer >= 0 else depth + 1 + layer for layer in states)
+    return tuple(resolve_layer(layer, depth) for layer in states)
 
 
 def _place(name: str) -> tuple[str, str]:
@@ -343,15 +328,11 @@ def _add(
 def _commands(output: Path, file: str, served: _Served, model: str | Path) -> tuple[str, ...]:
     """Return what completes the export: the language model, a server, and the comparison."""
     text = shlex.quote(str(output / "text-f16.gguf"))
-    source = shlex.quote(served.language)
-    first = f"python convert_hf_to_gguf.py {source} --outfile {text} --outtype f16"
-    commands = [first]
+    source, commands = shlex.quote(served.language), []
     if not served.whole:
-        stock = shlex.quote(f"{output}-stock")
-        commands = [
-            f"dcsurgery export {shlex.quote(str(model))} -o {stock}",
-            f"python convert_hf_to_gguf.py {stock} --outfile {text} --outtype f16",
-        ]
+        source = shlex.quote(f"{output}-stock")
+        commands.append(f"dcsurgery export {shlex.quote(str(model))} -o {source}")
+    commands.append(f"python convert_hf_to_gguf.py {source} --outfile {text} --outtype f16")
     commands.append(f"llama-server -m {text} --mmproj {shlex.quote(str(output / file))}")
     commands.append(f"dcsurgery verify {shlex.quote(str(output))} --engine llama.cpp")
     return tuple(commands)

@@ -139,7 +139,7 @@ def _prepare(  # noqa: PLR0913 - one keyword per CLI option, by design
         )
     folder = local_folder(model, revision)
     plan = read_plan(folder)
-    adapter = _open_adapter(plan, folder, keep_lora)
+    adapter = trained_adapter(plan, folder, keep=keep_lora)
     checkpoint = open_base(plan, base)
     delta = stored_delta(folder, plan)
     tower = (towers or {}).get(TOWER_KEY)
@@ -154,14 +154,18 @@ def _prepare(  # noqa: PLR0913 - one keyword per CLI option, by design
     return _Export(plan, after, folder, checkpoint, delta, adapter, tower, needed)
 
 
-def _open_adapter(plan: SurgeryPlan, folder: Path, keep: bool) -> Adapter | None:
-    """Open a folder's adapter. Raises PlanError when it is to be merged and cannot be."""
+def trained_adapter(
+    plan: SurgeryPlan, folder: Path, *, keep: bool = False, hint: str = "use --keep-lora"
+) -> Adapter | None:
+    """Open a folder's adapter, if it has one. Raises PlanError when it is to be merged and cannot
+    be.
+    """
     if plan.adapter is None:
         return None
     adapter = open_adapter(folder / ADAPTER_FOLDER)
     problem = None if keep else merge_problem(adapter, plan.adapter.targets)
     if problem is not None:
-        raise PlanError(f"the LoRA adapter cannot be merged: {problem}", hint="use --keep-lora")
+        raise PlanError(f"the LoRA adapter cannot be merged: {problem}", hint=hint)
     return adapter
 
 

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from dcsurgery.errors import RequestError
+from dcsurgery.training.estimate import OPTIMIZER_BYTES
 from dcsurgery.training.feeding import processes
 from dcsurgery.training.job import Job
 from dcsurgery.training.sharding import sharding
 
 GB = 1e9
-# Bytes of a number that is trained: its gradient, AdamW's two means, a running average.
-GRADIENT, ADAMW, AVERAGE = 4, 8, 4
+# Bytes of a number that is trained: its gradient, a running average.
+GRADIENT, AVERAGE = 4, 4
 
 
 def held(
@@ -25,7 +26,8 @@ def held(
     fp32. ZeRO-1 splits AdamW's numbers, ZeRO-2 the gradients too, ZeRO-3 and FSDP2 everything; a
     running average is whole everywhere.
     """
-    gradients, optimizer, whole = GRADIENT * trained, ADAMW * trained, AVERAGE * trained * average
+    gradients, optimizer = GRADIENT * trained, OPTIMIZER_BYTES * trained
+    whole = AVERAGE * trained * average
     parts = {
         "none": (weights + gradients + optimizer, 0),
         "zero1": (weights + gradients, optimizer),

@@ -19,26 +19,12 @@ import dcsurgery
 from dcsurgery.cli.main import app
 from dcsurgery.data.pictures import open_images
 from dcsurgery.errors import DcSurgeryError
-from dcsurgery.tiny import write_tiny_llava
 from tests.gguf_files import write_gguf
-from tests.surgery import random_matrix, write_delta
 
 Answer = dict[str, Any]
 CHECKS = [
     "log-probabilities", "it can tell: a grey picture", "it can tell: the connector taken off",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_llava(tmp_path_factory.mktemp("served") / "base", "siglip", seed=8)
-
-
-@pytest.fixture(scope="module")
-def trained(base: Path) -> Path:
-    plan = dcsurgery.plan(base, form="delta").plan
-    write_delta(base, base.with_name("trained"), random_matrix(plan))
-    return base.with_name("trained")
 
 
 @contextmanager

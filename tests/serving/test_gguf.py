@@ -22,19 +22,6 @@ from tests.tiny.qwen2_vl import write_tiny_qwen2_vl
 gguf = pytest.importorskip("gguf")
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_llava(tmp_path_factory.mktemp("gguf") / "base", "siglip", seed=8)
-
-
-@pytest.fixture(scope="module")
-def trained(base: Path) -> Path:
-    """A delta with a random matrix."""
-    plan = dcsurgery.plan(base, form="delta").plan
-    write_delta(base, base.with_name("trained"), random_matrix(plan))
-    return base.with_name("trained")
-
-
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings and tensors of a file."""
     reader = gguf.GGUFReader(path)
