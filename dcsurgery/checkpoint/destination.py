@@ -78,10 +78,14 @@ def _check_place(output: Path, sources: Sequence[Path]) -> None:
 
 def _inside(path: Path, folder: Path) -> bool:
     """Return whether a path is a folder or below it; names may differ where a disk ignores case."""
-    return any(
-        place == folder or (place.exists() and folder.exists() and place.samefile(folder))
-        for place in (path, *path.parents)
-    )
+    return any(place == folder or _same(place, folder) for place in (path, *path.parents))
+
+
+def _same(place: Path, folder: Path) -> bool:
+    try:
+        return place.samefile(folder)
+    except (FileNotFoundError, NotADirectoryError):  # another run may remove it at this moment
+        return False
 
 
 def _check_existing(output: Path, overwrite: bool) -> None:

@@ -466,3 +466,21 @@ def test_a_writable_parent_with_a_relative_name(
     assert tree(tmp_path) | {"a": None} == {
         "OUT": None, "OUT/config.json": "new", "OUT2": None, "OUT2/config.json": "new", "a": None,
     }  # fmt: skip
+
+
+def test_a_staging_folder_that_goes_while_it_is_compared_is_no_reason_to_refuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, root = tmp_path / "base", tmp_path / "OUT.partial"
+    base.mkdir()
+    root.mkdir()
+    samefile = Path.samefile
+
+    def gone(self: Path, other: Path) -> bool:
+        if other == root and root.exists():
+            root.rmdir()  # the other run ends
+        return samefile(self, other)
+
+    monkeypatch.setattr(Path, "samefile", gone)
+    check_output(tmp_path / "OUT", overwrite=False, sources=[base])
+    assert not root.exists()

@@ -20,7 +20,7 @@ from dcsurgery.recipes.catalog import load_recipe
 from dcsurgery.recipes.lockfile import LOCK_FILE
 from dcsurgery.recipes.recipe_report import compare
 from dcsurgery.recipes.resolve import installed, missing, other_versions, pin_base, pinned
-from dcsurgery.recipes.runner import RecipeRun, _hashes, plan_of, read_source, run_recipe
+from dcsurgery.recipes.runner import RecipeRun, input_hash, plan_of, read_source, run_recipe
 from dcsurgery.recipes.schema import Expected
 from dcsurgery.recipes.stamps import Stamp, begin, merged_versions
 from dcsurgery.recipes.steps import build_steps
@@ -99,7 +99,7 @@ def test_what_a_step_reads_decides_whether_it_runs_again() -> None:
         done: dict[str, Stamp] = {}
         for step in build_steps(recipe):
             read = dict.fromkeys(step.reads.values(), "0")
-            inputs = _hashes(step, done, {}, read)
+            inputs = input_hash(step, done, {}, read)
             done[step.name] = Stamp(step.name, inputs, {}, {}, 0)
         return {name: stamp.inputs_sha256 for name, stamp in done.items()}
 
