@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from dcsurgery.demo.pretrain import ensure_language, pretrain
 
 from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.connectors.request import Connector
@@ -36,6 +35,7 @@ from dcsurgery.probing.slopes import ProbeRow, Subject, measure_slopes
 from dcsurgery.surgery.plan import make_plan
 from dcsurgery.training.loss import SupervisedHead, supervised_loss
 from dcsurgery.training.trainer import train
+from tests.demo.full.pretrain import ensure_language, pretrain
 
 FOLDS, BATCH = 4, 250
 CONTROL = "control"
