@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -99,8 +100,12 @@ class Probed(_Record):
 
 
 class Example(_Record):
-    """A test row that the judged arm and the control answer differently, drawn at random."""
+    """A test row that the judged arm and the control answer differently, drawn at random.
 
+    `place` counts the rows of the test from zero.
+    """
+
+    place: int
     kind: Literal["won", "lost"]
     id: str
     question: str
@@ -111,7 +116,7 @@ class Example(_Record):
 
 
 class Differences(_Record):
-    """How many rows, seed by seed, the judged arm won and lost against the control."""
+    """How many rows the judged arm won and lost against the control with one seed."""
 
     seed: int
     won: int
@@ -157,9 +162,8 @@ class TrialReport(_Record):
     left_out: dict[str, str] = {}
     arms: list[TrialArm]
     comparisons: list[Versus]
-    differences: Differences | None = None
+    differences: list[Differences] = []
     seconds: float
-    peak_memory: int | None = None
     estimate: Estimate | None = None
     warnings: list[str] = []
     settings: dict[str, str | int | float | bool | None]
@@ -187,3 +191,12 @@ def read_trial(path: Path) -> TrialReport:
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"])) or "its text"
         raise RequestError(f"{path} is no trial: see {where}", hint=hint) from None
+
+
+def is_trial(path: Path) -> bool:
+    """Return whether a file is the JSON of a trial, of this version or another."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.keys() >= {"verdict", "decision", "judged"}

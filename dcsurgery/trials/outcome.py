@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.data.conversations import BadRow, Row
 from dcsurgery.data.rows import read_rows
+from dcsurgery.data.tally import Losses
 from dcsurgery.errors import VerificationError
 from dcsurgery.evaluation.intervals import TEST
-from dcsurgery.evaluation.trial_report import Probed, TrialArm, TrialReport, TrialRun
+from dcsurgery.evaluation.trial_report import (
+    Differences,
+    Probed,
+    TrialArm,
+    TrialReport,
+    TrialRun,
+)
 from dcsurgery.probing.probe_report import ProbeReport
 from dcsurgery.recipes.resolve import installed
 from dcsurgery.trials.arms import RETROFITS, TITLES, Arm
 from dcsurgery.trials.compare import Results
+from dcsurgery.trials.cost import Log, estimate_a100
+from dcsurgery.trials.differences import count_differences
 from dcsurgery.trials.units import Asked, Unit, Workshop
 from dcsurgery.trials.verdict import decide
+
+MEMORY = "{} of the test's pictures are in the training data too: what is gained may be memory"
 
 
 @dataclass(frozen=True)
@@ -44,8 +56,8 @@ class Outcome:
         return next((name for name in RETROFITS if name in names), None)
 
 
-def make_report(shop: Workshop, done: Outcome, **facts: Any) -> TrialReport:
-    """Return the report of a trial; `facts` are fields that are known before.
+def make_report(shop: Workshop, done: Outcome, checkpoint: Checkpoint, **facts: Any) -> TrialReport:
+    """Return the report of a trial of a model; `facts` are fields that are known before.
 
     Raises VerificationError when arms did not see the same batches.
     """
@@ -55,7 +67,7 @@ def make_report(shop: Workshop, done: Outcome, **facts: Any) -> TrialReport:
         arm.name: {m: [shop.read_answers(unit, m) for unit in done.of(arm)] for m in asked.metrics}
         for arm in done.arms
     }
-    results = Results(_rows(asked), answers, metric, asked.settings.seed)
+    results = Results(test_rows(asked), answers, metric, asked.settings.seed)
     names = [arm.name for arm in done.arms]
     versus = [
         results.versus(one, two) for at, one in reversed([*enumerate(names)]) for two in names[:at]
@@ -76,8 +88,10 @@ def make_report(shop: Workshop, done: Outcome, **facts: Any) -> TrialReport:
             "test_sha256": asked.digests["test"],
             "rows": len(results.places),
             "pictures": len(set(results.clusters)),
+            "shared_pictures": shop.shared,
             "skipped_rows": first["rows"] + first["skipped_rows"] - len(results.places),
-            "shared_pictures": 0,
+            "differences": _differences(results, done),
+            "estimate": estimate_a100(checkpoint, _logs(shop, done)),
             "statistics": TEST,
             "seeds": done.seeds,
             "probe": _probed(done.probed),
@@ -86,9 +100,43 @@ def make_report(shop: Workshop, done: Outcome, **facts: Any) -> TrialReport:
             "comparisons": versus,
             "settings": _settings(asked),
             "versions": installed(),
+            "warnings": _warnings(shop, done, first),
             **facts,
         }
     )
+
+
+def shared_pictures(asked: Asked) -> int:
+    """Return how many pictures of the test the training data names too."""
+    rows = read_rows(asked.data, images=asked.images, split=asked.split, columns=asked.columns)
+    trained = {image.key for row in rows if not isinstance(row, BadRow) for image in row.images}
+    tested = {image.key for row in test_rows(asked).values() for image in row.images}
+    return len(trained & tested)
+
+
+def _warnings(shop: Workshop, done: Outcome, evaluated: Mapping[str, Any]) -> list[str]:
+    """Return what makes the verdict doubtful, in words."""
+    found = [MEMORY.format(shop.shared)] if shop.shared else []
+    found += ["one seed: nothing tells what another order of rows would change"] * (
+        len(done.seeds) == 1
+    )
+    stamps = [shop.stamps(unit)[0] for unit in done.units if unit.seed is not None]
+    found += [line for stamp in stamps for line in stamp.result.get("advice", ())]
+    for counts in evaluated["dropped"].values():
+        found += Losses(dropped=counts).lines(0)
+    return list(dict.fromkeys([*found, *evaluated["warnings"]]))
+
+
+def _differences(results: Results, done: Outcome) -> list[Differences]:
+    if done.judged is None or "control" not in results.answers:
+        return []
+    return count_differences(results, done.judged, done.seeds)
+
+
+def _logs(shop: Workshop, done: Outcome) -> Iterator[tuple[int, Log]]:
+    for unit in done.units:
+        if unit.seed is not None:
+            yield shop.plan(unit).training[-1].trained_parameters, shop.log(unit)
 
 
 def check_fairness(shop: Workshop, done: Outcome) -> None:
@@ -109,7 +157,8 @@ def check_fairness(shop: Workshop, done: Outcome) -> None:
                 )
 
 
-def _rows(asked: Asked) -> dict[int, Row]:
+def test_rows(asked: Asked) -> dict[int, Row]:
+    """Return the rows of the test that can be read, by place."""
     rows = read_rows(
         asked.test,
         images=asked.test_images or asked.images,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,22 +14,24 @@ from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.checkpoint.model_ref import local_folder
 from dcsurgery.connectors.request import Connector, Layers
 from dcsurgery.data.rows import data_digest
-from dcsurgery.errors import PlanError, RequestError
+from dcsurgery.errors import OutputExistsError, PlanError, RequestError
 from dcsurgery.evaluation.metrics import check_metric
-from dcsurgery.evaluation.trial_report import TrialReport
+from dcsurgery.evaluation.trial_report import TrialReport, is_trial
 from dcsurgery.originals import open_model, told
 from dcsurgery.probing.probe import probe_model
-from dcsurgery.probing.probe_report import ProbeReport, write_file
+from dcsurgery.probing.probe_report import ProbeReport, is_answer, write_file
 from dcsurgery.recipes.steps import Say
 from dcsurgery.surgery.plan import describe_base
 from dcsurgery.surgery.plan_file import PLAN_FILE, read_plan
 from dcsurgery.surgery.probed_layers import with_probed_layers
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.trials.arms import TITLES, Arm, build_arms, check_arms
-from dcsurgery.trials.outcome import Outcome, make_report
+from dcsurgery.trials.outcome import MEMORY, Outcome, make_report, shared_pictures, test_rows
+from dcsurgery.trials.page import draw_gains, is_page, render_page
 from dcsurgery.trials.units import Asked, Step, Unit, Workshop, held
 
 PROBE_FILE, REPORT_FILE = "probe.json", "trial.json"
+PAGE_FILE, PICTURE_FILE = "trial.html", "trial.png"
 
 
 def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
@@ -82,27 +85,18 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
     started = time.perf_counter()
     names = check_arms(arms)
     _check(asked, seeds)
-    checkpoint = _open(asked)
-    record = describe_base(checkpoint)
-    anatomy = find_architecture(checkpoint.config).dissect(checkpoint.config, checkpoint.tensors)
-    kept = record.model_dump(mode="json", exclude={"id", "folder", "revision", "template"})
-    folder = checkpoint.ref.folder
-    content = None if record.commit or folder is None else data_digest(folder)
     work = Path(work_dir or f"{Path(str(model)).name}.trial")
-    shop = Workshop(work, asked, {**kept, "content": content}, say)
-    chosen = _asked_for(connector, layers)
-    probed: ProbeReport | None = None
-    left: dict[str, str] = {}
-    if chosen is not None:
-        chosen = with_probed_layers(chosen, record)
-    elif "chosen" in names:
-        probed = _probe(shop, probe_rows)
-        say(f"probe: {probed.verdict}")
-        if probed.recommended.operate:
-            states = tuple(map(tuple, probed.recommended.blocks))
-            chosen = Connector(layers=states)
-        else:
-            left["chosen"] = probed.verdict
+    check_ours(work)
+    checkpoint = _open(asked)
+    shop = _shop(work, asked, checkpoint, say)
+    probed, chosen, left = _choose(
+        shop, names, checkpoint, _asked_for(connector, layers), probe_rows
+    )
+    if probed is not None and heed_probe and not probed.recommended.operate:
+        names = ("base",)
+        left = dict.fromkeys((n for n in TITLES if n != "base"), probed.verdict)
+    architecture = find_architecture(checkpoint.config)
+    anatomy = architecture.dissect(checkpoint.config, checkpoint.tensors)
     built, reasons = build_arms(names, checkpoint, anatomy, chosen)
     left |= reasons
     for name, why in left.items():
@@ -113,12 +107,76 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
     report = make_report(
         shop,
         Outcome(built, units, left, probed),
-        base=record,
+        checkpoint,
+        base=describe_base(checkpoint),
         architecture=anatomy.architecture,
         seconds=round(time.perf_counter() - started, 3),
     )
-    write_file(work / REPORT_FILE, report.model_dump_json(indent=2) + "\n")
+    _write(shop, report)
     return report
+
+
+def _shop(work: Path, asked: Asked, checkpoint: Checkpoint, say: Say) -> Workshop:
+    record = describe_base(checkpoint)
+    kept = record.model_dump(mode="json", exclude={"id", "folder", "revision", "template"})
+    folder = checkpoint.ref.folder
+    # A folder has no commit that stands for its values.
+    content = None if record.commit or folder is None else data_digest(folder)
+    shared = shared_pictures(asked)
+    if shared:
+        say(f"warning: {MEMORY.format(shared)}")
+    return Workshop(work, asked, {**kept, "content": content}, say, shared)
+
+
+def check_ours(work: Path) -> None:
+    """Raise OutputExistsError where a file of ours would replace somebody else's."""
+    ours = {PROBE_FILE: is_answer, REPORT_FILE: is_trial, PAGE_FILE: is_page}
+    ours[PICTURE_FILE] = lambda path: is_trial(path.with_name(REPORT_FILE))
+    for name, known in ours.items():
+        path = work / name
+        if path.is_symlink() or (path.exists() and not (path.is_file() and known(path))):
+            raise OutputExistsError(
+                f"{path} exists, and no trial wrote it",
+                hint="move it away, or choose another --work-dir",
+            )
+
+
+def _choose(
+    shop: Workshop,
+    names: Sequence[str],
+    checkpoint: Checkpoint,
+    asked: Connector | None,
+    rows: int,
+) -> tuple[ProbeReport | None, Connector | None, dict[str, str]]:
+    """Return the probe's report, the chosen connector, and why there is none."""
+    if asked is not None:
+        return None, with_probed_layers(asked, describe_base(checkpoint)), {}
+    if "chosen" not in names:
+        return None, None, {}
+    probed = _probe(shop, rows)
+    shop.say(f"probe: {probed.verdict}")
+    if not probed.recommended.operate:
+        return probed, None, {"chosen": probed.verdict}
+    states = tuple(map(tuple, probed.recommended.blocks))
+    return probed, Connector(layers=states), {}
+
+
+def _write(shop: Workshop, report: TrialReport) -> None:
+    """Write trial.json, trial.png and trial.html, each whole."""
+    write_file(shop.work / REPORT_FILE, report.model_dump_json(indent=2) + "\n")
+    figure = draw_gains(report)
+    if figure is not None:
+        partial = shop.work / f"{PICTURE_FILE}.partial"
+        partial.write_bytes(figure)
+        os.replace(partial, shop.work / PICTURE_FILE)
+    rows = test_rows(shop.asked)
+    examples = [item for found in report.differences for item in found.examples]
+    orientation = shop.asked.settings.orientation
+    pictures = {
+        item.place: [image.open(orientation) for image in rows[item.place].images]
+        for item in examples
+    }
+    write_file(shop.work / PAGE_FILE, render_page(report, pictures, figure))
 
 
 def _settings(settings: TrainingSettings | None) -> TrainingSettings:

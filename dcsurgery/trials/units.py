@@ -109,12 +109,16 @@ class Unit:
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where a trial is made: its folder, what was asked, the record of the base, who is told."""
+    """Where a trial is made: its folder, what was asked, the record of the base, who is told.
+
+    `shared` counts pictures that training and test have in common.
+    """
 
     work: Path
     asked: Asked
     base: Mapping[str, Any]
     say: Say
+    shared: int = 0
 
     def folder(self, unit: Unit) -> Path:
         """Return the folder of the model that a unit evaluates."""
@@ -196,10 +200,11 @@ class Workshop:
                 resume=resume,
                 overwrite=not resume,
                 progress=lambda step, steps, words: tell(f"step {step} of {steps}, {words}"),
+                tell=self.say if seed == asked.settings.seed else None,
                 **where,
                 **asked.hints,
             )
-            return {"steps": done.result.steps}
+            return {"advice": list(done.advice)}
 
         inputs = {
             "layout": asdict(arm.plan.layout),
