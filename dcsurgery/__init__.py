@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dcsurgery.evaluation.foreign import score_answers
     from dcsurgery.evaluation.runner import EvalSettings
     from dcsurgery.evaluation.runner import evaluate_checkpoints as evaluate
+    from dcsurgery.evaluation.trial_report import TrialReport
     from dcsurgery.loading.load import load_model as load
     from dcsurgery.modeling import register
     from dcsurgery.probing.probe import probe_model as probe
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from dcsurgery.training.finetune import finetune_connector as finetune
     from dcsurgery.training.finetuned import Finetuned, TrainingPlan
     from dcsurgery.training.settings import TrainingSettings
+    from dcsurgery.trials.trial import try_model as trial
     from dcsurgery.verification import Report
     from dcsurgery.verification import verify_checkpoint as verify
 
@@ -57,6 +59,7 @@ __all__ = [
     "SurgeryPlan",
     "TrainingPlan",
     "TrainingSettings",
+    "TrialReport",
     "__version__",
     "ask",
     "convert",
@@ -75,6 +78,7 @@ __all__ = [
     "run_demo",
     "run_recipe",
     "score_answers",
+    "trial",
     "verify",
     "verify_engine",
 ]
@@ -96,6 +100,7 @@ _HOMES = {
     "SurgeryPlan": "surgery.plan_file:SurgeryPlan",
     "TrainingPlan": "training.finetuned:TrainingPlan",
     "TrainingSettings": "training.settings:TrainingSettings",
+    "TrialReport": "evaluation.trial_report:TrialReport",
     "ask": "evaluation.ask:ask_model",
     "convert": "surgery.convert:convert_checkpoint",
     "evaluate": "evaluation.runner:evaluate_checkpoints",
@@ -113,6 +118,7 @@ _HOMES = {
     "run_demo": "demo.story:run_demo",
     "run_recipe": "recipes:run_recipe",
     "score_answers": "evaluation.foreign:score_answers",
+    "trial": "trials.trial:try_model",
     "verify": "verification:verify_checkpoint",
     "verify_engine": "serving.compare:verify_engine",
 }

@@ -20,7 +20,7 @@ LAYERS = (
     *("errors", "fields", "markdown", "pixels", "anatomy", "features", "printing", "modeling"),
     *("tiny", "checkpoint", "architectures", "connectors", "originals", "surgery", "loading"),
     *("data", "verification", "training", "evaluation", "probing", "serving", "publishing"),
-    *("recipes", "demo", "cli"),
+    *("recipes", "trials", "demo", "cli"),
 )
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "huggingface_hub"}
 

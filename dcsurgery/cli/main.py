@@ -28,6 +28,7 @@ from dcsurgery.cli import (
     probe,
     push,
     recipe,
+    trial,
     verify,
 )
 from dcsurgery.cli.options import spread
@@ -36,7 +37,7 @@ from dcsurgery.errors import DcSurgeryError
 
 # In the order of the help: a command is the function of its module's name.
 COMMANDS: tuple[ModuleType, ...] = (
-    *(inspect, probe, convert, verify, finetune, eval, ask),
+    *(inspect, probe, trial, convert, verify, finetune, eval, ask),
     *(export, push, demo, architectures),
 )
 INTERRUPTED = 128 + signal.SIGINT

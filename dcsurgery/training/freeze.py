@@ -44,17 +44,23 @@ class Trained:
 def choose(model: nn.Module, plan: SurgeryPlan, settings: TrainingSettings) -> Trained:
     """Return what `settings.train` names in an attached model; nothing is changed.
 
-    With LoRA the adapters must be in place already. Raises TrainingError where a group is empty,
-    AnatomyError when the model is not the plan's.
+    A connector whose rate is 0 stays as it is. With LoRA the adapters must be in place already.
+    Raises TrainingError where a group is empty, AnatomyError when the model is not the plan's.
     """
     parameters = dict(model.named_parameters())
     connector = [name for name in parameters if name.startswith(CONNECTOR_PREFIX)]
-    groups: dict[str, Sequence[str]] = {"connector": connector}
     if settings.train == "connector" and not connector:
         raise TrainingError(
             f"a {plan.kind} connector has no parameters of its own",
             hint="use --train projector",
         )
+    # Left alone: its gradient has no share in the norm that the others are cut to.
+    still = settings.connector_lr == 0
+    if settings.train == "connector" and still:
+        raise TrainingError(
+            "--train connector with a rate of 0 trains nothing", hint="leave out --connector-lr"
+        )
+    groups: dict[str, Sequence[str]] = {"connector": () if still else connector}
     projector = projector_names(parameters, plan)
     if settings.train != "connector":
         groups["projector"] = projector

@@ -76,7 +76,8 @@ class TrainingSettings:
         Told("Peak rate of the language model, LoRA included. Default: 2e-5.", "RATE", least=0),
     ] = None
     connector_lr: Annotated[
-        float | None, Told("Peak rate of the new matrix. Default: 2e-4.", "RATE", least=0)
+        float | None,
+        Told("Peak rate of the new matrix; 0 leaves it alone. Default: 2e-4.", "RATE", least=0),
     ] = None
     projector_lr: Annotated[
         float | None, Told("Peak rate of the projector. Default: 1e-4.", "RATE", least=0)

@@ -1,0 +1,276 @@
+"""try_model: is it worth it, for this model, on this data? Answered by training arms alike."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dcsurgery.architectures import find_architecture
+from dcsurgery.checkpoint.contents import Checkpoint
+from dcsurgery.checkpoint.model_ref import local_folder
+from dcsurgery.connectors.request import Connector, Layers
+from dcsurgery.data.rows import data_digest
+from dcsurgery.errors import OutputExistsError, PlanError, RequestError
+from dcsurgery.evaluation.metrics import check_metric
+from dcsurgery.evaluation.trial_report import TrialReport, is_trial
+from dcsurgery.originals import open_model, told
+from dcsurgery.probing.probe import probe_model
+from dcsurgery.probing.probe_report import ProbeReport, is_answer, write_file
+from dcsurgery.recipes.steps import Say
+from dcsurgery.surgery.plan import describe_base
+from dcsurgery.surgery.plan_file import PLAN_FILE, read_plan
+from dcsurgery.surgery.probed_layers import with_probed_layers
+from dcsurgery.training.settings import TrainingSettings
+from dcsurgery.trials.arms import TITLES, Arm, build_arms, check_arms
+from dcsurgery.trials.outcome import MEMORY, Outcome, make_report, shared_pictures, test_rows
+from dcsurgery.trials.page import draw_gains, is_page, render_page
+from dcsurgery.trials.units import Asked, Step, Unit, Workshop, held
+
+PROBE_FILE, REPORT_FILE = "probe.json", "trial.json"
+PAGE_FILE, PICTURE_FILE = "trial.html", "trial.png"
+
+
+def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
+    model: str | Path,
+    data: str | Path,
+    test: str | Path,
+    work_dir: str | Path | None = None,
+    *,
+    arms: Sequence[str] = tuple(TITLES),
+    seeds: int = 3,
+    metric: str = "exact",
+    connector: Connector | str | None = None,
+    layers: Layers | None = None,
+    probe_rows: int = 500,
+    heed_probe: bool = False,
+    settings: TrainingSettings | None = None,
+    images: str | Path | None = None,
+    test_images: str | Path | None = None,
+    split: str = "train",
+    test_split: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    max_new_tokens: int = 32,
+    eval_batch: int = 8,
+    dtype: str = "auto",
+    revision: str | None = None,
+    towers: Mapping[str, str] | None = None,
+    template: str | None = None,
+    say: Say = lambda line: None,
+) -> TrialReport:
+    """Tell whether a connector is worth it for a model on its user's own data, by trying it."""
+    asked = Asked(
+        str(model),
+        str(data),
+        str(test),
+        _settings(settings),
+        tuple(dict.fromkeys((metric, "loss"))),
+        None if images is None else Path(images),
+        None if test_images is None else Path(test_images),
+        split,
+        split if test_split is None else test_split,
+        columns,
+        revision,
+        towers,
+        template,
+        limit,
+        max_new_tokens,
+        eval_batch,
+        dtype,
+    )
+    started = time.perf_counter()
+    names = check_arms(arms)
+    _check(asked, seeds)
+    work = Path(work_dir or f"{Path(str(model)).name}.trial")
+    check_ours(work)
+    checkpoint = _open(asked)
+    shop = _shop(work, asked, checkpoint, say)
+    probed, chosen, left = _choose(
+        shop, names, checkpoint, _asked_for(connector, layers), probe_rows
+    )
+    if probed is not None and heed_probe and not probed.recommended.operate:
+        names = ("base",)
+        left = dict.fromkeys((n for n in TITLES if n != "base"), probed.verdict)
+    architecture = find_architecture(checkpoint.config)
+    anatomy = architecture.dissect(checkpoint.config, checkpoint.tensors)
+    built, reasons = build_arms(names, checkpoint, anatomy, chosen)
+    left |= reasons
+    for name, why in left.items():
+        say(f"{name} is left out: {why}")
+    numbers = [asked.settings.seed + index for index in range(seeds)]
+    units = list_units(built, numbers)
+    do_units(shop, units)
+    report = make_report(
+        shop,
+        Outcome(built, units, left, probed),
+        checkpoint,
+        base=describe_base(checkpoint),
+        architecture=anatomy.architecture,
+        seconds=round(time.perf_counter() - started, 3),
+    )
+    _write(shop, report)
+    return report
+
+
+def _shop(work: Path, asked: Asked, checkpoint: Checkpoint, say: Say) -> Workshop:
+    record = describe_base(checkpoint)
+    kept = record.model_dump(mode="json", exclude={"id", "folder", "revision", "template"})
+    folder = checkpoint.ref.folder
+    # A folder has no commit that stands for its values.
+    content = None if record.commit or folder is None else data_digest(folder)
+    shared = shared_pictures(asked)
+    if shared:
+        say(f"warning: {MEMORY.format(shared)}")
+    return Workshop(work, asked, {**kept, "content": content}, say, shared)
+
+
+def check_ours(work: Path) -> None:
+    """Raise OutputExistsError where a file of ours would replace somebody else's."""
+    ours = {PROBE_FILE: is_answer, REPORT_FILE: is_trial, PAGE_FILE: is_page}
+    ours[PICTURE_FILE] = lambda path: is_trial(path.with_name(REPORT_FILE))
+    for name, known in ours.items():
+        path = work / name
+        if path.is_symlink() or (path.exists() and not (path.is_file() and known(path))):
+            raise OutputExistsError(
+                f"{path} exists, and no trial wrote it",
+                hint="move it away, or choose another --work-dir",
+            )
+
+
+def _choose(
+    shop: Workshop,
+    names: Sequence[str],
+    checkpoint: Checkpoint,
+    asked: Connector | None,
+    rows: int,
+) -> tuple[ProbeReport | None, Connector | None, dict[str, str]]:
+    """Return the probe's report, the chosen connector, and why there is none."""
+    if asked is not None:
+        return None, with_probed_layers(asked, describe_base(checkpoint)), {}
+    if "chosen" not in names:
+        return None, None, {}
+    probed = _probe(shop, rows)
+    shop.say(f"probe: {probed.verdict}")
+    if not probed.recommended.operate:
+        return probed, None, {"chosen": probed.verdict}
+    states = tuple(map(tuple, probed.recommended.blocks))
+    return probed, Connector(layers=states), {}
+
+
+def _write(shop: Workshop, report: TrialReport) -> None:
+    """Write trial.json, trial.png and trial.html, each whole."""
+    write_file(shop.work / REPORT_FILE, report.model_dump_json(indent=2) + "\n")
+    figure = draw_gains(report)
+    if figure is not None:
+        partial = shop.work / f"{PICTURE_FILE}.partial"
+        partial.write_bytes(figure)
+        os.replace(partial, shop.work / PICTURE_FILE)
+    rows = test_rows(shop.asked)
+    examples = [item for found in report.differences for item in found.examples]
+    orientation = shop.asked.settings.orientation
+    pictures = {
+        item.place: [image.open(orientation) for image in rows[item.place].images]
+        for item in examples
+    }
+    write_file(shop.work / PAGE_FILE, render_page(report, pictures, figure))
+
+
+def _settings(settings: TrainingSettings | None) -> TrainingSettings:
+    chosen = (settings or TrainingSettings()).resolved()
+    if chosen.train == "connector":
+        raise RequestError(
+            "with --train connector the control would train nothing", hint="leave out --train"
+        )
+    if chosen.connector_lr == 0:
+        raise RequestError(
+            "with a rate of 0 the connector stays at zero", hint="leave out --connector-lr"
+        )
+    return chosen
+
+
+def _check(asked: Asked, seeds: int) -> None:
+    check_metric(asked.metrics[0])
+    if seeds < 1:
+        raise RequestError(f"--seeds {seeds} is too few", hint="use 1 or more, better 3")
+    for metric in asked.metrics:
+        asked.evaluation(metric).check()
+    same = asked.digests["data"] == asked.digests["test"]
+    if same and asked.split == asked.test_split:
+        raise RequestError(
+            "the test is the training data: every model would look better than it is",
+            hint="give rows of other pictures with --test, or --test-split",
+        )
+
+
+def _open(asked: Asked) -> Checkpoint:
+    folder = local_folder(asked.model, asked.revision)
+    if (folder / PLAN_FILE).is_file():
+        plan = read_plan(folder)
+        raise PlanError(
+            f"{asked.model} has a {plan.kind} connector already",
+            hint=f"try its base: dcsurgery trial {plan.base.folder or plan.base.id}",
+        )
+    return open_model(asked.model, asked.revision, hints=told(**asked.hints))
+
+
+def _asked_for(connector: Connector | str | None, layers: Layers | None) -> Connector | None:
+    """Return the connector that the user chose, None where the probe shall choose."""
+    if connector is None and layers is None:
+        return None
+    found = Connector.of(connector)
+    found = found if layers is None else replace(found, layers=layers)
+    if found.init != "preserve" or found.form not in (None, "delta"):
+        raise RequestError(
+            "a trial starts from the model as it is, and keeps deltas",
+            hint="leave out --init and --form",
+        )
+    return found
+
+
+def _probe(shop: Workshop, rows: int) -> ProbeReport:
+    """Return what the probe says of the training rows, once."""
+    asked, place = shop.asked, shop.work / PROBE_FILE
+
+    def run(goes_on: bool) -> dict[str, Any]:
+        report = probe_model(
+            asked.model,
+            asked.data,
+            place,
+            overwrite=True,
+            rows=rows,
+            settings=asked.settings,
+            images=asked.images,
+            split=asked.split,
+            columns=asked.columns,
+            revision=asked.revision,
+            **asked.hints,
+        )
+        return {"verdict": report.verdict}
+
+    settings = {n: getattr(asked.settings, n) for n in ("seed", "max_length", "prompt", "aspect")}
+    inputs = {**settings, "rows": rows, "data": asked.digests["data"], "split": asked.split}
+    with held(shop.work, "probe", wait=True):
+        shop.once(Step("probe", "probe", inputs, run, PROBE_FILE), "probe")
+    return ProbeReport.model_validate_json(place.read_bytes())
+
+
+def list_units(arms: Sequence[Arm], seeds: Sequence[int]) -> list[Unit]:
+    """Return all trainings, seed by seed, the base first."""
+    base = [Unit(arm, None) for arm in arms if arm.plan is None]
+    return base + [Unit(arm, seed) for seed in seeds for arm in arms if arm.plan is not None]
+
+
+def do_units(shop: Workshop, units: Sequence[Unit]) -> None:
+    """Do what is left of all units; what another process is doing is waited for at the end."""
+    busy: list[tuple[int, Unit]] = []
+    for wait, turn in ((False, list(enumerate(units, start=1))), (True, busy)):
+        for number, unit in turn:
+            with held(shop.work, unit.name, wait=wait) as mine:
+                if mine:
+                    shop.carry_out(unit, f"[{number}/{len(units)}] {unit.name}")
+                else:
+                    busy.append((number, unit))
