@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,3 +61,10 @@ ARMS = {
 }
 # What fits into the demo's minutes; its full run does all.
 STORY = ("base", "control", "repeated", "retrofit")
+# Where the probe recommends states, they are an arm as well.
+CHOSEN = Arm("chosen", "dense connector, the probe's states")
+
+
+def find_arm(name: str, layers: str | None = None) -> Arm:
+    """Return an arm by its name; `layers` are the states of the chosen one."""
+    return replace(CHOSEN, layers=layers) if name == CHOSEN.name else ARMS[name]

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dcsurgery.demo.arms import ARMS
+from dcsurgery.demo.arms import find_arm
 from dcsurgery.demo.digits import Bytes
 from dcsurgery.demo.outcome import Outcome
 from dcsurgery.demo.tables import base_curves
 
-COLOURS = {"control": "#7a7a7a", "repeated": "#c98b2b", "retrofit": "#1f6fb4", "random": "#b43c3c"}
+COLOURS = {
+    "control": "#7a7a7a", "repeated": "#c98b2b", "retrofit": "#1f6fb4", "random": "#b43c3c",
+    "chosen": "#3c8c4f",
+}  # fmt: skip
 
 
 def draw_curves(outcomes: Sequence[Outcome], path: Path) -> None:
@@ -30,7 +33,7 @@ def draw_curves(outcomes: Sequence[Outcome], path: Path) -> None:
         values = np.array([[100 * curve[step] for step in steps] for curve in curves])
         for line in values:
             axis.plot(steps, line, color=colour, linewidth=0.6, alpha=0.4)
-        axis.plot(steps, values.mean(axis=0), color=colour, linewidth=2, label=ARMS[arm].title)
+        axis.plot(steps, values.mean(axis=0), color=colour, linewidth=2, label=find_arm(arm).title)
     axis.axhline(0, color="black", linewidth=0.6)
     axis.set_xlabel("step")
     axis.set_ylabel("validation, points above the base")

@@ -49,10 +49,11 @@ def run_demo(
     _convert(base, delta, "delta", say)
     _verify(delta, say)
     trained = train_and_compare(work, bases, exercise or Exercise(), workers, say)
-    say("\nYour own model is next:")
-    say("  dcsurgery inspect llava-hf/llava-1.5-7b-hf")
-    say("  dcsurgery convert llava-hf/llava-1.5-7b-hf -o llava-dci --form delta")
-    say("  dcsurgery finetune llava-dci --data yours.json --images photos -o tuned")
+    say("\nYour own model and rows are next: which states, is it worth it, then do it")
+    say("  dcsurgery probe llava-hf/llava-1.5-7b-hf --data yours.json -o probe.json")
+    say("  dcsurgery trial llava-hf/llava-1.5-7b-hf --data yours.json --test others.json")
+    say("  dcsurgery finetune llava-hf/llava-1.5-7b-hf --layers @probe.json \\")
+    say("    --data yours.json -o tuned")
     return trained
 
 
@@ -69,8 +70,8 @@ def _unpack(work: Path, say: Say) -> list[Path]:
             f"  {bases[-1].name}: its tower names {facts['tower']:.0%} of unseen digits, "
             f"it answers {facts['base']:.0%} rightly"
         )
-    say("  real LLaVAs, trained by `python -m dcsurgery.demo.pretrain`: the tower to name")
-    say("  handwritten digits, nothing else; then answers about 1 to 3 coloured ones")
+    say("  real LLaVAs, trained by tests/demo/full/pretrain.py: the tower to name digits,")
+    say("  nothing else; then answers about 1 to 3 coloured ones")
     return bases
 
 

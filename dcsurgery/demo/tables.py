@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isnan
 
-from dcsurgery.demo.arms import ARMS
+from dcsurgery.demo.arms import find_arm
 from dcsurgery.demo.comparison import GROUPS, Difference, compare, shares
 from dcsurgery.demo.outcome import Outcome
 
@@ -61,10 +61,12 @@ def verdict(outcomes: Sequence[Outcome]) -> list[str]:
     return lines
 
 
-def overall(outcomes: Sequence[Outcome], group: str) -> str:
-    """Return one sentence about a group of questions."""
-    found = compare(outcomes, "retrofit", "control", group)
-    what = f"Retrofit minus control, {group}: {points(found.mean)} points"
+def overall(
+    outcomes: Sequence[Outcome], group: str, arm: str = "retrofit", other: str = "control"
+) -> str:
+    """Return one sentence about an arm against another on a group of questions."""
+    found = compare(outcomes, arm, other, group)
+    what = f"{arm.capitalize()} minus {other}, {group}: {points(found.mean)} points"
     if isnan(found.low):
         return f"{what}; one tower, or all alike, prove nothing."
     above = sum(value > 0 for value in found.towers)
@@ -80,7 +82,7 @@ def start_lines(outcomes: Sequence[Outcome]) -> list[str]:
     for arm in dict.fromkeys(item.arm for item in outcomes if item.steps):
         means = mean_curve(outcomes, arm)
         step = min(means, key=lambda key: means[key])
-        lines.append(f"{arm}: {points(means[step])} points at step {step}, {ARMS[arm].title}")
+        lines.append(f"{arm}: {points(means[step])} points at step {step}, {find_arm(arm).title}")
     return lines
 
 

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from dcsurgery import __version__
 from dcsurgery.checkpoint.checks import WRITTEN
 from dcsurgery.checkpoint.written import clear, foreign, require_ours
-from dcsurgery.demo.arms import ARMS, Arm
+from dcsurgery.demo.arms import Arm, find_arm
 from dcsurgery.demo.exercise import Exercise
 from dcsurgery.demo.outcome import Outcome, read_outcome
 from dcsurgery.demo.rows import Rows, exam_rows, said, to_pixels, training_rows
@@ -204,14 +204,16 @@ def _left(name: str, path: Path | None) -> str | None:
     return None if _LEFT.fullmatch(name) else ""
 
 
-def run_once(base: Path, arm: str, seed: int, exercise: Exercise, folder: Path) -> Outcome:
-    """Run an arm unless its result is there already."""
+def run_once(
+    base: Path, arm: str, seed: int, exercise: Exercise, folder: Path, layers: str | None = None
+) -> Outcome:
+    """Run an arm unless its result is there already; `layers` are the states of the chosen one."""
     found = read_outcome(folder)
     if found is not None:
         return found
     if folder.is_dir():  # what a run that was stopped has left
         require_ours(folder, foreign(folder, _left), "move it away, or choose another --work-dir")
         clear(folder, _left)
-    outcome = run_arm(base, ARMS[arm], seed, exercise, folder)
+    outcome = run_arm(base, find_arm(arm, layers), seed, exercise, folder)
     outcome.write(folder)
     return outcome

@@ -1,23 +1,23 @@
-"""The second half of the demo: four arms trained alike on every tower, then compared."""
+"""The second half of the demo: the probe's advice, arms trained alike on every tower, compared."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
 
-from dcsurgery.demo.arms import ARMS, STORY
+from dcsurgery.demo.arms import CHOSEN, STORY, find_arm
 from dcsurgery.demo.exercise import Exercise
 from dcsurgery.demo.figures import draw_blocks, draw_curves, draw_question
 from dcsurgery.demo.outcome import Outcome, read_outcome
-from dcsurgery.demo.tables import start_lines, text_table, verdict
+from dcsurgery.demo.tables import overall, start_lines, text_table, verdict
 from dcsurgery.demo.worker import RUNS, WORK, Unit, Work, cores, do_units, run_workers
 from dcsurgery.errors import VerificationError
 from dcsurgery.surgery.export import export_checkpoint
 
 Say = Callable[[str], None]
 TRAINED = "tiny-llava-dci-trained"
-PICTURES = 3
 
 
 def train_and_compare(
@@ -26,14 +26,16 @@ def train_and_compare(
     """Train every arm of every base, say and draw what came of it; return the trained model."""
     count = cores() if workers is None else workers
     numbers = cycle(range(max(1, count)))
+    layers = _ask_probe(bases[0], exercise.probed_rows, say)
+    arms = STORY if layers is None else (*STORY, CHOSEN.name)
     units = [
-        Unit(tower=base.name, seed=index, arm=arm, worker=next(numbers))
+        Unit(tower=base.name, seed=index, arm=arm, worker=next(numbers), layers=layers)
         for index, base in enumerate(bases)
-        for arm in STORY
+        for arm in arms
     ]
-    say(f"\n# the same {exercise.steps} steps on every model, {len(STORY) - 1} ways")
-    for arm in STORY:
-        say(f"  {arm:9s} {ARMS[arm].title}")
+    say(f"\n# the same {exercise.steps} steps on every model, {len(arms) - 1} ways")
+    for arm in arms:
+        say(f"  {arm:9s} {find_arm(arm).title}")
     outcomes = run_units(work, Work(exercise=exercise, units=units), count, say)
     check_fairness(outcomes)
     say("  all ways began bit for bit as the base, and saw the same batches in the same")
@@ -47,6 +49,21 @@ def train_and_compare(
     say("  a stock checkpoint, plain transformers loads it:")
     say(f'  AutoModelForImageTextToText.from_pretrained("{trained.name}")')
     return trained
+
+
+def _ask_probe(base: Path, rows: int, say: Say) -> str | None:
+    """Say what the probe expects of a base's states; return those it recommends, if any."""
+    from dcsurgery.demo.probed import probe_base
+
+    say(f"\n# what the probe says of {base.name} on {rows} questions, before any training")
+    found = probe_base(base, rows)
+    gains = "  ".join(f"{item.state}: {1000 * item.gain.mean:.1f}" for item in found["states"])
+    say("  expected gain of each hidden state, nats per answer token x 1000:")
+    say(f"  {gains}")
+    for line in wrap(found["verdict"]):
+        say(f"  {line}")
+    layers: str | None = found["recommended"].layers
+    return layers
 
 
 def run_units(work: Path, told: Work, workers: int, say: Say) -> list[Outcome]:
@@ -72,7 +89,7 @@ def check_fairness(outcomes: Sequence[Outcome]) -> None:
         if len({(item.data_sha256, item.steps) for item in mine if item.steps}) > 1:
             raise VerificationError(f"the arms of {tower} saw different data", hint=hint)
         for item in mine:
-            if item.starts_as_base != (ARMS[item.arm].start != "random"):
+            if item.starts_as_base != (find_arm(item.arm).start != "random"):
                 raise VerificationError(f"{item.arm} of {tower} started elsewhere", hint=hint)
 
 
@@ -85,7 +102,11 @@ def _tell(work: Path, outcomes: Sequence[Outcome], exercise: Exercise, say: Say)
     say(f"  [95 % interval, Student's t over {towers} towers], * where it leaves zero out;")
     say("  of 10 types one star in 20 is chance")
     say("")
-    for line in verdict(outcomes):
+    told = verdict(outcomes)
+    if any(item.arm == CHOSEN.name for item in outcomes):
+        others = ("control", "retrofit")
+        told += [overall(outcomes, "all", CHOSEN.name, other) for other in others]
+    for line in told:
         for part in wrap(line):
             say(f"  {part}")
     say("\n# on the way (curves.png): where validation is lowest, against the base")
@@ -101,23 +122,31 @@ def _tell(work: Path, outcomes: Sequence[Outcome], exercise: Exercise, say: Say)
 
 
 def _show_pictures(work: Path, outcomes: Sequence[Outcome], exercise: Exercise, say: Say) -> None:
-    """Show the first questions on which base and retrofit differ, whoever is right."""
+    """Count the questions that control and retrofit answer differently; show one of each kind."""
     from dcsurgery.demo.rows import exam_rows
     from dcsurgery.demo.words import VOCABULARY
 
     words = list(VOCABULARY)
     exam = exam_rows(exercise.test_seed, "test", exercise.test_scenes)
-    base, new = (next(o for o in outcomes if o.arm == arm) for arm in ("base", "retrofit"))
-    differ = [row for row in range(len(exam)) if base.right[row] != new.right[row]]
-    better = sum(new.right[row] for row in differ)
-    say(f"\n# {base.tower}: base and retrofit differ on {len(differ)} questions, the retrofit")
-    say(f"  is right on {better} of them, the base on {len(differ) - better}; the first ones are")
+    old, new = (next(o for o in outcomes if o.arm == arm) for arm in ("control", "retrofit"))
+    differ = [row for row in range(len(exam)) if old.answers[row] != new.answers[row]]
+    kinds = {
+        "the retrofit is right": [row for row in differ if new.right[row]],
+        "the control is right": [row for row in differ if old.right[row]],
+        "neither is": [row for row in differ if not new.right[row] and not old.right[row]],
+    }
+    counts = ", ".join(f"{name} on {len(rows)}" for name, rows in kinds.items())
+    say(f"\n# {old.tower}: control and retrofit answer {len(differ)} questions differently:")
+    for line in wrap(f"{counts}. One of each, drawn at random:"):
+        say(f"  {line}")
     (work / "pictures").mkdir()
-    for number, row in enumerate(differ[:PICTURES], start=1):
+    drawn = random.Random(exercise.test_seed)
+    for number, rows in enumerate(filter(None, kinds.values()), start=1):
+        row = drawn.choice(rows)
         question = exam.questions[row]
         lines = [
             question.text,
-            f"base: {words[base.answers[row]]}",
+            f"control: {words[old.answers[row]]}",
             f"retrofit: {words[new.answers[row]]}",
             f"truth: {question.answer}",
         ]

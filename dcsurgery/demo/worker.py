@@ -27,7 +27,7 @@ Say = Callable[[str], None]
 
 
 class Unit(BaseModel):
-    """One arm of one tower, which is a base in a folder of that name."""
+    """One arm of one tower, which is a base in a folder of that name; `layers` of a chosen arm."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,6 +35,7 @@ class Unit(BaseModel):
     seed: int
     arm: str
     worker: int
+    layers: str | None = None
 
     def folder(self, work: Path) -> Path:
         """Return where this unit's files are."""
@@ -63,7 +64,8 @@ def do_units(work: Path, number: int) -> None:
     for unit in told.units:
         if unit.worker != number:
             continue
-        run_once(work / unit.tower, unit.arm, unit.seed, told.exercise, unit.folder(work))
+        base, folder = work / unit.tower, unit.folder(work)
+        run_once(base, unit.arm, unit.seed, told.exercise, folder, unit.layers)
 
 
 def run_workers(work: Path, told: Work, say: Say) -> None:

@@ -21,43 +21,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from dcsurgery.checkpoint.contents import open_checkpoint
-from dcsurgery.connectors.request import Connector
 from dcsurgery.demo.arms import Arm
 from dcsurgery.demo.checkpoints import FEATURE_LAYER, embedded
 from dcsurgery.demo.exercise import Exercise
+from dcsurgery.demo.probed import probe_base
 from dcsurgery.demo.rows import Rows, exam_rows, training_rows
 from dcsurgery.demo.training import settings_of
-from dcsurgery.loading.load import load_stock
-from dcsurgery.probing.advice import Advice, Candidates
-from dcsurgery.probing.gains import Gains
-from dcsurgery.probing.slopes import ProbeRow, Subject, measure_slopes
-from dcsurgery.surgery.plan import make_plan
 from dcsurgery.training.loss import SupervisedHead, supervised_loss
 from dcsurgery.training.trainer import train
 from tests.demo.full.pretrain import ensure_language, pretrain
 
-FOLDS, BATCH = 4, 250
+BATCH = 250
 CONTROL = "control"
-# Seeds of the probe's rows and of the training's: neither saw the other's pictures.
-PROBED, TRAINED = 7000, 1
+# Of the training; the probe's rows have another.
+TRAINED = 1
 
 
 def predict(base: Path, rows: int) -> dict[str, Any]:
     """Return the probe's gain of every state, and its verdict, on so many of the demo's rows."""
-    drawn = training_rows(PROBED, rows, rows)
-    given = [
-        ProbeRow(
-            str(at), at * FOLDS // rows, at, drawn.questions[at].kind, partial(_one, drawn, at)
-        )
-        for at in range(rows)
-    ]
-    model = load_stock(base, dtype=torch.float32)
-    anatomy = make_plan(open_checkpoint(base), Connector()).anatomy
-    candidates = Candidates(anatomy)
-    slopes = measure_slopes(Subject(model, anatomy), given, candidates.all)
-    gains = Gains(slopes, [row.picture for row in given], [row.kind for row in given])
-    fields = Advice(gains, candidates, ()).fields()
+    fields = probe_base(base, rows)
     return {
         "states": {str(item.state): item.gain.mean for item in fields["states"]},
         "floor": fields["null"].floor,
@@ -65,10 +47,6 @@ def predict(base: Path, rows: int) -> dict[str, Any]:
         "expected": [getattr(fields["expected"], name) for name in ("mean", "low", "high")],
         "verdict": fields["verdict"],
     }
-
-
-def _one(rows: Rows, at: int) -> dict[str, torch.Tensor]:
-    return rows.batch([at])
 
 
 def loss_after(base: Path, layers: str, folder: Path, exercise: Exercise) -> float:

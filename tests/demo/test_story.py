@@ -7,6 +7,7 @@ import shutil
 import socket
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from dcsurgery.demo.outcome import Outcome, read_outcome
 from dcsurgery.demo.questions import KINDS
 from dcsurgery.demo.rows import exam_rows, said
 from dcsurgery.demo.training import run_once
-from dcsurgery.demo.training_story import check_fairness
+from dcsurgery.demo.training_story import _show_pictures, check_fairness, train_and_compare
 from dcsurgery.demo.worker import Unit, Work, run_workers
 from dcsurgery.errors import OutputExistsError, RequestError, TrainingError, VerificationError
 from dcsurgery.surgery.plan_file import PLAN_FILE, read_plan
@@ -32,7 +33,7 @@ from tests.demo.full.run import run_full
 pytestmark = pytest.mark.slow
 
 SHORT = Exercise(
-    steps=2, batch_size=4, train_scenes=5, val_scenes=1, test_scenes=2, looks=(1,),
+    steps=2, batch_size=4, train_scenes=5, val_scenes=1, test_scenes=2, probed_rows=16, looks=(1,),
     rates={"connector_lr": 1e-2, "projector_lr": 1e-2, "warmup": 0.0},
 )  # fmt: skip
 
@@ -73,7 +74,8 @@ def test_the_story_names_what_it_made(told: tuple[Path, Path, list[str]]) -> Non
     ):
         assert line in text.split("\n")
     assert str(work) in text and trained.name in text and "FAILED" not in text
-    for word in (*STORY, *KINDS, "Not shown to move", "curves.png", "layers.png", "finetune"):
+    named = ("Not shown to move", "curves.png", "layers.png", "finetune", "do not operate")
+    for word in (*STORY, *KINDS, *named):
         assert word in text
 
 
@@ -143,6 +145,45 @@ def test_a_folder_in_use_is_refused_and_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"] and said == []
 
 
+def test_states_that_the_probe_recommends_are_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = unpack(embedded()[0], tmp_path / "base")
+    state = SimpleNamespace(state=2, gain=SimpleNamespace(mean=0.01))
+    found = {
+        "states": [state], "verdict": "operate: hidden state 2",
+        "recommended": SimpleNamespace(layers="2"),
+    }  # fmt: skip
+    monkeypatch.setattr("dcsurgery.demo.probed.probe_base", lambda base, rows: found)
+    said: list[str] = []
+    train_and_compare(tmp_path, [base], SHORT, 0, said.append)
+    text = " ".join(" ".join(said).split())
+    assert "2: 10.0" in text and "operate: hidden state 2" in text
+    assert "Chosen minus control, all" in text and "Chosen minus retrofit, all" in text
+    chosen = read_outcome(tmp_path / "runs/base/chosen")
+    assert chosen is not None and chosen.blocks == ["2"] and chosen.starts_as_base
+
+
+def test_all_differences_are_counted_and_one_of_each_kind_is_shown(
+    told: tuple[Path, Path, list[str]], tmp_path: Path
+) -> None:
+    mine = [item for item in outcomes_of(told[0]) if item.tower == "tiny-llava-1"]
+    base = next(item for item in mine if item.arm == "control")
+    answers, right = list(base.answers), list(base.right)
+    rows = [next(row for row, was in enumerate(right) if was is wanted) for wanted in (True, False)]
+    truth = exam_rows(SHORT.test_seed, "test", SHORT.test_scenes).tokens.answer
+    for row in rows:  # one lost, one won
+        right[row] = not right[row]
+        answers[row] = int(truth[row]) if right[row] else int(truth[row]) + 1
+    change = {"answers": answers, "right": right, "arm": "retrofit"}
+    said: list[str] = []
+    _show_pictures(tmp_path, [base, base.model_copy(update=change)], SHORT, said.append)
+    text = " ".join(" ".join(said).split())
+    assert "answer 2 questions differently" in text
+    assert "retrofit is right on 1, the control is right on 1, neither is on 0" in text
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["1.png", "2.png"]
+
+
 def test_an_unfair_comparison_is_refused(told: tuple[Path, Path, list[str]]) -> None:
     outcomes = outcomes_of(told[0])
     check_fairness(outcomes)
@@ -154,7 +195,9 @@ def test_an_unfair_comparison_is_refused(told: tuple[Path, Path, list[str]]) -> 
             check_fairness(unfair)
 
 
-def fake_arm(base: Path, arm: str, seed: int, exercise: Exercise, folder: Path) -> Outcome:
+def fake_arm(
+    base: Path, arm: str, seed: int, exercise: Exercise, folder: Path, layers: str | None = None
+) -> Outcome:
     """Half of the answers are right; the retrofit knows colour too, and place for odd seeds."""
     found = read_outcome(folder)
     if found is not None:
