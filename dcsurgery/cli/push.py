@@ -62,6 +62,20 @@ class PushOptions:
             help="A report.json of `dcsurgery eval` for the card; repeat for several.",
         ),
     ] = None
+    require: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The trial.json of `dcsurgery trial`: refuse a model that does not beat its "
+            "control there, or loses on a question type. The card shows it.",
+        ),
+    ] = None
+    require_anyway: Annotated[
+        bool,
+        typer.Option(
+            "--require-anyway", help="Push in spite of what the trial says; the card shows it."
+        ),
+    ] = False
     base_model: Annotated[
         str | None,
         typer.Option(

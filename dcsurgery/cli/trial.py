@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -119,6 +120,12 @@ class TrialOptions:
     revision: Revision = None
     tower: Towers = None
     template: Template = None
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Show arms, steps and an estimate of the time; write nothing."
+        ),
+    ] = False
 
 
 def trial(
@@ -137,6 +144,7 @@ def trial(
     out = Output(as_json=as_json, quiet=quiet)
     with out.working(f"trying {model}", fetches=True):
         from dcsurgery.data.columns import parse_columns
+        from dcsurgery.trials.plan import TrialPlan
         from dcsurgery.trials.trial import try_model
 
         given: dict[str, Any] = asdict(options)
@@ -144,10 +152,20 @@ def trial(
         given["columns"] = parse_columns(options.columns)
         given["towers"] = read_towers(given.pop("tower"))
         report = try_model(model, settings=settings, say=out.tell, **given)
+    if isinstance(report, TrialPlan):
+        out.result(report, "\ndry run: nothing was trained or written")
+        return
     if as_json:
         out.data(report.model_dump(mode="json"))
         return
     show_trial(report, out)
+    work = options.work_dir or f"{Path(model).name}.trial"
+    out.tell(f"\n{work}: trial.html, trial.json, trial.png, and what was trained")
+    if report.decision == "worth it":
+        run = next(arm for arm in report.arms if arm.name == report.judged).runs[0]
+        place = shlex.quote(str(Path(str(work)) / "trial.json"))
+        out.tell(f"next:\n  dcsurgery export {shlex.quote(run.folder)} -o OUT\n"
+                 f"  dcsurgery push OUT NAME/REPO --require {place}")  # fmt: skip
 
 
 def show_trial(report: TrialReport, out: Output) -> None:
@@ -159,6 +177,8 @@ def show_trial(report: TrialReport, out: Output) -> None:
         for arm in report.arms
     ]  # fmt: skip
     out.table(("arm", report.metric, "loss", "a training"), rows, "wrrr")
+    for name, why in report.left_out.items():
+        out.show(f"without {name}: {why}")
     for item in report.comparisons:
         if item.arm != report.judged:
             continue
@@ -168,7 +188,15 @@ def show_trial(report: TrialReport, out: Output) -> None:
             (kind, *_numbers(gain), *_numbers(item.loss_by_type[kind]))
             for kind, gain in item.by_type.items()
         ]
-        out.table(("questions", report.metric, "95 %", "loss", "95 %"), lines, "wrwrw")
+        out.table(("questions", report.metric, "95 %", "loss off", "95 %"), lines, "wrwrw")
+    for found in report.differences:
+        out.show(f"seed {found.seed}: {report.judged} won {found.won} and lost {found.lost} of "
+                 f"{found.rows:,} rows against control")  # fmt: skip
+    if report.estimate is not None:
+        hours = units.seconds(3600 * report.estimate.hours)
+        out.show(f"one {report.estimate.device}, estimated: {hours} for all trainings")
+    for text in report.warnings:
+        out.warn(text)
     style = {"worth it": "bold green", "do not": "bold red"}.get(report.decision, "bold yellow")
     out.show()
     out.show(report.verdict, style)

@@ -74,12 +74,16 @@ class TrialRun(_Record):
 
 
 class TrialArm(_Record):
-    """An arm: the blocks that its connector reads, and its scores averaged over the seeds."""
+    """An arm: the blocks that its connector reads, and its scores averaged over the seeds.
+
+    `variant` is whether the connector is mixed and normed, and its pool.
+    """
 
     name: str
     title: str
     connector: str | None
     blocks: list[list[int]]
+    variant: tuple[bool, bool, int] = (False, False, 1)
     new_parameters: int
     trained_parameters: int
     runs: list[TrialRun]

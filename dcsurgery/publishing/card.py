@@ -21,6 +21,7 @@ from dcsurgery.publishing.metadata import (
 )
 from dcsurgery.publishing.picture import PICTURE_FILE
 from dcsurgery.publishing.target import MAIN
+from dcsurgery.publishing.tried import Tried, write_section
 from dcsurgery.surgery.delta_readme import BEGIN, END
 from dcsurgery.surgery.plan_file import PLAN_FILE, SurgeryPlan, TrainingRecord
 from dcsurgery.surgery.portable import CODE_FILE
@@ -55,6 +56,7 @@ class CardFacts:
     report: dict[str, Any] | None = None
     evaluations: tuple[tuple[str, EvalReport], ...] = ()
     endpoint: str = ""
+    tried: Tried | None = None
 
 
 def write_card(facts: CardFacts, old: str | None) -> str:
@@ -110,6 +112,7 @@ def _section(facts: CardFacts) -> str:
         "## The connector\n\n" + _connector(facts.plan),
         "## What was trained\n\n" + _training(facts.plan),
         *(["## Evaluation\n\n" + _evaluation(facts)] if facts.evaluations else []),
+        *(["## The trial\n\n" + write_section(facts.tried)] if facts.tried else []),
         "## What was verified\n\n" + _verification(facts),
         f"## Citation\n\n```bibtex\n{CITATION}\n```",
     ]

@@ -19,6 +19,7 @@ from dcsurgery.publishing.failures import hub_calls
 from dcsurgery.publishing.picture import PICTURE_FILE, draw_wiring
 from dcsurgery.publishing.privacy import without_paths
 from dcsurgery.publishing.target import Target, read_text
+from dcsurgery.publishing.tried import TRIAL_FILE
 from dcsurgery.surgery.delta_readme import CARD
 from dcsurgery.surgery.plan_file import (
     ADAPTER_CONFIG,
@@ -92,7 +93,7 @@ def standing_reports(api: HfApi, target: Target, plan: SurgeryPlan) -> dict[str,
         return {
             path: read_text(api, target.repo_id, target.head, path)
             for path in target.files
-            if path == VERIFY_FILE or path.startswith(EVAL_PREFIX)
+            if path in (VERIFY_FILE, TRIAL_FILE) or path.startswith(EVAL_PREFIX)
         }
 
 
@@ -143,6 +144,8 @@ def make_documents(
     documents[PICTURE_FILE] = Content(draw_wiring(facts.plan))
     if facts.report is not None:
         documents[VERIFY_FILE] = _as_json(facts.report)
+    if facts.tried is not None:
+        documents[TRIAL_FILE] = _as_json(facts.tried.report.model_dump(mode="json"))
     for path, report in facts.evaluations:
         documents[path] = _as_json(report.model_dump(mode="json"))
     documents[CARD] = Content(write_card(facts, card).encode())

@@ -42,6 +42,7 @@ from dcsurgery.publishing.licences import settle_licence
 from dcsurgery.publishing.metadata import lenient_metadata, split_card
 from dcsurgery.publishing.secrets import refuse_secrets
 from dcsurgery.publishing.target import MAIN, Target, look_up
+from dcsurgery.publishing.tried import TRIAL_FILE, Tried, require_trial, standing_trial
 from dcsurgery.surgery.delta_readme import CARD
 from dcsurgery.surgery.plan_file import read_plan
 
@@ -171,6 +172,8 @@ def push_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
     verify: bool = True,
     against: str | Path | None = None,
     evals: Sequence[str | Path] = (),
+    require: str | Path | None = None,
+    require_anyway: bool = False,
     base_model: str | None = None,
     license: str | None = None,
     overwrite_card: bool = False,
@@ -180,15 +183,22 @@ def push_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
 
     `model` is a folder or a Hub id. Permission, name and licence are checked first; then the model
     is verified; files that the repository has are skipped, unchanged files of a base on the same
-    Hub are copied there, the rest is uploaded. `dry_run` sends nothing. Raises PublishError, which
-    says whether anything was committed (UnverifiedError when the model does not verify),
+    Hub are copied there, the rest is uploaded. `require` is the trial.json of a trial: a model that
+    does not beat its control there, or loses on a question type, is refused (not with
+    `require_anyway`), and the card shows the trial. `dry_run` sends nothing. Raises PublishError,
+    which says whether anything was committed (UnverifiedError when the model does not verify),
     RequestError for `evals` that are no reports, and what verify_checkpoint raises.
     """
     started = time.perf_counter()
     folder = local_folder(model)
     if message is not None and not message.strip():
         raise RequestError("the commit message is empty", hint="leave --message out")
+    if require is None and require_anyway:
+        raise RequestError("there is no trial to pass over", hint="name it: --require trial.json")
     plan, new = read_plan(folder), read_evaluations(evals)
+    tried = None
+    if require is not None:
+        tried = require_trial(Path(require), plan, anyway=require_anyway)
     wanted = _Request(
         repo_id, revision, token, base_model, license, private, create_pr, overwrite_card
     )
@@ -196,14 +206,14 @@ def push_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
     refuse_secrets(files)  # before anybody is asked, and again what is written for the repository
     ready = _prepare(folder, plan, wanted)
     report = _verify(folder, against) if verify else None
-    changes = _changes(ready, files, new, report)
+    changes = _changes(ready, files, new, report, tried)
     result = PushResult(
         repo_id=ready.target.repo_id,
         branch=ready.target.branch,
         url=f"{ready.api.endpoint}/{ready.target.repo_id}",
         changes=tuple(changes),
         verified=report is not None,
-        notes=(*ready.base.notes, *_left_notes(folder)),
+        notes=(*ready.base.notes, *_left_notes(folder), *(tried.notes if tried else ())),
         dry_run=dry_run,
         creates_repo=not ready.target.exists,
     )
@@ -276,11 +286,17 @@ def _verify(folder: Path, against: str | Path | None) -> Report:
 
 
 def _changes(
-    ready: _Ready, files: dict[str, Content], new: list[EvalReport], report: Report | None
+    ready: _Ready,
+    files: dict[str, Content],
+    new: list[EvalReport],
+    report: Report | None,
+    tried: Tried | None,
 ) -> list[Change]:
     """Return what to do for every file: from here on, large files are read."""
     plan = public_plan(ready.plan, ready.base)
     standing = standing_reports(ready.api, ready.target, plan)
+    if tried is None and TRIAL_FILE in standing:
+        tried = standing_trial(standing[TRIAL_FILE], plan)
     facts = CardFacts(
         repo_id=ready.target.repo_id,
         branch=ready.target.branch,
@@ -289,6 +305,7 @@ def _changes(
         licence=ready.licence,
         evaluations=all_evaluations(new, standing),
         endpoint=ready.api.endpoint,
+        tried=tried,
     )
     found = report.to_dict() if report is not None else None
     if found is None and VERIFY_FILE in standing:

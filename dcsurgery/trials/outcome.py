@@ -33,12 +33,16 @@ MEMORY = "{} of the test's pictures are in the training data too: what is gained
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was done: arms and units, why other arms were left out, what the probe said."""
+    """What was done: arms and units, why other arms were left out, what the probe said.
+
+    `heeded`: nothing was trained, because the probe advised against it.
+    """
 
     arms: Sequence[Arm]
     units: Sequence[Unit]
     left_out: Mapping[str, str]
     probed: ProbeReport | None
+    heeded: bool = False
 
     def of(self, arm: Arm) -> list[Unit]:
         """Return the units of an arm, by seed."""
@@ -74,6 +78,8 @@ def make_report(shop: Workshop, done: Outcome, checkpoint: Checkpoint, **facts: 
     ]
     found = {item.against: item for item in versus if item.arm == done.judged}
     decision, sentence = decide(done.judged, found, metric, len(done.seeds))
+    if done.heeded and done.probed is not None:
+        decision, sentence = "not shown", f"not shown: nothing was trained: {done.probed.verdict}"
     first = shop.stamps(done.units[0])[-1].result["eval"]
     return TrialReport.model_validate(
         {
@@ -188,12 +194,14 @@ def _probed(report: ProbeReport | None) -> Probed | None:
 
 def _arm(shop: Workshop, arm: Arm, units: Sequence[Unit], results: Results) -> TrialArm:
     plan = arm.plan
+    layout = None if plan is None else plan.layout
     trained = 0 if plan is None else shop.plan(units[0]).training[-1].trained_parameters
     return TrialArm(
         name=arm.name,
         title=TITLES[arm.name],
         connector=None if plan is None else plan.kind,
-        blocks=[] if plan is None else [list(block.layers) for block in plan.layout.blocks],
+        blocks=[list(block.layers) for block in layout.blocks] if layout else [],
+        variant=(layout.mixed, layout.normed, layout.pool) if layout else (False, False, 1),
         new_parameters=0 if plan is None else plan.new_parameters,
         trained_parameters=trained,
         runs=[_run(shop, unit) for unit in units],

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dcsurgery.architectures import find_architecture
 from dcsurgery.checkpoint.contents import Checkpoint
@@ -18,20 +16,19 @@ from dcsurgery.errors import OutputExistsError, PlanError, RequestError
 from dcsurgery.evaluation.metrics import check_metric
 from dcsurgery.evaluation.trial_report import TrialReport, is_trial
 from dcsurgery.originals import open_model, told
-from dcsurgery.probing.probe import probe_model
-from dcsurgery.probing.probe_report import ProbeReport, is_answer, write_file
+from dcsurgery.probing.probe_report import is_answer, write_file
 from dcsurgery.recipes.steps import Say
 from dcsurgery.surgery.plan import describe_base
 from dcsurgery.surgery.plan_file import PLAN_FILE, read_plan
-from dcsurgery.surgery.probed_layers import with_probed_layers
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.trials.arms import TITLES, Arm, build_arms, check_arms
+from dcsurgery.trials.chosen import PROBE_FILE, asked_for, probe, recommended
 from dcsurgery.trials.outcome import MEMORY, Outcome, make_report, shared_pictures, test_rows
 from dcsurgery.trials.page import draw_gains, is_page, render_page
-from dcsurgery.trials.units import Asked, Step, Unit, Workshop, held
+from dcsurgery.trials.plan import TrialPlan, make_trial_plan
+from dcsurgery.trials.units import Asked, Unit, Workshop, held
 
-PROBE_FILE, REPORT_FILE = "probe.json", "trial.json"
-PAGE_FILE, PICTURE_FILE = "trial.html", "trial.png"
+REPORT_FILE, PAGE_FILE, PICTURE_FILE = "trial.json", "trial.html", "trial.png"
 
 
 def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
@@ -60,9 +57,21 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
     revision: str | None = None,
     towers: Mapping[str, str] | None = None,
     template: str | None = None,
+    dry_run: bool = False,
     say: Say = lambda line: None,
-) -> TrialReport:
-    """Tell whether a connector is worth it for a model on its user's own data, by trying it."""
+) -> TrialReport | TrialPlan:
+    """Tell whether a connector is worth it for a model on its user's own data, by trying it.
+
+    `model` is a folder or Hub id without a connector, `data` and `test` are as finetune and
+    evaluate take them. A probe of the data chooses states, unless `connector` or `layers` do; then
+    every one of `arms` is trained on the same batches with `seeds` seeds from `settings.seed`
+    upwards, and answers the test, by `metric` and by loss. The verdict is about the chosen states,
+    else dci, against the control. `heed_probe` trains nothing where the probe advises against it.
+    `work_dir` (NAME.trial when None) keeps all of it: what is done is not done again, and a second
+    process with the same arguments takes other trainings. It gets trial.json, trial.html and
+    trial.png. `dry_run` returns the plan, measured on a few rows, and writes nothing. `say` is
+    called with news. Raises DcSurgeryError of the fitting kind.
+    """
     asked = Asked(
         str(model),
         str(data),
@@ -89,12 +98,14 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
     check_ours(work)
     checkpoint = _open(asked)
     shop = _shop(work, asked, checkpoint, say)
-    probed, chosen, left = _choose(
-        shop, names, checkpoint, _asked_for(connector, layers), probe_rows
-    )
-    if probed is not None and heed_probe and not probed.recommended.operate:
-        names = ("base",)
-        left = dict.fromkeys((n for n in TITLES if n != "base"), probed.verdict)
+    record = describe_base(checkpoint)
+    wanted = asked_for(connector, layers, record)
+    probed = probe(shop, probe_rows, dry_run) if wanted is None and "chosen" in names else None
+    chosen, left = wanted or recommended(probed), {}
+    heeded = heed_probe and probed is not None and not probed.recommended.operate
+    if probed is not None and chosen is None:
+        left = dict.fromkeys(names[1:] if heeded else ("chosen",), probed.verdict)
+        names = tuple(name for name in ("base", *names) if name not in left)
     architecture = find_architecture(checkpoint.config)
     anatomy = architecture.dissect(checkpoint.config, checkpoint.tensors)
     built, reasons = build_arms(names, checkpoint, anatomy, chosen)
@@ -103,12 +114,16 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
         say(f"{name} is left out: {why}")
     numbers = [asked.settings.seed + index for index in range(seeds)]
     units = list_units(built, numbers)
+    if dry_run:
+        unknown = ["chosen"] * ("chosen" in names and chosen is None)
+        todo = [unit for unit in units if not shop.done(unit)]
+        return make_trial_plan(shop, built, numbers, todo, left, unknown)
     do_units(shop, units)
     report = make_report(
         shop,
-        Outcome(built, units, left, probed),
+        Outcome(built, units, left, probed, heeded),
         checkpoint,
-        base=describe_base(checkpoint),
+        base=record,
         architecture=anatomy.architecture,
         seconds=round(time.perf_counter() - started, 3),
     )
@@ -139,26 +154,6 @@ def check_ours(work: Path) -> None:
                 f"{path} exists, and no trial wrote it",
                 hint="move it away, or choose another --work-dir",
             )
-
-
-def _choose(
-    shop: Workshop,
-    names: Sequence[str],
-    checkpoint: Checkpoint,
-    asked: Connector | None,
-    rows: int,
-) -> tuple[ProbeReport | None, Connector | None, dict[str, str]]:
-    """Return the probe's report, the chosen connector, and why there is none."""
-    if asked is not None:
-        return None, with_probed_layers(asked, describe_base(checkpoint)), {}
-    if "chosen" not in names:
-        return None, None, {}
-    probed = _probe(shop, rows)
-    shop.say(f"probe: {probed.verdict}")
-    if not probed.recommended.operate:
-        return probed, None, {"chosen": probed.verdict}
-    states = tuple(map(tuple, probed.recommended.blocks))
-    return probed, Connector(layers=states), {}
 
 
 def _write(shop: Workshop, report: TrialReport) -> None:
@@ -215,47 +210,6 @@ def _open(asked: Asked) -> Checkpoint:
             hint=f"try its base: dcsurgery trial {plan.base.folder or plan.base.id}",
         )
     return open_model(asked.model, asked.revision, hints=told(**asked.hints))
-
-
-def _asked_for(connector: Connector | str | None, layers: Layers | None) -> Connector | None:
-    """Return the connector that the user chose, None where the probe shall choose."""
-    if connector is None and layers is None:
-        return None
-    found = Connector.of(connector)
-    found = found if layers is None else replace(found, layers=layers)
-    if found.init != "preserve" or found.form not in (None, "delta"):
-        raise RequestError(
-            "a trial starts from the model as it is, and keeps deltas",
-            hint="leave out --init and --form",
-        )
-    return found
-
-
-def _probe(shop: Workshop, rows: int) -> ProbeReport:
-    """Return what the probe says of the training rows, once."""
-    asked, place = shop.asked, shop.work / PROBE_FILE
-
-    def run(goes_on: bool) -> dict[str, Any]:
-        report = probe_model(
-            asked.model,
-            asked.data,
-            place,
-            overwrite=True,
-            rows=rows,
-            settings=asked.settings,
-            images=asked.images,
-            split=asked.split,
-            columns=asked.columns,
-            revision=asked.revision,
-            **asked.hints,
-        )
-        return {"verdict": report.verdict}
-
-    settings = {n: getattr(asked.settings, n) for n in ("seed", "max_length", "prompt", "aspect")}
-    inputs = {**settings, "rows": rows, "data": asked.digests["data"], "split": asked.split}
-    with held(shop.work, "probe", wait=True):
-        shop.once(Step("probe", "probe", inputs, run, PROBE_FILE), "probe")
-    return ProbeReport.model_validate_json(place.read_bytes())
 
 
 def list_units(arms: Sequence[Arm], seeds: Sequence[int]) -> list[Unit]:

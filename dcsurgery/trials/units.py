@@ -14,7 +14,7 @@ from typing import Any
 
 from dcsurgery.checkpoint.copying import make_folder
 from dcsurgery.checkpoint.model_ref import local_folder
-from dcsurgery.data.rows import data_digest
+from dcsurgery.data.rows import data_digest, read_rows
 from dcsurgery.errors import OutputExistsError, VerificationError
 from dcsurgery.evaluation.answers import FILE, REPORT, Answer
 from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
@@ -77,6 +77,16 @@ class Asked:
         """SHA-256 of the training data and of the test."""
         return {"data": data_digest(self.data), "test": data_digest(self.test)}
 
+    def count_test(self) -> int:
+        """Return how many rows of the test are asked."""
+        rows = read_rows(
+            self.test,
+            images=self.test_images or self.images,
+            split=self.test_split,
+            columns=self.columns,
+        )
+        return len(rows) if self.limit is None else min(self.limit, len(rows))
+
     def evaluation(self, metric: str) -> EvalSettings:
         """Return how a model is evaluated: rows are read as in the training."""
         settings = self.settings
@@ -132,7 +142,11 @@ class Workshop:
 
     def done(self, unit: Unit) -> bool:
         """Return whether nothing is left to do of a unit."""
-        return all(self._stamp(step) for step in self.steps(unit))
+        return all(self.has(step) for step in self.steps(unit))
+
+    def has(self, step: Step) -> bool:
+        """Return whether a step is done with these inputs."""
+        return self._stamp(step) is not None
 
     def steps(self, unit: Unit) -> list[Step]:
         """Return what a unit consists of: a training, but of the base, and the evaluations."""

@@ -33,7 +33,8 @@ def decide(judged: str | None, versus: Found, metric: str, seeds: int) -> tuple[
     repeated = versus.get("repeated")
     as_good = repeated is not None and max(repeated.gain.low, repeated.loss.low) <= 0
     if control.beats and not as_good:
-        return "worth it", f"worth it: {said}{_types(control)}{_size(repeated, metric)}"
+        more = f"{_types(control)}{_size(repeated, metric)}{_loss(control, metric)}"
+        return "worth it", f"worth it: {said}{more}"
     size = "; today's feature again, in a matrix of the same size, does as much" * as_good
     return "not shown", f"not shown: {said}{size * control.beats}{_why(control, metric)}"
 
@@ -62,6 +63,13 @@ def _size(repeated: Versus | None, metric: str) -> str:
     return f"; over today's feature again {write_gain(repeated.gain, metric)}{shown}"
 
 
+def _loss(control: Versus, metric: str) -> str:
+    loss = control.loss
+    if metric == "loss" or loss.high >= 0:
+        return ""
+    return f"; its loss rises, {write_gain(loss, 'loss')}"
+
+
 def _why(control: Versus, metric: str) -> str:
     """Say what keeps it from being shown."""
     gain, found = control.gain, []
@@ -73,4 +81,4 @@ def _why(control: Versus, metric: str) -> str:
     if metric != "loss" and loss.low > 0:
         found.append(f"its loss does fall, by {loss.mean:.4f} [{loss.low:.4f}, {loss.high:.4f}] "
                      "nats per answer token: more rows may show it")  # fmt: skip
-    return "".join(f"; {text}" for text in found)
+    return "".join(f"; {text}" for text in found) + _loss(control, metric)
