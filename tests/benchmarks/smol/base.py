@@ -15,6 +15,7 @@ import json
 import math
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,26 @@ TEMPLATE = (
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-BATCH = 16
-# Steps, and the peak rates of projector and language model.
-PHASES = ((100, 2e-3, 0.0), (140, 1e-3, 2e-4))
 SAVE_EVERY = 20
 # Seeds of pictures: none is in two of these.
 BASE_SEED, TRAIN_SEEDS, TEST_SEED, ASK = 1_000_000, (11, 12, 13), 99, 4
+
+
+@dataclass(frozen=True)
+class Phase:
+    """So many steps on `pictures` with `questions` each, and peak rates; 0 trains no words."""
+
+    steps: int
+    projector: float
+    words: float
+    pictures: int
+    questions: int
+
+
+PHASES = (
+    Phase(300, 2e-3, 0.0, 16, 5),
+    Phase(150, 5e-4, 1e-4, 16, 5),
+)
 
 
 def assemble(tower_source: str, language_source: str) -> tuple[Any, LlavaProcessor, dict[str, str]]:
@@ -85,15 +100,16 @@ class Batches:
     def take(self, number: int) -> dict[str, torch.Tensor]:
         """Return one padded batch: input_ids and labels [B, N], pixel_values [B, 3, 112, 112]."""
         generator = np.random.default_rng(BASE_SEED + number)
-        scenes = [draw_scene(generator, self.emoji, "train") for _ in range(BATCH)]
+        phase, _ = _phase(number)
+        scenes = [draw_scene(generator, self.emoji, "train") for _ in range(phase.pictures)]
         rows = []
         for scene in scenes:
-            asked = generator.permutation(len(scene.questions))[:ASK]
+            asked = generator.permutation(len(scene.questions))[: phase.questions]
             rows.append(self._row([scene.questions[at] for at in asked]))
         longest = max(len(ids) for ids, _ in rows)
         pad = self.processor.tokenizer.pad_token_id
-        ids = torch.full((BATCH, longest), pad)
-        labels = torch.full((BATCH, longest), -100)
+        ids = torch.full((len(rows), longest), pad)
+        labels = torch.full((len(rows), longest), -100)
         for at, (row, wanted) in enumerate(rows):
             ids[at, : len(row)] = torch.tensor(row)
             labels[at, : len(row)] = torch.tensor(wanted)
@@ -130,7 +146,7 @@ def loss_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def train(model: Any, batches: Batches, kept: Path) -> None:
     """Train through PHASES, saving into `kept`; goes on from what it holds."""
-    done, wanted = 0, sum(steps for steps, _, _ in PHASES)
+    done, wanted = 0, sum(phase.steps for phase in PHASES)
     projector = list(model.model.multi_modal_projector.parameters())
     # Not its embeddings, which are its head too: the answers are words it knows.
     words = list(model.model.language_model.layers.parameters())
@@ -166,14 +182,19 @@ def train(model: Any, batches: Batches, kept: Path) -> None:
             os.replace(kept.with_suffix(".new"), kept)
 
 
-def _rates(step: int) -> tuple[tuple[float, float], bool]:
-    for steps, projector, words in PHASES:
-        if step < steps:
-            climb = min(1.0, (step + 1) / 20)
-            falls = 0.5 * (1 + math.cos(math.pi * step / steps))
-            return (projector * climb * falls, words * climb * falls), words > 0
-        step -= steps
+def _phase(step: int) -> tuple[Phase, int]:
+    """Return the phase of a step, and its number there."""
+    for phase in PHASES:
+        if step < phase.steps:
+            return phase, step
+        step -= phase.steps
     raise ValueError(step)
+
+
+def _rates(step: int) -> tuple[tuple[float, float], bool]:
+    phase, at = _phase(step)
+    share = min(1.0, (at + 1) / 20) * 0.5 * (1 + math.cos(math.pi * at / phase.steps))
+    return (phase.projector * share, phase.words * share), phase.words > 0
 
 
 def main() -> None:

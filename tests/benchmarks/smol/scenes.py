@@ -1,7 +1,7 @@
-"""Scenes of named things and one handwritten digit, with questions whose answers are known.
+"""Scenes of one handwritten digit or one named thing, with questions whose answers are known.
 
-A picture has 112 x 112 pixels: four cells of 56, which are 4 x 4 patches each. One cell holds a
-digit in coloured ink, one or two others a thing of the emoji set, the rest nothing.
+A picture has 112 x 112 pixels: four cells of 56, which are 4 x 4 patches each. One of them holds a
+digit in coloured ink or a thing of the emoji set, the others nothing.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ THINGS = {
     "drum": "1f941", "ball": "26bd", "shoe": "1f45f", "hat": "1f3a9", "umbrella": "2602-fe0f",
 }  # fmt: skip
 SIZES = ("small", "large")
+DIGITS_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ class Question:
     answer: str
 
 
+# How opaque an object is, its colours, and what is asked about it.
+Drawn = tuple[NDArray[np.uint8], NDArray[Any], tuple[Question, ...]]
+
+
 @dataclass(frozen=True)
 class Scene:
     """A picture and every question about it, one of each kind."""
@@ -57,37 +62,40 @@ class Scene:
 
 
 def draw_scene(generator: np.random.Generator, emoji: Path, split: Split) -> Scene:
-    """Return a scene whose digit is a glyph of `split`; `emoji` holds the files of THINGS."""
-    corners = generator.permutation(4)
-    digit, colour, size, tilt = (int(generator.integers(n)) for n in (10, len(INK), 2, 3))
+    """Return a scene; a digit's glyph is of `split`, `emoji` holds the files of THINGS."""
+    corner = int(generator.integers(4))
     ground = list(PAPER)[generator.integers(len(PAPER))]
-    names = [
-        list(THINGS)[at] for at in generator.permutation(len(THINGS))[: generator.integers(1, 3)]
-    ]
     pixels = np.empty((SIDE, SIDE, 3), np.float32)
     pixels[:] = np.array(PAPER[ground], np.float32) + generator.normal(0, 8, 3)
+    questions = [
+        Question("background", "What colour is the background?", ground),
+        Question("where", "Where is it?", CORNERS[corner]),
+    ]
+    draw = _draw_digit if generator.random() < DIGITS_SHARE else _draw_thing
+    alpha, ink, asked = draw(generator, emoji, split)
+    _lay(pixels, corner, alpha, ink, generator)
+    pixels += generator.normal(0, 5, pixels.shape)
+    picture = Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
+    return Scene(picture, (*questions, *asked))
+
+
+def _draw_digit(generator: np.random.Generator, _: Path, split: Split) -> Drawn:
+    digit, colour, size, tilt = (int(generator.integers(n)) for n in (10, len(INK), 2, 3))
     glyphs = read_glyphs(split)[digit]
     ink = glyphs[generator.integers(len(glyphs)), size, tilt]
     alpha = Image.fromarray(ink).resize((48, 48), Image.Resampling.BICUBIC)
-    hue = INK[colour] + generator.normal(0, 12, 3)
-    _lay(pixels, int(corners[0]), np.asarray(alpha), hue, generator)
-    for corner, name in zip(corners[1:], names, strict=False):
-        drawn = _thing(emoji / f"{THINGS[name]}.png", int(generator.integers(36, 53)))
-        _lay(pixels, int(corner), drawn[..., 3], drawn[..., :3], generator)
-    pixels += generator.normal(0, 5, pixels.shape)
-    picture = Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
-    where = CORNERS[corners[1]]
-    return Scene(
-        picture,
-        (
-            Question("background", "What colour is the background?", ground),
-            Question("colour", "What colour is the digit?", COLOURS[colour]),
-            Question("digit", "Which digit is it?", DIGITS[digit]),
-            Question("size", "Is the digit small or large?", SIZES[size]),
-            Question("thing", f"What is in the {where} corner?", names[0]),
-            Question("where", f"Where is the {names[0]}?", where),
-        ),
+    asked = (
+        Question("colour", "What colour is the digit?", COLOURS[colour]),
+        Question("digit", "Which digit is it?", DIGITS[digit]),
+        Question("size", "Is the digit small or large?", SIZES[size]),
     )
+    return np.asarray(alpha), INK[colour] + generator.normal(0, 12, 3), asked
+
+
+def _draw_thing(generator: np.random.Generator, emoji: Path, _: Split) -> Drawn:
+    name = list(THINGS)[generator.integers(len(THINGS))]
+    drawn = _thing(emoji / f"{THINGS[name]}.png", int(generator.integers(36, 53)))
+    return drawn[..., 3], drawn[..., :3], (Question("thing", "What is it?", name),)
 
 
 @cache
