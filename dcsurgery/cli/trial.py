@@ -189,6 +189,9 @@ def show_trial(report: TrialReport, out: Output) -> None:
             for kind, gain in item.by_type.items()
         ]
         out.table(("questions", report.metric, "95 %", "loss off", "95 %"), lines, "wrwrw")
+        for word, kinds in (("lost", item.lost), ("may have lost", item.doubtful)):
+            if kinds:
+                out.show(f"  {word}: {', '.join(kinds)}", "bold red")
     for found in report.differences:
         out.show(f"seed {found.seed}: {report.judged} won {found.won} and lost {found.lost} of "
                  f"{found.rows:,} rows against control")  # fmt: skip

@@ -155,5 +155,5 @@ def write_section(tried: Tried) -> str:
 
 
 def _row(name: str, gain: Gain, loss: Gain) -> tuple[str, ...]:
-    spans = [f"{g.mean:+.4f} [{g.low:+.4f}, {g.high:+.4f}]" for g in (gain, loss)]
-    return (name, f"{gain.rows:,}", spans[0], f"{gain.p_value:.2g}", spans[1])
+    spans = [f"{g.mean:+.4g} [{g.low:+.4g}, {g.high:+.4g}]" for g in (gain, loss)]
+    return (name, f"{gain.rows:,}", spans[0], f"{gain.p_value:.4g}", spans[1])

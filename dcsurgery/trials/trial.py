@@ -104,8 +104,9 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
     chosen, left = wanted or recommended(probed), {}
     heeded = heed_probe and probed is not None and not probed.recommended.operate
     if probed is not None and chosen is None:
-        left = dict.fromkeys(names[1:] if heeded else ("chosen",), probed.verdict)
-        names = tuple(name for name in ("base", *names) if name not in left)
+        without = [name for name in names if name != "base"] if heeded else ["chosen"]
+        left = dict.fromkeys(without, probed.verdict)
+        names = ("base",) if heeded else tuple(name for name in names if name not in left)
     architecture = find_architecture(checkpoint.config)
     anatomy = architecture.dissect(checkpoint.config, checkpoint.tensors)
     built, reasons = build_arms(names, checkpoint, anatomy, chosen)
