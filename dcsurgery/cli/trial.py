@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "dcsurgery trial ./my-llava --data train.json --test test.json",
-    "dcsurgery trial ./my-llava --data train.json --test test.json --layers '3;12' --seeds 5",
+    "dcsurgery trial ./my-llava --data train.json --test test.json --layers 3,12 --seeds 5",
     "dcsurgery push my-llava.trial/chosen-0 my-name/my-llava --require my-llava.trial/trial.json",
 )
 ARMS = "base,control,repeated,dci,chosen"

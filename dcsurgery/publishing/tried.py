@@ -61,7 +61,7 @@ def require_trial(path: Path, plan: SurgeryPlan, *, anyway: bool = False) -> Tri
         why = "without a control" if arm is not None else f"of other connectors ({names})"
         raise PublishError(
             f"{path} is a trial {why}: it does not show what this {plan.kind} is worth; {NOTHING}",
-            hint="push one of the arms it tried, or try this one with --layers",
+            hint="push an arm that it tried, or make a trial of this one: --layers",
         )
     tried = Tried(public_trial(report), arm.name, tuple(_notes(report, arm, plan)))
     problem = _problem(tried.versus, report)

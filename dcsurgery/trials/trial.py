@@ -208,7 +208,8 @@ def _open(asked: Asked) -> Checkpoint:
         plan = read_plan(folder)
         raise PlanError(
             f"{asked.model} has a {plan.kind} connector already",
-            hint=f"try its base: dcsurgery trial {plan.base.folder or plan.base.id}",
+            hint=f"try its base: dcsurgery trial {plan.base.folder or plan.base.id} --data DATA "
+            "--test TEST",
         )
     return open_model(asked.model, asked.revision, hints=told(**asked.hints))
 
