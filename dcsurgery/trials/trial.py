@@ -23,7 +23,7 @@ from dcsurgery.surgery.plan_file import PLAN_FILE, read_plan
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.trials.arms import TITLES, Arm, build_arms, check_arms
 from dcsurgery.trials.chosen import PROBE_FILE, asked_for, probe, recommended
-from dcsurgery.trials.outcome import MEMORY, Outcome, make_report, shared_pictures, test_rows
+from dcsurgery.trials.outcome import MEMORY, Outcome, make_report, rows_of_test, shared_pictures
 from dcsurgery.trials.page import draw_gains, is_page, render_page
 from dcsurgery.trials.plan import TrialPlan, make_trial_plan
 from dcsurgery.trials.units import Asked, Unit, Workshop, held
@@ -73,23 +73,23 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
     called with news. Raises DcSurgeryError of the fitting kind.
     """
     asked = Asked(
-        str(model),
-        str(data),
-        str(test),
-        _settings(settings),
-        tuple(dict.fromkeys((metric, "loss"))),
-        None if images is None else Path(images),
-        None if test_images is None else Path(test_images),
-        split,
-        split if test_split is None else test_split,
-        columns,
-        revision,
-        towers,
-        template,
-        limit,
-        max_new_tokens,
-        eval_batch,
-        dtype,
+        model=str(model),
+        data=str(data),
+        test=str(test),
+        settings=_settings(settings),
+        metrics=tuple(dict.fromkeys((metric, "loss"))),
+        images=None if images is None else Path(images),
+        test_images=None if test_images is None else Path(test_images),
+        split=split,
+        test_split=split if test_split is None else test_split,
+        columns=columns,
+        revision=revision,
+        towers=towers,
+        template=template,
+        limit=limit,
+        max_new_tokens=max_new_tokens,
+        eval_batch=eval_batch,
+        dtype=dtype,
     )
     started = time.perf_counter()
     names = check_arms(arms)
@@ -113,6 +113,8 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
     left |= reasons
     for name, why in left.items():
         say(f"{name} is left out: {why}")
+    if not built:
+        raise PlanError("no arm is left to try", hint="choose others: --arms control,dci")
     numbers = [asked.settings.seed + index for index in range(seeds)]
     units = list_units(built, numbers)
     if dry_run:
@@ -165,7 +167,7 @@ def _write(shop: Workshop, report: TrialReport) -> None:
         partial = shop.work / f"{PICTURE_FILE}.partial"
         partial.write_bytes(figure)
         os.replace(partial, shop.work / PICTURE_FILE)
-    rows = test_rows(shop.asked)
+    rows = rows_of_test(shop.asked)
     examples = [item for found in report.differences for item in found.examples]
     orientation = shop.asked.settings.orientation
     pictures = {

@@ -166,6 +166,8 @@ def test_where_no_state_carries_the_answer_it_is_not_worth_it(place: Path) -> No
     assert report.decision in ("not shown", "do not") and report.judged == "dci"
     assert report.left_out["chosen"].startswith("do not operate")
     assert report.probe is not None and not report.probe.operate
+    with pytest.raises(PlanError, match="no arm is left"):
+        tried(place, **options, work_dir=place / "no", arms=("chosen",))
     heeded = tried(place, **options, work_dir=place / "no", arms=arms, heed_probe=True)
     assert heeded.decision == "not shown" and "nothing was trained" in heeded.verdict
     assert [arm.name for arm in heeded.arms] == ["base"]
