@@ -53,6 +53,8 @@ def run_demo(
     say("  dcsurgery inspect llava-hf/llava-1.5-7b-hf")
     say("  dcsurgery convert llava-hf/llava-1.5-7b-hf -o llava-dci --form delta")
     say("  dcsurgery finetune llava-dci --data yours.json --images photos -o tuned")
+    say("and whether it is worth it, for your model on your rows:")
+    say("  dcsurgery trial llava-hf/llava-1.5-7b-hf --data yours.json --test others.json")
     return trained
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
+from random import Random
 
 from dcsurgery.demo.arms import ARMS, STORY
 from dcsurgery.demo.exercise import Exercise
@@ -17,7 +18,6 @@ from dcsurgery.surgery.export import export_checkpoint
 
 Say = Callable[[str], None]
 TRAINED = "tiny-llava-dci-trained"
-PICTURES = 3
 
 
 def train_and_compare(
@@ -101,7 +101,7 @@ def _tell(work: Path, outcomes: Sequence[Outcome], exercise: Exercise, say: Say)
 
 
 def _show_pictures(work: Path, outcomes: Sequence[Outcome], exercise: Exercise, say: Say) -> None:
-    """Show the first questions on which base and retrofit differ, whoever is right."""
+    """Count the questions on which base and retrofit differ; show one won and one lost, drawn."""
     from dcsurgery.demo.rows import exam_rows
     from dcsurgery.demo.words import VOCABULARY
 
@@ -109,11 +109,18 @@ def _show_pictures(work: Path, outcomes: Sequence[Outcome], exercise: Exercise, 
     exam = exam_rows(exercise.test_seed, "test", exercise.test_scenes)
     base, new = (next(o for o in outcomes if o.arm == arm) for arm in ("base", "retrofit"))
     differ = [row for row in range(len(exam)) if base.right[row] != new.right[row]]
-    better = sum(new.right[row] for row in differ)
-    say(f"\n# {base.tower}: base and retrofit differ on {len(differ)} questions, the retrofit")
-    say(f"  is right on {better} of them, the base on {len(differ) - better}; the first ones are")
+    kinds = {
+        "won": [row for row in differ if new.right[row]],
+        "lost": [row for row in differ if base.right[row]],
+    }
+    say(f"\n# {base.tower}: base and retrofit differ on {len(differ)} questions: the retrofit")
+    say(f"  won {len(kinds['won'])} and lost {len(kinds['lost'])}; one of each, drawn at random")
     (work / "pictures").mkdir()
-    for number, row in enumerate(differ[:PICTURES], start=1):
+    draw = Random(exercise.test_seed)
+    for kind, rows in kinds.items():
+        if not rows:
+            continue
+        row = draw.choice(rows)
         question = exam.questions[row]
         lines = [
             question.text,
@@ -121,9 +128,9 @@ def _show_pictures(work: Path, outcomes: Sequence[Outcome], exercise: Exercise, 
             f"retrofit: {words[new.answers[row]]}",
             f"truth: {question.answer}",
         ]
-        path = work / "pictures" / f"{number}.png"
+        path = work / "pictures" / f"{kind}.png"
         draw_question(exam.pictures[question.scene], lines, path)
-        say(f"  pictures/{number}.png  {question.text}")
+        say(f"  pictures/{kind}.png  {question.text}")
         say(f"    {'   '.join(lines[1:])}")
 
 

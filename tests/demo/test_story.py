@@ -127,7 +127,16 @@ def test_all_forms_are_left_behind_and_verify(told: tuple[Path, Path, list[str]]
 
 
 def test_pictures_are_drawn(told: tuple[Path, Path, list[str]]) -> None:
-    work, _, _ = told
+    work, _, said = told
+    base, retrofit = (
+        next(o for o in outcomes_of(work) if (o.arm, o.tower) == (arm, "tiny-llava-1"))
+        for arm in ("base", "retrofit")
+    )
+    pairs = list(zip(base.right, retrofit.right, strict=True))
+    won, lost = pairs.count((False, True)), pairs.count((True, False))
+    assert f"  won {won} and lost {lost}; one of each, drawn at random" in said
+    drawn = {path.stem for path in (work / "pictures").iterdir()}
+    assert drawn == {name for name, count in (("won", won), ("lost", lost)) if count}
     for path in (work / "curves.png", work / "layers.png", *(work / "pictures").iterdir()):
         with Image.open(path) as image:
             assert image.width > 400 and len(set(image.convert("L").tobytes())) > 5
