@@ -45,7 +45,8 @@ def require_trial(path: Path, plan: SurgeryPlan, *, anyway: bool = False) -> Tri
     """
     report = read_trial(path)
     ours, theirs = ((b.config_sha256, b.files) for b in (plan.base, report.base))
-    if ours != theirs:
+    values = {name: plan.relies_on.get(name) for name in report.projector_sha256}
+    if ours != theirs or values != report.projector_sha256:
         raise PublishError(
             f"{path} is the trial of another model, {report.base.id}; {NOTHING}",
             hint=f"try this one's base: dcsurgery trial {plan.base.id} --data DATA --test TEST",

@@ -99,6 +99,7 @@ def make_report(shop: Workshop, done: Outcome, checkpoint: Checkpoint, **facts: 
             "differences": _differences(results, done),
             "estimate": estimate_a100(checkpoint, _logs(shop, done)),
             "statistics": TEST,
+            "projector_sha256": _projector(shop, done),
             "seeds": done.seeds,
             "probe": _probed(done.probed),
             "left_out": dict(done.left_out),
@@ -110,6 +111,12 @@ def make_report(shop: Workshop, done: Outcome, checkpoint: Checkpoint, **facts: 
             **facts,
         }
     )
+
+
+def _projector(shop: Workshop, done: Outcome) -> dict[str, str]:
+    trained = next((unit for unit in done.units if unit.seed is not None), None)
+    found = {} if trained is None else shop.plan(trained).relies_on
+    return {name: digest for name, digest in found.items() if digest}
 
 
 def shared_pictures(asked: Asked) -> int:

@@ -37,7 +37,10 @@ def written(folder: Path, report: TrialReport) -> Path:
 
 
 def test_a_model_that_beats_its_control_may_go(plan: SurgeryPlan, tmp_path: Path) -> None:
-    tried = require_trial(written(tmp_path, trial_of(plan)), plan)
+    relies_on = dict.fromkeys(plan.relies_on, SHA)
+    report = trial_of(plan, projector_sha256=relies_on)
+    pushed = plan.model_copy(update={"relies_on": relies_on})
+    tried = require_trial(written(tmp_path, report), pushed)
     assert tried.arm == "dci" and tried.notes == ()
 
 
@@ -68,9 +71,11 @@ def test_a_trial_of_something_else_is_refused_in_any_case(
     three = plan_conversion(Path(str(plan.base.folder)), form="delta", groups=3).plan
     untrained = plan.model_copy(update={"training": []})
     trained = {"training": plan.training}
+    (name, *_) = plan.relies_on
     normed = plan.model_copy(update={"layout": replace(plan.layout, normed=True)})
     cases = [
         (trial_of(other), plan, "trial of another model"),
+        (trial_of(plan, projector_sha256={name: "0" * 64}), plan, "trial of another model"),
         (trial_of(three.model_copy(update=trained)), plan, "of other connectors (control, dci)"),
         (trial_of(plan), normed, "of other connectors"),
         (trial_of(plan), untrained, "never trained"),

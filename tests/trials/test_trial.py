@@ -78,6 +78,7 @@ def test_arms_start_alike_and_the_control_keeps_its_matrix_at_zero(
     still = load_file(place / "work/control-0/dense_connector/model.safetensors")
     moved = load_file(place / "work/chosen-0/dense_connector/model.safetensors")
     assert not still["dense_connector.weight"].any() and moved["dense_connector.weight"].any()
+    assert len(report.projector_sha256) == 4
     # Deltas: no arm holds the model.
     whole = (place / "model/model.safetensors").stat().st_size
     assert (place / "work/chosen-0/dense_connector/model.safetensors").stat().st_size < whole / 3
