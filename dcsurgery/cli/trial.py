@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "dcsurgery trial ./my-llava --data train.json --test test.json",
-    "dcsurgery trial ./my-llava --data train.json --test test.json --layers '3;12' --seeds 5",
+    "dcsurgery trial ./my-llava --data train.json --test test.json --layers 3,12 --seeds 5",
     "dcsurgery push my-llava.trial/chosen-0 my-name/my-llava --require my-llava.trial/trial.json",
 )
 ARMS = "base,control,repeated,dci,chosen"
@@ -189,6 +189,9 @@ def show_trial(report: TrialReport, out: Output) -> None:
             for kind, gain in item.by_type.items()
         ]
         out.table(("questions", report.metric, "95 %", "loss off", "95 %"), lines, "wrwrw")
+        for word, kinds in (("lost", item.lost), ("may have lost", item.doubtful)):
+            if kinds:
+                out.show(f"  {word}: {', '.join(kinds)}", "bold red")
     for found in report.differences:
         out.show(f"seed {found.seed}: {report.judged} won {found.won} and lost {found.lost} of "
                  f"{found.rows:,} rows against control")  # fmt: skip

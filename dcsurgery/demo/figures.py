@@ -1,4 +1,4 @@
-"""The demo's pictures: learning curves, what the new matrix uses, three questions with answers."""
+"""The demo's pictures: learning curves, what the new matrix uses, questions with answers."""
 
 from __future__ import annotations
 

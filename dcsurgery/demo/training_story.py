@@ -131,17 +131,18 @@ def _show_pictures(work: Path, outcomes: Sequence[Outcome], exercise: Exercise, 
     old, new = (next(o for o in outcomes if o.arm == arm) for arm in ("control", "retrofit"))
     differ = [row for row in range(len(exam)) if old.answers[row] != new.answers[row]]
     kinds = {
-        "the retrofit is right": [row for row in differ if new.right[row]],
-        "the control is right": [row for row in differ if old.right[row]],
-        "neither is": [row for row in differ if not new.right[row] and not old.right[row]],
+        "won": [row for row in differ if new.right[row]],
+        "lost": [row for row in differ if old.right[row]],
+        "neither": [row for row in differ if not new.right[row] and not old.right[row]],
     }
-    counts = ", ".join(f"{name} on {len(rows)}" for name, rows in kinds.items())
+    won, lost, neither = map(len, kinds.values())
     say(f"\n# {old.tower}: control and retrofit answer {len(differ)} questions differently:")
-    for line in wrap(f"{counts}. One of each, drawn at random:"):
-        say(f"  {line}")
+    say(f"  {won} won, {lost} lost, {neither} wrong both ways; one of each, drawn at random")
     (work / "pictures").mkdir()
     drawn = random.Random(exercise.test_seed)
-    for number, rows in enumerate(filter(None, kinds.values()), start=1):
+    for kind, rows in kinds.items():
+        if not rows:
+            continue
         row = drawn.choice(rows)
         question = exam.questions[row]
         lines = [
@@ -150,9 +151,9 @@ def _show_pictures(work: Path, outcomes: Sequence[Outcome], exercise: Exercise, 
             f"retrofit: {words[new.answers[row]]}",
             f"truth: {question.answer}",
         ]
-        path = work / "pictures" / f"{number}.png"
+        path = work / "pictures" / f"{kind}.png"
         draw_question(exam.pictures[question.scene], lines, path)
-        say(f"  pictures/{number}.png  {question.text}")
+        say(f"  pictures/{kind}.png  {question.text}")
         say(f"    {'   '.join(lines[1:])}")
 
 

@@ -68,7 +68,9 @@ class EvalSettings:
                 raise RequestError(f"--{name} {value} is too small", hint="use 1 or more")
         read_orientation(self.orientation)
         checked_percent(self.max_bad)
-        if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+        named = getattr(torch, self.dtype, None)
+        floating = isinstance(named, torch.dtype) and named.is_floating_point
+        if self.dtype != "auto" and not floating:
             raise RequestError(
                 f"--dtype {self.dtype} is unknown", hint="use auto, float32, bfloat16 or float16"
             )

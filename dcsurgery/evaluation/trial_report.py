@@ -140,8 +140,10 @@ class Estimate(_Record):
 
 class TrialReport(_Record):
     """One trial. `judged` is the arm that the verdict is about, fixed before anything is trained;
-    `left_out` arms could not be built, with the reason. `shared_pictures` of the test are in the
-    training data too. Gains and scores are averaged over the seeds, row by row, first.
+    `left_out` arms could not be built, with the reason. `projector_sha256` are digests of the
+    base's projector by tensor, since models of one family have the same headers.
+    `shared_pictures` of the test are in the training data too. Gains and scores are averaged over
+    the seeds, row by row, first.
     """
 
     schema_version: Literal[1] = 1
@@ -151,6 +153,7 @@ class TrialReport(_Record):
     metric: Metric
     model: str
     base: BaseRecord
+    projector_sha256: dict[str, str] = {}
     architecture: str
     data: str
     data_sha256: str

@@ -45,7 +45,8 @@ def require_trial(path: Path, plan: SurgeryPlan, *, anyway: bool = False) -> Tri
     """
     report = read_trial(path)
     ours, theirs = ((b.config_sha256, b.files) for b in (plan.base, report.base))
-    if ours != theirs:
+    values = {name: plan.relies_on.get(name) for name in report.projector_sha256}
+    if ours != theirs or values != report.projector_sha256:
         raise PublishError(
             f"{path} is the trial of another model, {report.base.id}; {NOTHING}",
             hint=f"try this one's base: dcsurgery trial {plan.base.id} --data DATA --test TEST",
@@ -61,7 +62,7 @@ def require_trial(path: Path, plan: SurgeryPlan, *, anyway: bool = False) -> Tri
         why = "without a control" if arm is not None else f"of other connectors ({names})"
         raise PublishError(
             f"{path} is a trial {why}: it does not show what this {plan.kind} is worth; {NOTHING}",
-            hint="push one of the arms it tried, or try this one with --layers",
+            hint="push an arm that it tried, or make a trial of this one: --layers",
         )
     tried = Tried(public_trial(report), arm.name, tuple(_notes(report, arm, plan)))
     problem = _problem(tried.versus, report)
@@ -155,5 +156,5 @@ def write_section(tried: Tried) -> str:
 
 
 def _row(name: str, gain: Gain, loss: Gain) -> tuple[str, ...]:
-    spans = [f"{g.mean:+.4f} [{g.low:+.4f}, {g.high:+.4f}]" for g in (gain, loss)]
-    return (name, f"{gain.rows:,}", spans[0], f"{gain.p_value:.2g}", spans[1])
+    spans = [f"{g.mean:+.4g} [{g.low:+.4g}, {g.high:+.4g}]" for g in (gain, loss)]
+    return (name, f"{gain.rows:,}", spans[0], f"{gain.p_value:.4g}", spans[1])

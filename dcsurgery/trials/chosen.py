@@ -32,7 +32,7 @@ def asked_for(
     if found.init != "preserve" or found.form not in (None, "delta"):
         raise RequestError(
             "a trial starts from the model as it is, and keeps deltas",
-            hint="leave out --init and --form",
+            hint="leave out init and form",
         )
     return with_probed_layers(found, base)
 

@@ -71,7 +71,7 @@ def make_report(shop: Workshop, done: Outcome, checkpoint: Checkpoint, **facts: 
         arm.name: {m: [shop.read_answers(unit, m) for unit in done.of(arm)] for m in asked.metrics}
         for arm in done.arms
     }
-    results = Results(test_rows(asked), answers, metric, asked.settings.seed)
+    results = Results(rows_of_test(asked), answers, metric, asked.settings.seed)
     names = [arm.name for arm in done.arms]
     versus = [
         results.versus(one, two) for at, one in reversed([*enumerate(names)]) for two in names[:at]
@@ -99,6 +99,7 @@ def make_report(shop: Workshop, done: Outcome, checkpoint: Checkpoint, **facts: 
             "differences": _differences(results, done),
             "estimate": estimate_a100(checkpoint, _logs(shop, done)),
             "statistics": TEST,
+            "projector_sha256": _projector(shop, done),
             "seeds": done.seeds,
             "probe": _probed(done.probed),
             "left_out": dict(done.left_out),
@@ -112,11 +113,17 @@ def make_report(shop: Workshop, done: Outcome, checkpoint: Checkpoint, **facts: 
     )
 
 
+def _projector(shop: Workshop, done: Outcome) -> dict[str, str]:
+    trained = next((unit for unit in done.units if unit.seed is not None), None)
+    found = {} if trained is None else shop.plan(trained).relies_on
+    return {name: digest for name, digest in found.items() if digest}
+
+
 def shared_pictures(asked: Asked) -> int:
     """Return how many pictures of the test the training data names too."""
     rows = read_rows(asked.data, images=asked.images, split=asked.split, columns=asked.columns)
     trained = {image.key for row in rows if not isinstance(row, BadRow) for image in row.images}
-    tested = {image.key for row in test_rows(asked).values() for image in row.images}
+    tested = {image.key for row in rows_of_test(asked).values() for image in row.images}
     return len(trained & tested)
 
 
@@ -146,15 +153,19 @@ def _logs(shop: Workshop, done: Outcome) -> Iterator[tuple[int, Log]]:
 
 
 def check_fairness(shop: Workshop, done: Outcome) -> None:
-    """Raise VerificationError unless all arms saw the same batches in the same order."""
+    """Raise VerificationError unless all arms of a seed saw the same batches in the same order.
+
+    They are known by their rows and by the tokens that carry loss. Where a connector appends image
+    tokens, longer rows may be cut sooner: there only rows count.
+    """
     for seed in done.seeds:
-        seen = {}
-        for unit in done.units:
-            if unit.seed == seed:
-                log = shop.log(unit)
-                # Image tokens may differ: rows and the tokens that carry loss may not.
-                seen[unit.name] = [(row["rows"], row["supervised_tokens"]) for row in log]
-        first = next(iter(seen))
+        seen: dict[str, list[tuple[Any, ...]]] = {}
+        units = [unit for unit in done.units if unit.seed == seed]
+        plain = not any(shop.plan(unit).layout.changes_tokens for unit in units)
+        for unit in units:
+            log = shop.log(unit)
+            seen[unit.name] = [(row["rows"], plain and row["supervised_tokens"]) for row in log]
+        first = units[0].name
         for name, batches in seen.items():
             if batches != seen[first]:
                 raise VerificationError(
@@ -163,7 +174,7 @@ def check_fairness(shop: Workshop, done: Outcome) -> None:
                 )
 
 
-def test_rows(asked: Asked) -> dict[int, Row]:
+def rows_of_test(asked: Asked) -> dict[int, Row]:
     """Return the rows of the test that can be read, by place."""
     rows = read_rows(
         asked.test,

@@ -23,7 +23,7 @@ from dcsurgery.surgery.plan_file import PLAN_FILE, read_plan
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.trials.arms import TITLES, Arm, build_arms, check_arms
 from dcsurgery.trials.chosen import PROBE_FILE, asked_for, probe, recommended
-from dcsurgery.trials.outcome import MEMORY, Outcome, make_report, shared_pictures, test_rows
+from dcsurgery.trials.outcome import MEMORY, Outcome, make_report, rows_of_test, shared_pictures
 from dcsurgery.trials.page import draw_gains, is_page, render_page
 from dcsurgery.trials.plan import TrialPlan, make_trial_plan
 from dcsurgery.trials.units import Asked, Unit, Workshop, held
@@ -73,23 +73,23 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
     called with news. Raises DcSurgeryError of the fitting kind.
     """
     asked = Asked(
-        str(model),
-        str(data),
-        str(test),
-        _settings(settings),
-        tuple(dict.fromkeys((metric, "loss"))),
-        None if images is None else Path(images),
-        None if test_images is None else Path(test_images),
-        split,
-        split if test_split is None else test_split,
-        columns,
-        revision,
-        towers,
-        template,
-        limit,
-        max_new_tokens,
-        eval_batch,
-        dtype,
+        model=str(model),
+        data=str(data),
+        test=str(test),
+        settings=_settings(settings),
+        metrics=tuple(dict.fromkeys((metric, "loss"))),
+        images=None if images is None else Path(images),
+        test_images=None if test_images is None else Path(test_images),
+        split=split,
+        test_split=split if test_split is None else test_split,
+        columns=columns,
+        revision=revision,
+        towers=towers,
+        template=template,
+        limit=limit,
+        max_new_tokens=max_new_tokens,
+        eval_batch=eval_batch,
+        dtype=dtype,
     )
     started = time.perf_counter()
     names = check_arms(arms)
@@ -104,14 +104,17 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
     chosen, left = wanted or recommended(probed), {}
     heeded = heed_probe and probed is not None and not probed.recommended.operate
     if probed is not None and chosen is None:
-        left = dict.fromkeys(names[1:] if heeded else ("chosen",), probed.verdict)
-        names = tuple(name for name in ("base", *names) if name not in left)
+        without = [name for name in names if name != "base"] if heeded else ["chosen"]
+        left = dict.fromkeys(without, probed.verdict)
+        names = ("base",) if heeded else tuple(name for name in names if name not in left)
     architecture = find_architecture(checkpoint.config)
     anatomy = architecture.dissect(checkpoint.config, checkpoint.tensors)
     built, reasons = build_arms(names, checkpoint, anatomy, chosen)
     left |= reasons
     for name, why in left.items():
         say(f"{name} is left out: {why}")
+    if not built:
+        raise PlanError("no arm is left to try", hint="choose others: --arms control,dci")
     numbers = [asked.settings.seed + index for index in range(seeds)]
     units = list_units(built, numbers)
     if dry_run:
@@ -164,7 +167,7 @@ def _write(shop: Workshop, report: TrialReport) -> None:
         partial = shop.work / f"{PICTURE_FILE}.partial"
         partial.write_bytes(figure)
         os.replace(partial, shop.work / PICTURE_FILE)
-    rows = test_rows(shop.asked)
+    rows = rows_of_test(shop.asked)
     examples = [item for found in report.differences for item in found.examples]
     orientation = shop.asked.settings.orientation
     pictures = {
@@ -207,7 +210,8 @@ def _open(asked: Asked) -> Checkpoint:
         plan = read_plan(folder)
         raise PlanError(
             f"{asked.model} has a {plan.kind} connector already",
-            hint=f"try its base: dcsurgery trial {plan.base.folder or plan.base.id}",
+            hint=f"try its base: dcsurgery trial {plan.base.folder or plan.base.id} --data DATA "
+            "--test TEST",
         )
     return open_model(asked.model, asked.revision, hints=told(**asked.hints))
 

@@ -28,8 +28,8 @@ REACH = {
     "surgery/paper_config": "convert, export", "surgery/paper_form": "convert",
     "surgery/paper_mini_gemini": "convert, export", "surgery": "convert",
     "architectures": "convert", "originals": "convert, inspect", "checkpoint": "convert",
-    "loading": "ask", "probing": "probe", "serving": "verify", "serving/gguf": "export",
-    "cli/verify": "verify",
+    "loading": "ask", "probing": "probe", "trials": "trial", "serving": "verify",
+    "serving/gguf": "export", "cli/verify": "verify",
 }  # fmt: skip
 # Options that are followed by a number, which text_of makes X.
 NUMBERS = {"--processes"}

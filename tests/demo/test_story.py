@@ -180,8 +180,9 @@ def test_all_differences_are_counted_and_one_of_each_kind_is_shown(
     _show_pictures(tmp_path, [base, base.model_copy(update=change)], SHORT, said.append)
     text = " ".join(" ".join(said).split())
     assert "answer 2 questions differently" in text
-    assert "retrofit is right on 1, the control is right on 1, neither is on 0" in text
-    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["1.png", "2.png"]
+    assert "1 won, 1 lost, 0 wrong both ways" in text
+    drawn = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert drawn == ["lost.png", "won.png"]
 
 
 def test_an_unfair_comparison_is_refused(told: tuple[Path, Path, list[str]]) -> None:

@@ -98,6 +98,28 @@ def test_groups_have_their_own_rates(case: Case, rows: Rows, tmp_path: Path) -> 
     assert all(row["lr projector"] == row["lr connector"] / 4 for row in history)
 
 
+def test_a_connector_with_a_rate_of_zero_has_no_part_in_a_training(
+    case: Case, rows: Rows, tmp_path: Path
+) -> None:
+    """The same as a matrix whose gradient is dropped before anything looks at it."""
+    alone, held = case.attached(), case.attached()
+    held.dense_connector.weight.register_hook(torch.zeros_like)
+    options: dict[str, Any] = {"train": "projector", "projector_lr": 1e-2, "max_grad_norm": 1e-3}
+    found = run(case, alone, rows, tmp_path / "a", connector_lr=0.0, **options)
+    run(case, held, rows, tmp_path / "b", **options)
+    assert "connector" not in found.trained.groups and found.untouched == ()
+    assert not alone.dense_connector.weight.any()
+    assert changed(snapshot(held), alone) == set()
+    assert changed(snapshot(case.attached()), alone) == set(found.trained.names)
+
+
+def test_a_rate_of_zero_for_all_that_is_trained_is_refused(
+    case: Case, rows: Rows, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match="trains nothing"):
+        run(case, case.attached(), rows, tmp_path, train="connector", connector_lr=0.0)
+
+
 def test_a_stopped_training_resumes_to_the_same_bits(
     case: Case, rows: Rows, tmp_path: Path
 ) -> None:
