@@ -8,8 +8,12 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.architectures.cases import Case
 
 # A job in a shell's background ignores Ctrl-C, and so would every process the tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -88,3 +92,11 @@ def tiny_pixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from dcsurgery.tiny import write_tiny_llava
 
     return write_tiny_llava(tmp_path_factory.mktemp("tiny") / "pixtral", "pixtral")
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    """One tiny model of each family with a connector planned, by name. Do not write into them."""
+    from tests.architectures.families import one_of_each
+
+    return one_of_each(tmp_path_factory.mktemp("families"))

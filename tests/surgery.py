@@ -25,6 +25,15 @@ from dcsurgery.surgery.plan_file import (
 )
 from dcsurgery.surgery.planned_tensors import fold_sites
 
+# Conversions whose stock form serving engines read.
+SERVED: dict[str, dict[str, Any]] = {
+    "dci": {},
+    "dci3": {"groups": 3},
+    "sci": {"connector": "sci"},
+    "sci reversed": {"connector": "sci", "layers": "3,1"},
+    "mix": {"connector": "mix"},
+}
+
 
 def random_matrix(plan: SurgeryPlan, seed: int = 7, scale: float = 0.25) -> torch.Tensor:
     """Return a seeded D [out, G * width] for a plan."""

@@ -41,16 +41,19 @@ from tests.checkpoint.folders import (
     LLAVA_CONFIG,
     PROJECTOR,
     WEIGHT,
+    cache_state,
+    hub_cache,
     index_for,
     llava,
     llava_specs,
+    load,
     raw_file,
+    same,
     snapshot,
     typed_shard,
     write,
 )
-from tests.checkpoint.test_contents import FILES, NODES
-from tests.checkpoint.test_rewrite import cache_state, hub_cache, load, same
+from tests.checkpoint.hostile import FILES, NODES
 from tests.headers_only import llava_like
 
 ROOT = Path(__file__).parents[1]

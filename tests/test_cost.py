@@ -10,11 +10,10 @@ import torch
 
 from dcsurgery.connectors.attach import find_module
 from dcsurgery.connectors.request import Connector
-from tests.architectures import test_idefics2, test_llava, test_molmo2
 from tests.architectures.cases import Case, make_case
+from tests.architectures.families import contract
 
-# By module: a test class in this namespace would run here once more.
-FAMILIES = {"llava": test_llava.TestClip, "idefics2": test_idefics2.TestIdefics2}
+FAMILIES = {"llava": "llava.TestClip", "idefics2": "idefics2.TestIdefics2"}
 
 
 def rows_read(case: Case) -> list[int]:
@@ -39,7 +38,9 @@ def rows_read(case: Case) -> list[int]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_branch_flops_count_the_rows_the_sites_read(family: str, tmp_path: Path) -> None:
-    case = make_case(FAMILIES[family].tiny(tmp_path / "base", 1), Connector("dci", form="delta"))
+    case = make_case(
+        contract(FAMILIES[family]).tiny(tmp_path / "base", 1), Connector("dci", form="delta")
+    )
     columns = case.anatomy.feature_width * len(case.layout.blocks)
     sites = case.anatomy.projector.sites
     rows = rows_read(case)
@@ -48,7 +49,7 @@ def test_branch_flops_count_the_rows_the_sites_read(family: str, tmp_path: Path)
 
 
 def test_molmo2_reads_four_patches_per_window(tmp_path: Path) -> None:
-    case = make_case(test_molmo2.TestMolmo2.tiny(tmp_path / "base", 1), Connector("dci"))
+    case = make_case(contract("molmo2.TestMolmo2").tiny(tmp_path / "base", 1), Connector("dci"))
     query, key, value = rows_read(case)
     assert key == value == 4 * query
     stated = [site.rows for site in case.anatomy.projector.sites]
@@ -56,6 +57,6 @@ def test_molmo2_reads_four_patches_per_window(tmp_path: Path) -> None:
 
 
 def test_appended_tokens_pass_the_whole_projector(tmp_path: Path) -> None:
-    case = make_case(test_llava.TestClip.tiny(tmp_path / "base", 1), Connector("sti"))
+    case = make_case(contract("llava.TestClip").tiny(tmp_path / "base", 1), Connector("sti"))
     # 2 states of 16 tokens, 8 to 1; matrices 16 -> 24 and 24 -> 24.
     assert case.plan.extra_flops_per_image == 2 * 4 * (16 * 24 + 24 * 24)

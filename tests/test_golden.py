@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
@@ -21,24 +19,16 @@ from dcsurgery.features import FeatureLayout
 from dcsurgery.tiny import llava_config
 from dcsurgery.tiny.llava import Tower, write_llava
 from tests.architectures.cases import load
-from tests.closeness import PAPER, assert_near
+from tests.closeness import assert_near
+from tests.golden.numbers import TOWERS, check_path, golden
 from tests.surgery import write_delta, write_folded
 
-GOLDEN = Path(__file__).parent / "golden"
 KINDS = ("dci", "sci", "sti")
-TOWERS: tuple[Tower, ...] = ("clip", "siglip")
 OPTIONS: dict[str, dict[str, Any]] = {
     "dci": {"connector": "dci"},
     "sci": {"connector": "sci", "layers": "7,15"},
     "sti": {"connector": "sti", "layers": "7,15"},
 }
-
-
-@cache
-def golden(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    path = GOLDEN / f"{name}.safetensors"
-    with safe_open(path, "pt") as file:
-        return load_file(path), json.loads(file.metadata()["golden"])
 
 
 def reference_layout(tower: Tower, kind: str) -> FeatureLayout:
@@ -116,20 +106,6 @@ def path_case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str
     used = [name for name in given if not name.startswith("vision_tower.vision_model.head.")]
     assert all(torch.equal(loaded[name], given[name]) for name in used)
     return folder, kind, tower
-
-
-def image_features(model: Any, pixels: Tensor) -> Tensor:
-    with torch.no_grad():
-        found = model.get_image_features(pixel_values=pixels)
-    found = getattr(found, "pooler_output", found)
-    return torch.stack(list(found)) if isinstance(found, (tuple, list)) else found
-
-
-def check_path(model: Any, tower: Tower, kind: str) -> None:
-    tensors, _ = golden(f"llava_dc_{tower}")
-    expected = tensors[f"{kind}.image_features"]
-    found = image_features(model, tensors["pixel_values"]).reshape(expected.shape)
-    assert_near(found, expected, PAPER)
 
 
 def golden_matrix(tower: Tower, kind: str) -> Tensor:

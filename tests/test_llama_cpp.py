@@ -35,8 +35,7 @@ from dcsurgery.tiny import write_tiny_llava
 from tests.architectures.cases import load
 from tests.closeness import assert_near
 from tests.gguf_files import write_gguf
-from tests.surgery import random_matrix, write_delta, write_folded
-from tests.test_serving import OPTIONS
+from tests.surgery import SERVED, random_matrix, write_delta, write_folded
 
 pytest.importorskip("xllamacpp")
 pytest.importorskip("gguf")
@@ -156,7 +155,7 @@ def test_stock_conversion_is_served_as_its_base(base: Path, image: Path, tmp_pat
     assert_same(found, served(base, image), 1e-5)
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("options", SERVED.values(), ids=SERVED)
 def test_folded_connector_is_served_as_its_branch_runs(
     options: dict[str, Any], base: Path, image: Path, tmp_path: Path
 ) -> None:

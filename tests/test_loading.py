@@ -28,7 +28,7 @@ from dcsurgery.surgery.plan import make_plan
 from dcsurgery.surgery.plan_file import DELTA_FILE, PLAN_FILE
 from dcsurgery.tiny import write_tiny_llava
 from tests.architectures.cases import load
-from tests.architectures.test_llava import llava_inputs
+from tests.architectures.inputs import llava_inputs
 from tests.closeness import PAPER, assert_near
 from tests.surgery import random_matrix, write_delta
 

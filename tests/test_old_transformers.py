@@ -24,8 +24,7 @@ from dcsurgery.surgery.convert import convert_checkpoint
 from dcsurgery.tiny import write_tiny_llava
 from dcsurgery.tiny.llava_next import write_tiny_llava_next
 from tests.architectures.cases import load
-from tests.architectures.test_llava import llava_inputs
-from tests.architectures.test_mllama import mllama_inputs
+from tests.architectures.inputs import llava_inputs, mllama_inputs
 from tests.architectures.tiles import mixed_inputs, tile_inputs
 from tests.closeness import assert_near
 from tests.surgery import random_matrix, write_folded

@@ -20,8 +20,8 @@ from dcsurgery.surgery.export import export_checkpoint
 from dcsurgery.surgery.plan_file import CONNECTOR_PREFIX
 from dcsurgery.surgery.portable import ALONE, STEPS
 from tests.architectures.cases import Case, logits, make_case
+from tests.architectures.families import contracts
 from tests.surgery import write_delta
-from tests.training.test_families import contracts
 
 CHILD = Path(__file__).with_name("portable_child.py")
 OLD = [

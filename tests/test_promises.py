@@ -150,3 +150,19 @@ def test_the_public_names_are_the_ones_listed() -> None:
     assert set(dcsurgery._HOMES) == set(dcsurgery.__all__) - {"__version__"}
     with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
         _ = dcsurgery.no_such_name
+
+
+def test_no_test_module_imports_another() -> None:
+    """What several tests need is in a helper: an imported test class would run once more."""
+    tests = Path(__file__).parent
+    guilty = set()
+    for path in tests.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                here = "tests." if node.level else ""
+                names = [f"{here}{node.module}.{item.name}" for item in node.names]
+            else:
+                names = [item.name for item in node.names] if isinstance(node, ast.Import) else []
+            if any(name.startswith("tests.") and ".test_" in name for name in names):
+                guilty.add(str(path.relative_to(tests)))
+    assert guilty == set()

@@ -22,15 +22,7 @@ from dcsurgery.checkpoint.headers import read_header
 from dcsurgery.tiny import write_tiny_llava
 from tests.architectures.cases import load
 from tests.closeness import assert_near
-from tests.surgery import random_matrix, write_folded
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "dci": {},
-    "dci3": {"groups": 3},
-    "sci": {"connector": "sci"},
-    "sci reversed": {"connector": "sci", "layers": "3,1"},
-    "mix": {"connector": "mix"},
-}
+from tests.surgery import SERVED, random_matrix, write_folded
 
 
 @dataclass(frozen=True)
@@ -112,7 +104,7 @@ def as_llama_cpp(view: EngineView, model: Any, pixels: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("engine", [as_vllm, as_llama_cpp], ids=lambda engine: engine.__name__)
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("options", SERVED.values(), ids=SERVED)
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
 def test_engine_computes_what_transformers_does(
     tower: Any, options: dict[str, Any], engine: Callable[..., Tensor], tmp_path: Path

@@ -16,30 +16,10 @@ from dcsurgery.verification.models import image_features
 from tests.architectures.cases import TinyModel, load, make_case
 from tests.architectures.contract import Contract
 from tests.architectures.fresh import check_whole_way, save_fresh
+from tests.architectures.inputs import idefics2_inputs
 from tests.closeness import assert_near
 from tests.surgery import random_matrix
 from tests.tiny.idefics2 import idefics2_config, write_tiny_idefics2
-
-
-def idefics2_inputs(model: Any, batch: int, images: int) -> dict[str, Tensor]:
-    """Prompts `<s> <image>... words`; pictures differ in size and are padded with zeros."""
-    draw = torch.Generator().manual_seed(11)
-    vision = model.config.vision_config
-    side, patch = vision.image_size, vision.patch_size
-    latents = model.config.perceiver_config.resampler_n_latents
-    words = torch.randint(40, 200, (batch, 5), generator=draw)
-    image = torch.full((batch, latents * images), model.config.image_token_id)
-    ids = torch.cat([torch.full((batch, 1), 1), image, words], dim=1)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if images:
-        pixels = torch.randn(batch, images, 3, side, side, generator=draw)
-        mask = torch.ones(batch, images, side, side, dtype=torch.bool)
-        # The first picture is whole, later ones are lower or narrower by a patch.
-        mask.flatten(0, 1)[1::2, side - patch :] = False
-        mask.flatten(0, 1)[2::2, :, side - patch :] = False
-        inputs["pixel_values"] = (pixels * mask[:, :, None]).to(model.dtype)
-        inputs["pixel_attention_mask"] = mask
-    return inputs
 
 
 class Idefics2Contract(Contract):

@@ -8,30 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 import dcsurgery
 from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import AnatomyError
 from tests.architectures.cases import TinyModel, make_case
-from tests.architectures.contract import Contract
 from tests.architectures.fresh import check_whole_way, save_fresh
 from tests.architectures.inputs import image_inputs
+from tests.architectures.internvl import InternVLContract
 from tests.closeness import assert_near
 from tests.surgery import random_matrix
 from tests.tiny.internvl import internvl_config, write_internvl, write_tiny_internvl
-
-
-class InternVLContract(Contract):
-    def rows(self, model: Any, state: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        patches = state[:, 1:]
-        side = int(patches.shape[1] ** 0.5)
-        grid = patches.reshape(len(patches), side, side, -1)
-        shuffled: Tensor = model.model.pixel_shuffle(grid, model.config.downsample_ratio)
-        return shuffled.flatten(1, 2)
-
-    def loud_norms(self, model: Any) -> tuple[nn.Module, ...]:
-        return (model.model.multi_modal_projector.layer_norm, model.model.vision_tower.layernorm)
 
 
 class TestInternVL(InternVLContract):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dcsurgery.connectors.request import Connector
@@ -13,26 +12,7 @@ from dcsurgery.tiny import llava_config, write_tiny_llava
 from dcsurgery.tiny.llava import Tower, write_llava
 from tests.architectures.cases import TinyModel
 from tests.architectures.contract import StockContract
-
-
-def llava_inputs(model: Any, batch: int, images: int) -> dict[str, Tensor]:
-    """Random pixels and `<s> <image>... words` for a 16 pixel, 4 pixel patch tower.
-
-    "default" cuts one token: registers stay among the image tokens.
-    """
-    draw = torch.Generator().manual_seed(11)
-    words = torch.randint(40, 200, (batch, 5), generator=draw)
-    start = torch.full((batch, 1), 1)
-    registers = getattr(model.config.vision_config, "num_register_tokens", 0)
-    image = torch.full((batch, (16 + registers) * images), model.config.image_token_id)
-    ids = torch.cat([start, image, words], dim=1)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if images:
-        pixels = torch.randn(batch * images, 3, 16, 16, generator=draw)
-        inputs["pixel_values"] = pixels.to(model.dtype)
-        if model.config.vision_config.model_type == "pixtral":
-            inputs["image_sizes"] = torch.tensor([[16, 16]] * (batch * images))
-    return inputs
+from tests.architectures.inputs import llava_inputs
 
 
 class LlavaContract(StockContract):

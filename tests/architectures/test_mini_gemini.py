@@ -14,27 +14,9 @@ from dcsurgery.modeling import register
 from dcsurgery.tiny.mini_gemini import Language, write_tiny_mini_gemini
 from tests.architectures.cases import Case, TinyModel
 from tests.architectures.contract import Contract
+from tests.architectures.inputs import mini_gemini_inputs
 
 Inputs = Callable[[Any, int, int], dict[str, Tensor]]
-
-
-def mini_gemini_inputs(model: Any, batch: int, images: int) -> dict[str, Tensor]:
-    """Random pictures of both sizes and `<s> <image>... words`."""
-    draw = torch.Generator().manual_seed(11)
-    config = model.config
-    views = config.image_grid**2 + config.image_global
-    words = torch.randint(40, 200, (batch, 5), generator=draw)
-    image = torch.full((batch, 16 * views * images), config.image_token_id)
-    ids = torch.cat([torch.full((batch, 1), 1), image, words], dim=1)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if images:
-        count = batch * images
-        shape = (count, views) if config.image_grid > 1 else (count,)
-        side = 32 * config.image_grid
-        low = torch.randn(*shape, 3, 16, 16, generator=draw)
-        high = torch.randn(count, 3, side, side, generator=draw)
-        inputs |= {"pixel_values": low.to(model.dtype), "pixel_values_aux": high.to(model.dtype)}
-    return inputs
 
 
 class MiniGeminiContract(Contract):

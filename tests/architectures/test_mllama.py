@@ -22,34 +22,10 @@ from dcsurgery.verification.models import image_features
 from tests.architectures.cases import Case, TinyModel, load
 from tests.architectures.contract import StockContract
 from tests.architectures.fresh import check_whole_way, save_fresh
+from tests.architectures.inputs import TILES, mllama_inputs
 from tests.tiny.mllama import mllama_config, write_tiny_mllama
 
-TILES = 4
 VISION = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
-
-
-def mllama_inputs(model: Any, batch: int, images: int) -> dict[str, Tensor]:
-    """Prompts `<s> <image>... words`; the images of a batch have other numbers of tiles."""
-    draw = torch.Generator().manual_seed(11)
-    side = model.config.vision_config.image_size
-    words = torch.randint(40, 200, (batch, 5), generator=draw)
-    image = torch.full((batch, images), model.config.image_token_id)
-    ids = torch.cat([torch.full((batch, 1), 1), image, words], dim=1)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if images:
-        pixels = torch.randn(batch, images, TILES, 3, side, side, generator=draw)
-        # Ids count the supported ratios from 1: 6 is 2 x 2, 1 is 1 x 1, 2 is 1 x 2.
-        kinds = torch.tensor([6, 1, 2]).repeat(2)[: batch * images].view(batch, images)
-        tiles = torch.tensor([0, 1, 2, 3, 4, 2, 4])[kinds]
-        mask = (torch.arange(TILES) < tiles[..., None]).long()
-        seen = (ids == model.config.image_token_id).cumsum(1)[:, :, None] > torch.arange(images)
-        inputs |= {
-            "pixel_values": (pixels * mask[..., None, None, None]).to(model.dtype),
-            "aspect_ratio_ids": kinds,
-            "aspect_ratio_mask": mask,
-            "cross_attention_mask": seen[..., None].long() * mask[:, None],
-        }
-    return inputs
 
 
 class MllamaContract(StockContract):

@@ -13,7 +13,7 @@ from dcsurgery.connectors.request import Connector
 from tests.architectures.cases import TinyModel, make_case
 from tests.architectures.fresh import check_whole_way, save_fresh
 from tests.architectures.inputs import image_inputs
-from tests.architectures.test_internvl import InternVLContract
+from tests.architectures.internvl import InternVLContract
 from tests.tiny.qianfan_ocr import qianfan_ocr_config, write_tiny_qianfan_ocr
 
 

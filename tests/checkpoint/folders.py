@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from safetensors import safe_open
 
 CONFIG = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}
 
@@ -166,4 +170,55 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int, bytes]]:
         if path.is_file() and not path.is_symlink():
             state = path.lstat()
             found[str(path)] = (state.st_size, state.st_mtime_ns, path.read_bytes())
+    return found
+
+
+def load(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a folder by safetensors itself; no name may be in two files."""
+    found: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        with safe_open(path, "pt") as file:
+            assert found.keys().isdisjoint(file.keys())
+            found |= {name: file.get_tensor(name) for name in file.keys()}
+    return found
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Bit for bit, dtype and shape included."""
+    raw = [item.contiguous().view(-1).view(torch.uint8) for item in (a, b)]
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(*raw)
+
+
+def hub_cache(root: Path, files: dict[str, bytes], *, shared: bool) -> Path:
+    """A snapshot whose names reach their bytes in one hop (blobs), or in two (shared blobs)."""
+    model = root / "models--org--name"
+    (model / "blobs").mkdir(parents=True)
+    for number, (name, data) in enumerate(files.items()):
+        digest = hashlib.sha256(data + bytes([number])).hexdigest()
+        blob = model / "blobs" / digest
+        if shared:
+            store = root / "blobs" / digest[:2] / digest
+            store.parent.mkdir(parents=True, exist_ok=True)
+            store.write_bytes(data)
+            store.chmod(0o444)
+            blob.symlink_to(os.path.relpath(store, blob.parent))
+        else:
+            blob.write_bytes(data)
+        target = model / "snapshots" / ("c" * 40) / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(os.path.relpath(blob, target.parent))
+    return model / "snapshots" / ("c" * 40)
+
+
+def cache_state(root: Path) -> dict[str, tuple[Any, ...]]:
+    """All that could show that a cache was touched, links and folders included."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for path in [root, *sorted(root.rglob("*"))]:
+        state = path.lstat()
+        what: Any = None
+        if path.is_symlink():
+            what = os.readlink(path)
+        elif path.is_file():
+            what = hashlib.sha256(path.read_bytes()).hexdigest()
+        found[str(path)] = (state.st_ino, state.st_mode, state.st_nlink, state.st_mtime_ns, what)
     return found

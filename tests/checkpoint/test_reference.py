@@ -15,7 +15,7 @@ import pytest
 from dcsurgery.checkpoint.model_ref import ModelRef, fetch, is_cache_path, parse_reference
 from dcsurgery.errors import CheckpointNotFoundError, RequestError
 from tests.checkpoint.folders import sharded
-from tests.hub_server import Hub, running_hub
+from tests.hub import Hub, running_hub
 
 pytestmark = pytest.mark.slow
 

@@ -32,9 +32,13 @@ from tests.checkpoint.folders import (
     PROJECTOR,
     WEIGHT,
     Specs,
+    cache_state,
+    hub_cache,
     llava,
     llava_specs,
+    load,
     raw_file,
+    same,
     shard,
     snapshot,
     typed_shard,
@@ -42,22 +46,6 @@ from tests.checkpoint.folders import (
 )
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-def load(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a folder by safetensors itself; no name may be in two files."""
-    found: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob("model*.safetensors")):
-        with safe_open(path, "pt") as file:
-            assert found.keys().isdisjoint(file.keys())
-            found |= {name: file.get_tensor(name) for name in file.keys()}
-    return found
-
-
-def same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Bit for bit, dtype and shape included."""
-    raw = [item.contiguous().view(-1).view(torch.uint8) for item in (a, b)]
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(*raw)
 
 
 def new(name: str, dtype: str, shape: tuple[int, ...], seed: int = 5) -> NewTensor:
@@ -296,41 +284,6 @@ def test_unchanged_shards_are_linked_only_when_asked(shards: int, tmp_path: Path
             source = base / item.file
             assert (out / item.file).samefile(source) is shared
     assert snapshot(base) == before
-
-
-def hub_cache(root: Path, files: dict[str, bytes], *, shared: bool) -> Path:
-    """A snapshot whose names reach their bytes in one hop (blobs), or in two (shared blobs)."""
-    model = root / "models--org--name"
-    (model / "blobs").mkdir(parents=True)
-    for number, (name, data) in enumerate(files.items()):
-        digest = hashlib.sha256(data + bytes([number])).hexdigest()
-        blob = model / "blobs" / digest
-        if shared:
-            store = root / "blobs" / digest[:2] / digest
-            store.parent.mkdir(parents=True, exist_ok=True)
-            store.write_bytes(data)
-            store.chmod(0o444)
-            blob.symlink_to(os.path.relpath(store, blob.parent))
-        else:
-            blob.write_bytes(data)
-        target = model / "snapshots" / ("c" * 40) / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.symlink_to(os.path.relpath(blob, target.parent))
-    return model / "snapshots" / ("c" * 40)
-
-
-def cache_state(root: Path) -> dict[str, tuple[Any, ...]]:
-    """All that could show that a cache was touched, links and folders included."""
-    found: dict[str, tuple[Any, ...]] = {}
-    for path in [root, *sorted(root.rglob("*"))]:
-        state = path.lstat()
-        what: Any = None
-        if path.is_symlink():
-            what = os.readlink(path)
-        elif path.is_file():
-            what = hashlib.sha256(path.read_bytes()).hexdigest()
-        found[str(path)] = (state.st_ino, state.st_mode, state.st_nlink, state.st_mtime_ns, what)
-    return found
 
 
 def cache_folder(snapshot: Path, tmp_path: Path, how: str) -> Path:

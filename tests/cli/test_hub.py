@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import dcsurgery
-from tests.hub_server import Hub, running_hub
+from tests.hub import Hub, running_hub
 from tests.training.data import write_data
 
 from .conftest import Run

@@ -4,36 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.docs.pages import PAGES
+from tests.docs.pages import PAGES, keys
 from tests.docs.workplace import write_workplace
 from tests.training.data import write_data
 
 from .conftest import Run
 
-# Their keys are data, or documents that are described elsewhere.
-OPEN = {
-    "adapter", "by_type", "against_first_by_type", "loaders", "plan", "recipe", "recipes",
-    "settings", "skipped", "towers", "versions", "layouts", "unread_pictures", "columns",
-}  # fmt: skip
 EVERYWHERE = {"schema_version"}
-
-
-def keys(value: Any) -> Iterator[str]:
-    """Every key of a JSON value, at any depth above the open ones."""
-    if isinstance(value, list):
-        for item in value:
-            yield from keys(item)
-    if isinstance(value, dict):
-        yield from value
-        for name, inner in value.items():
-            if name not in OPEN:
-                yield from keys(inner)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,7 @@ from dcsurgery.cli.main import app
 from dcsurgery.demo.lesson import write_lesson
 from dcsurgery.surgery.plan_file import read_plan
 from dcsurgery.training.settings import READING, TrainingSettings
-from tests.cli.test_json_page import keys
-from tests.docs.pages import PAGES
+from tests.docs.pages import PAGES, keys
 from tests.training.data import write_data
 
 from .conftest import Run

@@ -22,9 +22,8 @@ from dcsurgery.errors import RequestError
 from dcsurgery.loading.load import install
 from dcsurgery.tiny import write_tiny_llava
 from tests.architectures.cases import Case, TinyModel, load, make_case
+from tests.architectures.inputs import idefics2_inputs, llava_inputs
 from tests.architectures.packed import PackedContract, packed_forward
-from tests.architectures.test_idefics2 import idefics2_inputs
-from tests.architectures.test_llava import llava_inputs
 from tests.closeness import PAPER, assert_near
 from tests.surgery import random_matrix, write_delta
 from tests.tiny.idefics2 import write_tiny_idefics2

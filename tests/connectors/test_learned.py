@@ -13,7 +13,7 @@ from dcsurgery.connectors.attach import attach, detach
 from dcsurgery.connectors.folding import learned_shares
 from dcsurgery.errors import RequestError
 from tests.architectures.cases import load
-from tests.architectures.test_llava import llava_inputs
+from tests.architectures.inputs import llava_inputs
 from tests.closeness import SAME, assert_near
 from tests.surgery import random_matrix, write_delta, write_folded
 

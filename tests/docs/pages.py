@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(
@@ -105,3 +106,22 @@ def pages() -> Iterator[Page]:
 
 
 PAGES = {page.name: page for page in pages()}
+
+
+# Their keys are data, or documents that are described elsewhere.
+OPEN = {
+    "adapter", "by_type", "against_first_by_type", "loaders", "plan", "recipe", "recipes",
+    "settings", "skipped", "towers", "versions", "layouts", "unread_pictures", "columns",
+}  # fmt: skip
+
+
+def keys(value: Any) -> Iterator[str]:
+    """Every key of a JSON value, at any depth above the open ones."""
+    if isinstance(value, list):
+        for item in value:
+            yield from keys(item)
+    if isinstance(value, dict):
+        yield from value
+        for name, inner in value.items():
+            if name not in OPEN:
+                yield from keys(inner)

@@ -22,7 +22,7 @@ from dcsurgery.modeling.mini_gemini import (
     MiniGeminiProcessor,
 )
 from dcsurgery.tiny.mini_gemini import mini_gemini_config, write_tiny_mini_gemini
-from tests.architectures.test_mini_gemini import mini_gemini_inputs
+from tests.architectures.inputs import mini_gemini_inputs
 from tests.closeness import assert_near
 
 MESSAGES: list[Any] = [

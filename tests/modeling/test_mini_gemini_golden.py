@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, safe_open
 from torch import Tensor
 from torch.nn import functional
 
 from dcsurgery.modeling.mini_gemini import MiniGeminiConfig, MiniGeminiModel
 from dcsurgery.modeling.mini_gemini.original_names import CHECKPOINT, renamed, turned
 from tests.closeness import PAPER
+from tests.golden.numbers import golden
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 GRIDS = ("grid1", "grid2", "grid2_global")
-
-
-@cache
-def golden() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    path = GOLDEN / "mgm.safetensors"
-    with safe_open(path, "pt") as file:
-        return load_file(path), json.loads(file.metadata()["golden"])
 
 
 def weights() -> dict[str, Tensor]:
     """Every weight under the reference's own name."""
     return {
         name.removeprefix("weights."): value
-        for name, value in golden()[0].items()
+        for name, value in golden("mgm")[0].items()
         if name.startswith("weights.")
     }
 
 
 @cache
 def model(grid: int, whole: bool) -> MiniGeminiModel:
-    sizes = golden()[1]["config"]
+    sizes = golden("mgm")[1]["config"]
     config = MiniGeminiConfig(
         vision_config={
             "model_type": "clip_vision_model",
@@ -86,7 +75,7 @@ def model(grid: int, whole: bool) -> MiniGeminiModel:
 
 
 def case(name: str) -> tuple[MiniGeminiModel, dict[str, Tensor]]:
-    tensors, info = golden()
+    tensors, info = golden("mgm")
     sizes = info["cases"][name]
     found = {key.removeprefix(f"{name}."): tensors[key] for key in tensors if f"{name}." in key}
     return model(sizes["image_grid"], sizes["image_global"]), found
@@ -99,7 +88,7 @@ def close(found: Tensor, wanted: Tensor) -> bool:
 
 @torch.no_grad()
 def test_aux_tower_gives_the_references_map() -> None:
-    tensors, info = golden()
+    tensors, info = golden("mgm")
     built = model(1, False)
     maps = built.encode_high(tensors["images_aux"])
     assert close(maps, tensors["aux_feature_map"])
@@ -117,7 +106,7 @@ def test_aux_tower_gives_the_references_map() -> None:
 def test_tower_and_mined_features_are_the_references(name: str) -> None:
     built, wanted = case(name)
     features = built.encode_low(built.views(wanted["images"]))
-    mined = built.mine(features, golden()[0]["aux_feature_map"])
+    mined = built.mine(features, golden("mgm")[0]["aux_feature_map"])
     tiles = len(wanted["local.low_res_features"])
     for part, rows in (("local", slice(None, tiles)), ("global", slice(tiles, None))):
         if f"{part}.mined_features" not in wanted:
@@ -131,7 +120,7 @@ def test_tower_and_mined_features_are_the_references(name: str) -> None:
 @torch.no_grad()
 def test_image_tokens_are_the_references(name: str) -> None:
     built, wanted = case(name)
-    found = built.get_image_features(wanted["images"], golden()[0]["images_aux"]).pooler_output
+    found = built.get_image_features(wanted["images"], golden("mgm")[0]["images_aux"]).pooler_output
     assert close(torch.stack(found), wanted["image_features"])
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, linear
 
+from dcsurgery.tiny.llava import Tower
 from dcsurgery.tiny.original_llava import OriginalSizes, write_original_llava, write_tower
-from tests.test_golden import Tower, golden
+from tests.golden.numbers import golden
 
 INSIDE = "model.vision_tower."
 PROJECTOR = "model.mm_projector."

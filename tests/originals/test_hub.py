@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from dcsurgery.tiny.original_llava import OriginalSizes, write_original_llava, write_tower
-from tests.hub_server import Hub, running_hub
-from tests.test_convert_hub import Client
+from tests.hub import Hub, running_hub
+from tests.hub.client import Client
 
 MODEL, TOWER = "org/llava", "someone/clip-tower"
 SIZES = OriginalSizes(depth=4, width=64, inter=512, words=3000, hidden=64)

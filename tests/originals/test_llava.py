@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 
 import dcsurgery
 from dcsurgery.surgery.plan_file import CONNECTOR_TENSOR, DELTA_FILE, PLAN_FILE
+from dcsurgery.tiny.llava import Tower
 from tests.architectures.cases import load
 from tests.closeness import PAPER, assert_near
+from tests.golden.numbers import TOWERS, check_path, golden, image_features
 from tests.originals.originals import (
     golden_features,
     golden_original,
@@ -21,7 +23,6 @@ from tests.originals.originals import (
     spliced_logits,
 )
 from tests.surgery import digests
-from tests.test_golden import TOWERS, Tower, check_path, golden, image_features
 
 pytestmark = pytest.mark.slow
 

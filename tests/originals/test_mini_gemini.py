@@ -49,13 +49,14 @@ from dcsurgery.tiny.original_mini_gemini import (
     write_towers,
 )
 from dcsurgery.tiny.weights import model_shapes, rename
-from tests.architectures.test_mini_gemini import mini_gemini_inputs
+from tests.architectures.inputs import mini_gemini_inputs
 from tests.closeness import assert_near
+from tests.golden.numbers import GOLDEN
 from tests.surgery import digests, random_matrix, write_delta
 
 pytestmark = pytest.mark.slow
 
-LAYOUT = Path(__file__).parents[1] / "golden" / "mgm_llama_checkpoint_layout.json"
+LAYOUT = GOLDEN / "mgm_llama_checkpoint_layout.json"
 FIRST = "model.mm_projector.0.weight"
 
 

@@ -19,8 +19,8 @@ from dcsurgery.tiny.original_llava import OriginalSizes, write_original_llava, w
 from dcsurgery.tiny.tokenizer import write_tokenizer
 from tests.architectures.cases import load
 from tests.closeness import PAPER, assert_near
+from tests.golden.numbers import golden
 from tests.originals.originals import golden_original, golden_tower
-from tests.test_golden import golden
 
 ANYRES = {
     "image_aspect_ratio": "anyres",

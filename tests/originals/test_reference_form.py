@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 import dcsurgery
 from dcsurgery.errors import OutputExistsError, PlanError
 from dcsurgery.tiny import write_tiny_llava
+from dcsurgery.tiny.llava import Tower
 from dcsurgery.tiny.original_llava import OriginalSizes, write_original_llava, write_tower
+from tests.golden.numbers import GOLDEN, check_path
 from tests.originals.originals import golden_original, golden_tower
 from tests.surgery import digests
-from tests.test_golden import Tower, check_path
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 SIZES = OriginalSizes(words=64)
 # Entries that say where a model comes from, not what it is.
 PROVENANCE = {"mm_vision_tower", "transformers_version", "rope_theta", "max_position_embeddings"}

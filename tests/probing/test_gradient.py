@@ -18,7 +18,6 @@ from dcsurgery.training.loss import SupervisedHead, supervised_loss
 from tests.architectures.cases import Case
 from tests.closeness import assert_near
 from tests.training.tasks import make_rows
-from tests.training.test_families import families  # noqa: F401 - a fixture
 
 # By how much the losses that are compared differ, in nats: fp32 knows them to about 1e-6.
 CHANGE = 0.05
@@ -56,7 +55,7 @@ def loss_at(case: Case, model: Any, matrix: Tensor, batch: Mapping[str, Tensor])
 
 
 @pytest.mark.parametrize("name", [architecture.name for architecture in available()])
-def test_the_loss_moves_as_the_gradient_says(families: dict[str, Case], name: str) -> None:  # noqa: F811
+def test_the_loss_moves_as_the_gradient_says(families: dict[str, Case], name: str) -> None:
     case = families[name]
     model = case.plain()
     batch = make_rows(case.tiny, model, 1)[0]
@@ -77,7 +76,7 @@ def test_the_loss_moves_as_the_gradient_says(families: dict[str, Case], name: st
 
 @pytest.mark.parametrize(("precision", "relative"), [("bf16", 0.05), ("fp16", 0.01)])
 def test_fewer_bits_hear_the_same_error(
-    families: dict[str, Case],  # noqa: F811
+    families: dict[str, Case],
     precision: str,
     relative: float,
 ) -> None:

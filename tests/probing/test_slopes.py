@@ -19,7 +19,6 @@ from dcsurgery.probing.slopes import Candidate, ProbeRow, Subject, measure_slope
 from tests.architectures.cases import Case
 from tests.closeness import PAPER, assert_near
 from tests.training.tasks import make_rows
-from tests.training.test_families import families  # noqa: F401 - a fixture
 
 ROWS, FOLDS = 8, 4
 KINDS = ("llava", "qwen2_5_vl", "idefics3", "internvl", "gemma3", "mllama", "molmo2", "glm4v")
@@ -57,7 +56,7 @@ def restated(readings: list[RowReading], folds: list[int], block: int, other: bo
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_slopes_are_what_the_formulas_say(families: dict[str, Case], name: str) -> None:  # noqa: F811
+def test_slopes_are_what_the_formulas_say(families: dict[str, Case], name: str) -> None:
     case = families[name]
     model = case.plain()
     rows = make_rows(case.tiny, model, ROWS)

@@ -144,3 +144,17 @@ def running_pusher(hub: Hub, folder: Path, *, heavy: bool) -> Iterator[Pusher]:
 
 if __name__ == "__main__":
     serve(Path(sys.argv[1]), sys.argv[2] == "1")
+
+
+NOTHING = "nothing was committed"
+
+
+def refused(done: Done, *words: str, nothing: bool = True) -> None:
+    """Assert one line of error and one of advice, with these words and what was committed."""
+    assert done.code == 1, done
+    lines = done.err.strip().split("\n")
+    assert [line.split(":")[0] for line in lines] == ["error", "hint"], done.err
+    for word in words:
+        assert word in done.err
+    assert not nothing or NOTHING in lines[0]
+    assert done.out == ""

@@ -15,7 +15,7 @@ import pytest
 
 from tests.checkpoint.folders import llava
 from tests.hub import Fault, Hub, User, running_hub
-from tests.publishing.pusher import Done, Pusher, environment, running_pusher
+from tests.publishing.pusher import NOTHING, Done, Pusher, environment, refused, running_pusher
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,6 @@ TOKENS = {
     "hf_narrow": User("me", "fineGrained", scopes=(("me/other", "repo.write"),)),
     "hf_fine": User("me", "fineGrained", scopes=(("me", "repo.write"),)),
 }
-NOTHING = "nothing was committed"
 
 
 @pytest.fixture(scope="module")
@@ -75,17 +74,6 @@ def push(pusher: Pusher, delta: Path) -> Push:
         return pusher.run("push", delta, repo, "--no-verify", *options, token=token)
 
     return run
-
-
-def refused(done: Done, *words: str, nothing: bool = True) -> None:
-    """Assert one line of error and one of advice, with these words and what was committed."""
-    assert done.code == 1, done
-    lines = done.err.strip().split("\n")
-    assert [line.split(":")[0] for line in lines] == ["error", "hint"], done.err
-    for word in words:
-        assert word in done.err
-    assert not nothing or NOTHING in lines[0]
-    assert done.out == ""
 
 
 def uploads(hub: Hub) -> int:

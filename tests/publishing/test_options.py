@@ -12,9 +12,8 @@ import pytest
 from dcsurgery.surgery.delta_readme import BEGIN
 from tests.checkpoint.folders import llava, write
 from tests.hub import Hub, User, running_hub
-from tests.publishing.pusher import Done, Pusher, running_pusher
-from tests.publishing.test_card import evaluation
-from tests.publishing.test_faults import NOTHING, refused
+from tests.publishing.pusher import NOTHING, Done, Pusher, refused, running_pusher
+from tests.publishing.reports import evaluation
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 import dcsurgery
 from dcsurgery.surgery.export import export_checkpoint
 from dcsurgery.surgery.portable import code_digest
-from tests.architectures.test_qwen2_5_vl import TestQwen25VL
+from tests.architectures.families import contract
 from tests.hub import User, running_hub
 from tests.publishing.pusher import environment, running_pusher
 from tests.surgery import random_matrix, write_delta
@@ -64,7 +64,7 @@ def test_a_second_machine_answers_with_the_connector(tmp_path: Path) -> None:
         code, found, _ = code.partition("processor = ")
         assert found
         branch = dcsurgery.load(tmp_path / "delta")
-        inputs = TestQwen25VL.inputs(branch, 1, 1)
+        inputs = contract("qwen2_5_vl.TestQwen25VL").inputs(branch, 1, 1)
         save_file({k: v.contiguous() for k, v in inputs.items()}, tmp_path / "inputs")
         env = environment(hub, tmp_path / "elsewhere") | {"TRANSFORMERS_VERBOSITY": "error"}
         ran = subprocess.run(

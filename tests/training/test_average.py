@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 from dcsurgery.connectors.request import Connector
 from dcsurgery.training.average import averaged
 from dcsurgery.training.settings import TrainingSettings
-from tests.architectures import test_llava
 from tests.architectures.cases import Case, make_case
+from tests.architectures.families import contract
 from tests.training.tasks import Rows, make_rows, run, snapshot
 
 VALUES: dict[str, Any] = {"max_steps": 6, "average": 0.5, "projector_lr": 1e-2}
@@ -40,7 +40,7 @@ class Watch(TrainerCallback):
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("average") / "model"
-    return make_case(test_llava.TestClip.tiny(folder, 1), Connector("dci"))
+    return make_case(contract("llava.TestClip").tiny(folder, 1), Connector("dci"))
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +9,9 @@ import pytest
 
 from dcsurgery.architectures import available
 from tests.architectures import cases
-from tests.architectures.contract import Wiring
 from tests.training.tasks import changed, make_rows, run, snapshot
 
 pytestmark = pytest.mark.slow
-
-FOLDER = Path(cases.__file__).parent
-
-
-def contracts() -> Iterator[type[Wiring]]:
-    """The contract tests of all families: each knows how to write a tiny model of its own."""
-    for path in sorted(FOLDER.glob("test_*.py")):
-        module = importlib.import_module(f"tests.architectures.{path.stem}")
-        for found in vars(module).values():
-            if isinstance(found, type) and issubclass(found, Wiring):
-                if found.__name__.startswith("Test") and found.__module__ == module.__name__:
-                    yield found
-
-
-@pytest.fixture(scope="module")
-def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, cases.Case]:
-    """One tiny model of each family, by name."""
-    place, found = tmp_path_factory.mktemp("families"), {}
-    modules: list[str] = []
-
-    def place_in_module(contract: type[Wiring]) -> int:
-        """Most modules hold one family in several shapes, of which the first is enough."""
-        modules.append(contract.__module__)
-        return modules.count(contract.__module__)
-
-    for number, contract in enumerate(sorted(contracts(), key=place_in_module)):
-        if len(found) == len(available()):
-            break
-        case = cases.make_case(contract.tiny(place / str(number), 1), contract.specs[0])
-        found.setdefault(case.architecture.name, case)
-    return found
 
 
 def test_every_family_is_tried(families: dict[str, cases.Case]) -> None:

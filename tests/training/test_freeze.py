@@ -19,32 +19,25 @@ from dcsurgery.training.lora import lora_targets
 from dcsurgery.training.loss import SupervisedHead, supervised_loss, zero_of
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.training.trainer import prepare
-from tests.architectures import (
-    test_idefics3,
-    test_llava,
-    test_llava_next,
-    test_mllama,
-    test_paligemma,
-    test_qwen2_vl,
-)
 from tests.architectures.cases import Case, make_case
+from tests.architectures.families import contract
 from tests.closeness import assert_near
 from tests.training.tasks import Rows, collate, make_rows
 
 FAMILIES = {
-    "llava": test_llava.TestClip,
-    "llava_next": test_llava_next.TestLlavaNext,
-    "paligemma": test_paligemma.TestGemma2,
-    "qwen2_vl": test_qwen2_vl.TestQwen2VL,
-    "smolvlm": test_idefics3.TestSmolVLM,
-    "mllama": test_mllama.TestMllama,
+    "llava": "llava.TestClip",
+    "llava_next": "llava_next.TestLlavaNext",
+    "paligemma": "paligemma.TestGemma2",
+    "qwen2_vl": "qwen2_vl.TestQwen2VL",
+    "smolvlm": "idefics3.TestSmolVLM",
+    "mllama": "mllama.TestMllama",
 }
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp(request.param) / "model"
-    return make_case(FAMILIES[request.param].tiny(folder, 1), Connector("dci"))
+    return make_case(contract(FAMILIES[request.param]).tiny(folder, 1), Connector("dci"))
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +159,7 @@ def test_groups_come_in_the_order_they_are_told(case: Case, attached: Any, rows:
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("llava") / "model"
-    return make_case(test_llava.TestClip.tiny(folder, 1), Connector("dci"))
+    return make_case(contract("llava.TestClip").tiny(folder, 1), Connector("dci"))
 
 
 def test_trained_parameters_become_fp32_and_the_others_keep_their_dtype(llava: Case) -> None:
@@ -179,7 +172,7 @@ def test_trained_parameters_become_fp32_and_the_others_keep_their_dtype(llava: C
 
 
 def test_a_connector_without_a_matrix_cannot_be_trained_alone(tmp_path: Path) -> None:
-    tiny = test_llava.TestClip.tiny(tmp_path / "model", 1)
+    tiny = contract("llava.TestClip").tiny(tmp_path / "model", 1)
     case = make_case(tiny, Connector("sti", layers=((1,),), form="delta"))
     with pytest.raises(TrainingError, match="sti connector has no parameters") as caught:
         choose(case.attached(), case.plan, TrainingSettings(train="connector"))

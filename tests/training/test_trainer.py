@@ -19,8 +19,8 @@ from dcsurgery.errors import RequestError, TrainingError
 from dcsurgery.training.checkpoints import latest_checkpoint
 from dcsurgery.training.logs import draw, read_log
 from dcsurgery.training.trainer import train
-from tests.architectures import test_llava
 from tests.architectures.cases import Case, make_case
+from tests.architectures.families import contract
 from tests.training.tasks import (
     Rows,
     changed,
@@ -35,7 +35,7 @@ from tests.training.tasks import (
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("training") / "model"
-    return make_case(test_llava.TestClip.tiny(folder, 1), Connector("dci"))
+    return make_case(contract("llava.TestClip").tiny(folder, 1), Connector("dci"))
 
 
 @pytest.fixture(scope="module")

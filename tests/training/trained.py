@@ -13,7 +13,7 @@ from torch import Tensor
 from dcsurgery.loading.load import load_for_training
 from dcsurgery.surgery.plan_file import SurgeryPlan, TrainingRecord
 from dcsurgery.training.trained_files import write_trained
-from tests.architectures.test_llava import llava_inputs
+from tests.architectures.inputs import llava_inputs
 
 MATRIX = "dense_connector.weight"
 LANGUAGE_MODEL = r".*language_model.*\.(q_proj|v_proj|down_proj)"

@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from dcsurgery.connectors.request import Connector
 from dcsurgery.training.finetune import finetune_connector
 from dcsurgery.training.settings import TrainingSettings
-from tests.architectures import test_llava
 from tests.architectures.cases import TinyModel, make_case
+from tests.architectures.inputs import llava_inputs
 from tests.training.tasks import make_rows, run
 
 # Rows with and without images: what one process has no gradient for, another may have.
@@ -34,7 +34,7 @@ STOP = 5
 
 def work(base: Path, folder: Path, rank: int = 0, stop_at: int | None = None) -> None:
     """Train and save what came out; with `stop_at`, stop after that step and go on from there."""
-    case = make_case(TinyModel(base, test_llava.llava_inputs), Connector("dci"))
+    case = make_case(TinyModel(base, llava_inputs), Connector("dci"))
     model = case.attached()
     rows = make_rows(case.tiny, model, 12)
     rows.rows[3]["labels"][:, :-1] = -100

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,9 +17,23 @@ from dcsurgery.surgery.convert import convert_checkpoint
 from dcsurgery.surgery.plan_file import DELTA_FILE, PLAN_FILE
 from dcsurgery.tiny import write_tiny_llava
 from dcsurgery.tiny.llava import Tower
-from dcsurgery.verification import Report, verify_checkpoint
+from dcsurgery.verification import verify_checkpoint
 from dcsurgery.verification.pair import open_pair
 from dcsurgery.verification.structure import structure_checks
+from tests.verification.checks import (
+    BASE,
+    BIAS,
+    CHANGED,
+    CONFIG,
+    DELTA,
+    LAYOUT,
+    NORM,
+    OTHERS,
+    PROJECTOR,
+    SIDE,
+    failed,
+    structure,
+)
 from tests.verification.damage import (
     Damage,
     copy_of,
@@ -41,15 +54,9 @@ from tests.verification.damage import (
 pytestmark = pytest.mark.slow
 
 FIRST, SECOND = (f"model-0000{i}-of-00003.safetensors" for i in (1, 2))
-PROJECTOR = "multi_modal_projector.linear_1.weight"
-BIAS = "multi_modal_projector.linear_1.bias"
-NORM = "language_model.model.norm.weight"
 EMBEDDINGS = "language_model.model.embed_tokens.weight"
 MATRIX = "dense_connector.weight"
 
-BASE, DELTA, LAYOUT = "base is the plan's base", "connector is as planned", "file layout"
-OTHERS, CHANGED = "every other tensor", "changed tensors are as planned"
-CONFIG, SIDE = "config.json", "side files"
 HUB = "base files match the Hub"
 STRUCTURE = {BASE, DELTA, LAYOUT, OTHERS, CHANGED, CONFIG, SIDE}
 
@@ -68,21 +75,6 @@ def delta(tiny_siglip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("structure") / "delta"
     convert_checkpoint(tiny_siglip, folder, form="delta", init="paper")
     return folder
-
-
-def failed(report: Report) -> set[str]:
-    """Names of the failed checks; the report must say the same in all its forms."""
-    bad = {check.name for check in report.checks if not check.passed}
-    values = json.loads(json.dumps(report.to_dict()))
-    assert report.passed == (not bad) == values["passed"]
-    assert {item["name"] for item in values["checks"] if not item["passed"]} == bad
-    assert all(check.detail for check in report.checks if not check.passed)
-    return bad
-
-
-def structure(folder: Path, against: Path | None = None, *, deep: bool = False) -> set[str]:
-    """Names of the failed structure checks."""
-    return {c.name for c in structure_checks(open_pair(folder, against), deep=deep) if not c.passed}
 
 
 STOCK_DAMAGE: dict[str, tuple[Damage, str]] = {

@@ -20,6 +20,17 @@ from dcsurgery.training.trained_files import write_trained
 from dcsurgery.verification import verify_checkpoint
 from tests.surgery import digest
 from tests.training.trained import a_record, move, of_stage_one, with_lora
+from tests.verification.checks import (
+    BASE,
+    BIAS,
+    CHANGED,
+    DELTA,
+    NORM,
+    OTHERS,
+    PROJECTOR,
+    failed,
+    structure,
+)
 from tests.verification.damage import (
     Damage,
     copy_of,
@@ -30,17 +41,6 @@ from tests.verification.damage import (
     flip,
     flip_tensor,
     remove,
-)
-from tests.verification.test_structure import (
-    BASE,
-    BIAS,
-    CHANGED,
-    DELTA,
-    NORM,
-    OTHERS,
-    PROJECTOR,
-    failed,
-    structure,
 )
 
 TRAINED, ADAPTER = "only trained tensors differ", "LoRA adapter is as planned"
