@@ -18,7 +18,7 @@ from dcsurgery.architectures import available
 from dcsurgery.connectors.request import Connector
 from dcsurgery.surgery.export import export_checkpoint
 from dcsurgery.surgery.plan_file import CONNECTOR_PREFIX
-from dcsurgery.surgery.portable import ALONE, STEPS
+from dcsurgery.surgery.portable import ALONE
 from tests.architectures.cases import Case, logits, make_case
 from tests.architectures.families import contracts
 from tests.surgery import write_delta
@@ -113,11 +113,6 @@ def run_child(jobs: Path, path: str) -> dict[str, dict[str, str]]:
 @pytest.fixture(scope="module")
 def results(jobs: Path) -> dict[str, dict[str, str]]:
     return run_child(jobs, "")
-
-
-def test_a_family_that_arranges_its_patches_says_how() -> None:
-    for family in available():
-        assert not (family.portable and family.arrange) or family.name in STEPS
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures._known import KNOWN, OWN_CODE, find_known
 from dcsurgery.architectures._refused import REFUSED
+from dcsurgery.architectures._steps import Steps, crop
 from dcsurgery.checkpoint.headers import TensorEntry
 from dcsurgery.errors import UnknownArchitectureError
 from dcsurgery.features import Columns, FeatureLayout, joined_columns
@@ -52,10 +54,10 @@ class Architecture:
     between families). `dissect` reads the anatomy from config and tensor shapes, without torch.
     `checkpoints` are public examples, `towers` says in a few words which vision towers they have.
 
-    `arrange(run, state)` turns one hidden state [B, N, C] of a tower pass into what the asking site
-    (run.site) reads of it, without any norm: one tensor [..., width] for each call of that site in
-    the pass, which is one unless the projector runs picture by picture. None cuts the leading
-    tokens the anatomy says are dropped.
+    `steps(anatomy, config)` are what lies between a tower and the first matrix, without any norm,
+    in the words of the code that portable folders bring along; at first, the leading tokens are cut
+    that the anatomy says are dropped. `rows(run, state)` is what `arrange` does where that code has
+    no words for a family, which then has no portable form.
 
     `parameter_names` are (old, new) parts of names where published files call the projector's
     tensors otherwise than the loaded model does.
@@ -73,9 +75,6 @@ class Architecture:
     images)` prepares PIL images without a processor's files, `encode(model, inputs)` returns
     projected image features [tokens, width], `prompt(model, inputs, ids)` adds what the forward
     pass needs beside token ids [1, T] and image inputs, or replaces the ids.
-
-    `portable` is False where the portable form cannot build on a class of transformers, or does not
-    know how the family arranges its patches.
     """
 
     name: str
@@ -83,7 +82,8 @@ class Architecture:
     dissect: Callable[[Config, Tensors], Anatomy]
     checkpoints: tuple[str, ...]
     towers: str = ""
-    arrange: Callable[[Any, Tensor], list[Tensor]] | None = None
+    steps: Callable[[Anatomy, Config], Steps] = crop
+    rows: Callable[[Any, Tensor], list[Tensor]] | None = None
     parameter_names: tuple[tuple[str, str], ...] = ()
     stock_config: Callable[[Config, Sequence[int]], Config] | None = None
     stock_columns: Callable[[Anatomy, Sequence[int]], Columns] = _side_by_side
@@ -95,7 +95,31 @@ class Architecture:
     preprocess: Callable[[Config, Sequence[Any]], dict[str, Tensor]] | None = None
     encode: Callable[[Any, dict[str, Tensor]], Tensor] | None = None
     prompt: Callable[[Any, dict[str, Tensor], Tensor], dict[str, Tensor]] | None = None
-    portable: bool = True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A model with a connector holds its family: copies and pickles refer to it by name."""
+        return named, (self.name,)
+
+    @property
+    def portable(self) -> bool:
+        """Whether the code that portable folders bring along knows the family."""
+        return self.rows is None
+
+    def arrange(self, run: Any, state: Tensor) -> list[Tensor]:
+        """Return one hidden state [B, N, C] of a TowerPass as the asking site (run.site) reads it.
+
+        One tensor [..., width] for each call of that site in the pass, which is one unless the
+        projector runs picture by picture.
+        """
+        if self.rows is not None:
+            return self.rows(run, state)
+        from dcsurgery.modeling.modeling_dense_connector import arrange
+
+        spec = {"arrange": self.steps(run.anatomy, vars(run.model.config))}
+        sites = run.anatomy.projector.sites
+        known = SimpleNamespace(spec=spec, sites=sites, tower=run.tower, argument=run.argument)
+        found: list[list[Tensor]] = arrange(known, state, run.site_rows)  # type: ignore
+        return found[run.site if len(found) > 1 else 0]
 
     @property
     def forms(self) -> tuple[Form, ...]:

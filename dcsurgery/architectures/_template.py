@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-from dcsurgery.architectures import _rows
+from dcsurgery.architectures import _steps
 from dcsurgery.architectures._wiring import Wiring
 from dcsurgery.architectures.table import row
 
@@ -20,5 +18,5 @@ TEMPLATE = row(
         vision_config={"image_size": 384, "patch_size": 14},
         window="downsample_factor",
     ),
-    arrange=partial(_rows.join_windows, key="downsample_factor"),
+    steps=_steps.shuffle,
 )

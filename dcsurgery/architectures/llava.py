@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dcsurgery.anatomy import Anatomy
-from dcsurgery.architectures import Architecture, Config, Counting, Tensors, _llava
+from dcsurgery.architectures import Architecture, Config, Counting, Tensors, _llava, _steps
 from dcsurgery.architectures import _reading as reading
 from dcsurgery.architectures._pictures import tile_images
 from dcsurgery.errors import AnatomyError, PlanError
 from dcsurgery.features import FeatureLayout
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 VIDEO = "video_tower"
 # LlavaOnevisionConfig without a vision_config means SigLIP-so400m cut to 26 blocks.
@@ -75,26 +72,14 @@ def read_vipllava(config: Config, tensors: Tensors) -> Anatomy:
     return _llava.read_anatomy({**config, **stated}, tensors, name="vipllava")
 
 
-def patches_of(run: Any, state: Tensor) -> Tensor:
-    """Return the tokens that the config's strategy leaves."""
-    return state[:, 1:] if run.model.config.vision_feature_select_strategy == "default" else state
-
-
-def arrange_next_video(run: Any, state: Tensor) -> list[Tensor]:
-    """Return patch tokens [B, N, C], pooled by the model's own resampler when it pooled too.
+def pool_frames(anatomy: Anatomy, config: Config) -> _steps.Steps:
+    """Return patch tokens, pooled where the model's own resampler pools: those of a video.
 
     Images and videos run through one tower with the same arguments: only the number of rows that
     the projector has read says which it was.
     """
-    patches = patches_of(run, state)
-    if run.site_rows in (0, patches.shape[0] * patches.shape[1]):
-        return [patches]
-    return [getattr(run.model, "model", run.model).vision_resampler(patches)]
-
-
-def arrange_video_llava(run: Any, state: Tensor) -> list[Tensor]:
-    """Return the tokens [B, N, C] that the projector reads: a video keeps its CLS tokens."""
-    return [state if run.tower == VIDEO else patches_of(run, state)]
+    stride = config.get("spatial_pool_stride", 2)
+    return [*_steps.crop(anatomy, config), ["average_frames", stride]]
 
 
 def count_video(config: Config, anatomy: Anatomy, layout: FeatureLayout) -> Config:
@@ -189,7 +174,7 @@ ARCHITECTURES = (
         dissect=read_next_video,
         checkpoints=("llava-hf/LLaVA-NeXT-Video-7B-hf", "llava-hf/LLaVA-NeXT-Video-34B-hf"),
         towers="CLIP",
-        arrange=arrange_next_video,
+        steps=pool_frames,
         processor=count_video,
         counting=_llava.counting("LlavaNextVideoProcessor"),
         **_stock("LlavaNextVideoForConditionalGeneration"),
@@ -216,7 +201,7 @@ ARCHITECTURES = (
         dissect=read_video_llava,
         checkpoints=("LanguageBind/Video-LLaVA-7B-hf",),
         towers="CLIP, twice",
-        arrange=arrange_video_llava,
+        steps=lambda anatomy, config: _steps.crop(anatomy, config, VIDEO),
         **_stock("VideoLlavaForConditionalGeneration"),
     ),
     Architecture(

@@ -92,7 +92,7 @@ def _check_places(config: Config, patches: int) -> None:
     )
 
 
-def arrange(run: Any, state: Tensor) -> list[Tensor]:
+def rows(run: Any, state: Tensor) -> list[Tensor]:
     """Order patch tokens as the projector reads them: the whole picture, then tile by tile.
 
     The reference joins tokens that way and never defined where the groups of a connector go; here
@@ -121,8 +121,7 @@ ARCHITECTURES = (
             "YanweiLi/MGM-7B-HD",
         ),
         towers="CLIP with ConvNeXt",
-        arrange=arrange,
+        rows=rows,
         preprocess=preprocess,
-        portable=False,
     ),
 )

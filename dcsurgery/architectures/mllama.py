@@ -65,14 +65,6 @@ def dissect(config: Config, tensors: Tensors) -> Anatomy:
     )
 
 
-def arrange(run: Any, state: Tensor) -> list[Tensor]:
-    """Return [B, images, tiles, N, C] without the tokens that pad a tile to a multiple of eight."""
-    pixels = run.argument("pixel_values", 0)
-    patch = run.model.config.vision_config.patch_size
-    tokens = (pixels.shape[-2] // patch) * (pixels.shape[-1] // patch) + 1
-    return [state.reshape(*pixels.shape[:3], -1, state.shape[-1])[..., :tokens, :]]
-
-
 def stock_config(config: Config, layers: Sequence[int]) -> Config:
     """Return a copy of `config` whose tower hands on `layers`, ascending."""
     vision = reading.section(config, "vision_config")
@@ -142,7 +134,7 @@ ARCHITECTURES = (
             "meta-llama/Llama-3.2-90B-Vision-Instruct",
         ),
         towers="own, with a global transformer",
-        arrange=arrange,
+        steps=lambda anatomy, _: [["tiles", anatomy.tower.patch_size, 1, "pixel_values", 0]],
         stock_config=stock_config,
         stock_columns=stock_columns,
         # Older ones count the embeddings in the list: the base itself computes something else.

@@ -103,16 +103,6 @@ def dissect(config: Config, tensors: Tensors) -> Anatomy:
     )
 
 
-def arrange(run: Any, state: Tensor) -> list[Tensor]:
-    """Return windows [T, W, C] for key and value, their means [T, 1, C] for the query."""
-    index = run.projector_argument("pooled_patches_idx", 1).to(state.device)
-    valid = (index >= 0)[..., None].to(state.dtype)
-    windows = state.flatten(0, 1)[index.clamp(min=0)] * valid
-    if run.site > 0:
-        return [windows]
-    return [windows.sum(-2, keepdim=True) / valid.sum(-2, keepdim=True).clamp(min=1)]
-
-
 def stock_config(config: Config, layers: Sequence[int]) -> Config:
     """Return a copy of `config` whose projector joins `layers`, ascending."""
     adapter = reading.section(config, "adapter_config")
@@ -148,7 +138,7 @@ ARCHITECTURES = (
         dissect=dissect,
         checkpoints=("allenai/Molmo2-4B", "allenai/Molmo2-8B"),
         towers="own, cut behind the deepest layer it reads",
-        arrange=arrange,
+        steps=lambda anatomy, _: [["gather", "pooled_patches_idx", 1]],
         parameter_names=(
             (f"vision_backbone.{POOLING}.w", f"{PROJECTOR}.{POOLING}.w"),
             ("vision_backbone.image_projector.w", f"{PROJECTOR}.image_projector.w"),

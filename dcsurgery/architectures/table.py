@@ -9,7 +9,7 @@ from math import isqrt
 from typing import Any
 
 from dcsurgery.anatomy import Anatomy
-from dcsurgery.architectures import Architecture, Config, Counting, Tensors, _pictures, _rows
+from dcsurgery.architectures import Architecture, Config, Counting, Tensors, _pictures, _steps
 from dcsurgery.architectures import _reading as reading
 from dcsurgery.architectures._wiring import (
     Wiring,
@@ -191,7 +191,7 @@ ARCHITECTURES = (
             layer="full",
             normed=False,
         ),
-        arrange=partial(_rows.join_windows, key="downsample_factor"),
+        steps=_steps.shuffle,
         counting=_counted_by_patches(
             "AyaVisionProcessor",
             "downsample_factor",
@@ -211,7 +211,7 @@ ARCHITECTURES = (
             output="alignment_intermediate_size",
             window="downsample_factor",
         ),
-        arrange=partial(_rows.join_windows, key="downsample_factor"),
+        steps=_steps.shuffle,
     ),
     row(
         "deepseek_vl",
@@ -245,7 +245,7 @@ ARCHITECTURES = (
             patches="",
             published={"site": "resampler_model.spatial_linear.0", "module": "vision_model"},
         ),
-        arrange=_rows.merge_neighbours,
+        steps=_steps.merge,
         parameter_names=tuple(
             (f"{part}_linear.{old}.", f"{part}_linear.{new}.")
             for part in ("spatial", "temporal")
@@ -270,7 +270,7 @@ ARCHITECTURES = (
             transposed=True,
         ),
         read=_gemma3,
-        arrange=_rows.pool_windows,
+        steps=_steps.average,
         counting=_counted("Gemma3Processor", "image_seq_length", 256),
     ),
     row(
@@ -288,7 +288,7 @@ ARCHITECTURES = (
             image_size=336,
             grid=sized,
         ),
-        arrange=_rows.merge_channels_first,
+        steps=lambda anatomy, _: [["convolve", _steps.window(anatomy)]],
         preprocess=_pictures.pack_squares,
     ),
     row(
@@ -318,7 +318,7 @@ ARCHITECTURES = (
         "HuggingFaceM4/Idefics3-8B-Llama3 HuggingFaceTB/SmolVLM-256M-Instruct",
         "SigLIP",
         IDEFICS3,
-        arrange=partial(_rows.join_windows, key="scale_factor"),
+        steps=_steps.shuffle,
         preprocess=_pictures.one_prompt,
         counting=_counted("Idefics3Processor", "image_seq_len", 169),
     ),
@@ -329,7 +329,7 @@ ARCHITECTURES = (
         "InternViT",
         INTERNVL,
         read=partial(_internvl, tied=False),
-        arrange=partial(_rows.join_windows, key="downsample_ratio"),
+        steps=_steps.shuffle,
         counting=_counted("InternVLProcessor", "image_seq_length", 256),
     ),
     row(
@@ -370,8 +370,7 @@ ARCHITECTURES = (
             depth="num_hidden_layers",
             window="vision_config.merge_kernel_size",
         ),
-        arrange=_rows.merge_frames,
-        portable=False,
+        rows=_steps.average_frames,
         parameter_names=(
             ("mm_projector.proj.0.", "mm_projector.in_proj."),
             ("mm_projector.proj.2.", "mm_projector.out_proj."),
@@ -392,7 +391,7 @@ ARCHITECTURES = (
             window="downsample_factor",
             grid=counted,
         ),
-        arrange=_rows.unpad_each_picture,
+        steps=lambda anatomy, _: [["shuffle_each", _steps.window(anatomy), "spatial_shapes", 2]],
         preprocess=_pictures.padded_patches,
     ),
     row(
@@ -413,7 +412,7 @@ ARCHITECTURES = (
             patch_size=16,
             normed=False,
         ),
-        arrange=_rows.merge_neighbours,
+        steps=_steps.merge,
         preprocess=_pictures.pack_squares,
     ),
     row(
@@ -429,7 +428,7 @@ ARCHITECTURES = (
             # The code reads the last state whatever a config says.
             layer="",
         ),
-        arrange=_rows.cut_windows,
+        steps=_steps.cut_windows,
     ),
     row(
         "llama4",
@@ -451,7 +450,7 @@ ARCHITECTURES = (
             output="vision_config.projector_input_dim",
             window="vision_config.pixel_shuffle_ratio",
         ),
-        arrange=partial(_rows.join_windows, key="vision_config.pixel_shuffle_ratio", behind=1),
+        steps=lambda anatomy, config: [["cut_last", 1], *_steps.shuffle(anatomy, config)],
         encode=_encode_llama4,
     ),
     row(
@@ -461,7 +460,7 @@ ARCHITECTURES = (
         "mistralai/Mistral-Small-3.2-24B-Instruct-2506",
         "Pixtral",
         MISTRAL3,
-        arrange=_rows.cut_windows,
+        steps=_steps.cut_windows,
         counting=_counted_by_patches(
             "PixtralProcessor", "spatial_merge_size", {"patch_size": 16, "spatial_merge_size": 1}
         ),
@@ -480,7 +479,7 @@ ARCHITECTURES = (
                 "module": "vision_encoder",
             },
         ),
-        arrange=_rows.cut_windows,
+        steps=_steps.cut_windows,
         parameter_names=(
             ("vision_language_adapter.w_in.", "multi_modal_projector.linear_1."),
             ("vision_language_adapter.w_out.", "multi_modal_projector.linear_2."),
@@ -508,7 +507,7 @@ ARCHITECTURES = (
             image_size=384,
             grid=sized,
         ),
-        arrange=_rows.merge_each_picture,
+        steps=lambda anatomy, _: [["merge_each", _steps.window(anatomy), "grid_thw", 1]],
         parameter_names=(("mlp_AR.", "projector."),),
         preprocess=partial(
             _pictures.pack_squares,
@@ -548,7 +547,7 @@ ARCHITECTURES = (
             },
         ),
         read=partial(_internvl, tied=True),
-        arrange=partial(_rows.join_windows, key="downsample_ratio"),
+        steps=_steps.shuffle,
         parameter_names=(
             ("mlp1.0.", "multi_modal_projector.layer_norm."),
             ("mlp1.1.", "multi_modal_projector.linear_1."),
@@ -562,7 +561,7 @@ ARCHITECTURES = (
         "Qwen/Qwen2.5-VL-3B-Instruct Qwen/Qwen2.5-VL-7B-Instruct LGAI-EXAONE/EXAONE-4.5-33B",
         "Qwen2.5-VL ViT",
         QWEN,
-        arrange=_rows.merge_neighbours,
+        steps=_steps.merge,
         preprocess=_pictures.pack_squares,
     ),
     row(
@@ -572,7 +571,7 @@ ARCHITECTURES = (
         "Qwen2-VL ViT",
         # vision_config.hidden_size is the language model's width here.
         replace(QWEN, width="embed_dim"),
-        arrange=_rows.merge_neighbours,
+        steps=_steps.merge,
         preprocess=_pictures.pack_squares,
     ),
     row(
@@ -585,7 +584,7 @@ ARCHITECTURES = (
         "Qwen3-VL ViT",
         # The main merger; DeepStack's own (Qwen3-VL) stay as they are.
         replace(QWEN, site="visual.merger.linear_fc1", patch_size=16, grid=positioned),
-        arrange=_rows.merge_neighbours,
+        steps=_steps.merge,
         preprocess=_pictures.pack_squares,
     ),
     row(
@@ -595,7 +594,7 @@ ARCHITECTURES = (
         "SigLIP",
         # Videos are frames among the images.
         replace(IDEFICS3, towers={"smolvlm_vision": 0}),
-        arrange=partial(_rows.join_windows, key="scale_factor"),
+        steps=_steps.shuffle,
         preprocess=_pictures.one_prompt,
         counting=_counted("SmolVLMProcessor", "image_seq_len", 169),
     ),
@@ -617,7 +616,7 @@ ARCHITECTURES = (
             patch_size=16,
             window="",
         ),
-        arrange=_rows.halve_maps,
+        steps=lambda anatomy, _: [["halve", "grid_thw", 1, "merge_sizes", 2]],
         preprocess=partial(_pictures.pack_squares, processor="VideoLlama3ImageProcessor", words={}),
     ),
 )

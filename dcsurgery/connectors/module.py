@@ -63,7 +63,7 @@ class DenseConnector(nn.Module):
 
     def open_pass(self, tower: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Start a pass, forgetting whatever an earlier or broken one left behind."""
-        run = TowerPass(self._owner[0], tower, args, kwargs)
+        run = TowerPass(self._owner[0], tower, args, kwargs, self.anatomy)
         run.sums = [None] * len(self.layout.blocks)
         run.unread = set(range(len(self.anatomy.projector.sites)))
         if self.mix is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from dcsurgery.anatomy import Anatomy
 from dcsurgery.features import FeatureLayout
 
 
@@ -33,6 +34,7 @@ class TowerPass:
     tower: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    anatomy: Anatomy
     projector_call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
     weights: tuple[Tensor, ...] = ()
     sums: list[Tensor | None] = field(default_factory=list)
@@ -43,13 +45,15 @@ class TowerPass:
     rows: dict[int, list[Tensor]] = field(default_factory=dict)
     calls: dict[int, int] = field(default_factory=dict)
 
-    def argument(self, name: str, position: int | None = None) -> Any:
-        """Return an argument of the tower's call by name, or by position; None when not given."""
-        return _given(self.args, self.kwargs, name, position)
+    def argument(self, call: str, name: str, position: int) -> Any:
+        """Return an argument of the "tower" or "projector" call by name, or by position.
 
-    def projector_argument(self, name: str, position: int | None = None) -> Any:
-        """Return an argument of the projector's call by name, or by position; None when absent."""
-        return _given(*self.projector_call, name, position)
+        None when it was not given.
+        """
+        args, kwargs = (self.args, self.kwargs) if call == "tower" else self.projector_call
+        if name in kwargs:
+            return kwargs[name]
+        return args[position] if position < len(args) else None
 
     @property
     def ready(self) -> bool:
@@ -101,12 +105,6 @@ def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """
     hidden: Tensor = args[0] if args else next(iter(kwargs.values()))
     return hidden
-
-
-def _given(args: tuple[Any, ...], kwargs: dict[str, Any], name: str, position: int | None) -> Any:
-    if name in kwargs:
-        return kwargs[name]
-    return args[position] if position is not None and position < len(args) else None
 
 
 def _accumulate(total: Tensor | None, term: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The portable form: a complete checkpoint that brings the code of its connector along.
 
-`modeling_dense_connector.py`, one constant file, makes stock classes of transformers read
+`modeling/modeling_dense_connector.py`, one constant file, makes stock classes of transformers read
 `[W | D]`, stored under W's own name: code that does not know the connector stops at that shape,
 so nothing can load the folder as the unmodified base. What differs between models is data in
 config.json.
@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
-from math import isqrt, prod
+from math import prod
 from pathlib import Path
-from typing import Any
 
+from dcsurgery import modeling
 from dcsurgery.anatomy import Anatomy, Site
 from dcsurgery.architectures import Config, find_architecture
 from dcsurgery.checkpoint.contents import Checkpoint
@@ -37,57 +37,6 @@ EXTRA = {name: f"dense_{name}" for name in ("mix", "norm_weight", "norm_bias")}
 HEADS = "ForConditionalGeneration"
 # Heads that transformers has no inner model of: nothing that AutoModel could load.
 ALONE = ("Llama4ForConditionalGeneration",)
-Steps = list[list[Any]]
-
-
-def _window(anatomy: Anatomy) -> int:
-    """Return how many patches a side become one row of the first matrix."""
-    return isqrt(anatomy.feature_width // anatomy.tower.width)
-
-
-def _crop(anatomy: Anatomy) -> Steps:
-    return [["crop", anatomy.dropped_tokens]] if anatomy.dropped_tokens else []
-
-
-def _shuffle(anatomy: Anatomy, config: Config) -> Steps:
-    return [*_crop(anatomy), ["shuffle", _window(anatomy)]]
-
-
-def _merge(anatomy: Anatomy, config: Config) -> Steps:
-    return [["merge", _window(anatomy)]]
-
-
-def _average(anatomy: Anatomy, config: Config) -> Steps:
-    return [["average", anatomy.tower.grid // isqrt(anatomy.image_tokens)]]
-
-
-def _windows(anatomy: Anatomy, config: Config) -> Steps:
-    return [["windows", _window(anatomy), anatomy.tower.patch_size, "image_sizes", 1]]
-
-
-# A hidden state as rows of the first matrix, for families that do more than cut leading tokens.
-STEPS: dict[str, Callable[[Anatomy, Config], Steps]] = {
-    **dict.fromkeys(("aya_vision", "cohere2_vision", "idefics3", "internvl"), _shuffle),
-    **dict.fromkeys(("qianfan_ocr", "smolvlm"), _shuffle),
-    **dict.fromkeys(("ernie4_5_vl", "lfm3_vl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _merge),
-    **dict.fromkeys(("lighton_ocr", "mistral3", "mistral_large4"), _windows),
-    "gemma3": _average,
-    "glm4v": lambda anatomy, config: [["convolve", _window(anatomy)]],
-    "lfm2_vl": lambda anatomy, config: [
-        ["shuffle_each", _window(anatomy), "spatial_shapes", 2],
-    ],
-    "llava_next_video": lambda anatomy, config: [
-        *_crop(anatomy), ["average_frames", config.get("spatial_pool_stride", 2)],
-    ],
-    "llama4": lambda anatomy, config: [["cut_last", 1], ["shuffle", _window(anatomy)]],
-    "mllama": lambda anatomy, config: [["tiles", anatomy.tower.patch_size, 1, "pixel_values", 0]],
-    "molmo2": lambda anatomy, config: [["gather", "pooled_patches_idx", 1]],
-    "paddleocr_vl": lambda anatomy, config: [["merge_each", _window(anatomy), "grid_thw", 1]],
-    "video_llama_3": lambda anatomy, config: [["halve", "grid_thw", 1, "merge_sizes", 2]],
-    "video_llava": lambda anatomy, config: [
-        ["crop", anatomy.dropped_tokens, anatomy.tower.twins[0][0]],
-    ] if anatomy.dropped_tokens else [],
-}  # fmt: skip
 
 
 def portable_problem(config: Config, layout: FeatureLayout) -> str | None:
@@ -108,7 +57,7 @@ def portable_problem(config: Config, layout: FeatureLayout) -> str | None:
 @cache
 def code_text() -> str:
     """Return the text of the code file that every portable folder holds."""
-    return (Path(__file__).parent / CODE_FILE).read_text(encoding="utf-8")
+    return (Path(modeling.__file__).parent / CODE_FILE).read_text(encoding="utf-8")
 
 
 def code_digest() -> str:
@@ -156,14 +105,9 @@ def portable_config(checkpoint: Checkpoint, anatomy: Anatomy, layout: FeatureLay
             "projector": anatomy.projector.module,
             "sites": [_site(checkpoint, site, columns) for site in anatomy.projector.sites],
             "extra": {EXTRA[n]: list(shape) for n, shape in shapes.items() if n in EXTRA},
-            "arrange": _steps(anatomy, config),
+            "arrange": find_architecture(config).steps(anatomy, config),
         },
     }
-
-
-def _steps(anatomy: Anatomy, config: Config) -> Steps:
-    made = STEPS.get(anatomy.architecture)
-    return made(anatomy, config) if made else _crop(anatomy)
 
 
 def _site(checkpoint: Checkpoint, site: Site, columns: int) -> Config:

@@ -40,7 +40,8 @@ class _Restated:
 
     def start(self, model: nn.Module, tower: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            self.run, self.states, self.calls = TowerPass(model, tower, args, kwargs), [], {}
+            self.run = TowerPass(model, tower, args, kwargs, self.anatomy)
+            self.states, self.calls = [], {}
 
         return hook
 

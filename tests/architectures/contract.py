@@ -179,7 +179,7 @@ class Wiring:
             return lambda module, args: seen.setdefault(index, args[0])
 
         def start(module: nn.Module, args: Any, kwargs: Any) -> None:
-            runs.append(TowerPass(base, self.tower_path(case), args, kwargs))
+            runs.append(TowerPass(base, self.tower_path(case), args, kwargs, case.anatomy))
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             runs[-1].projector_call = (args, kwargs)
@@ -203,14 +203,13 @@ class Wiring:
         for index in range(len(sites)):
             expected = self.site_input(base, case, states, inputs, index)
             assert torch.equal(seen[index].reshape(expected.shape), expected)
-        arrange = case.architecture.arrange
-        if arrange is not None:
-            runs[0].site_rows = seen[0].numel() // seen[0].shape[-1]
-            wanted = self.rows(base, states[1], inputs)
-            for index in range(len(sites)):
-                runs[0].site = index
-                mine, theirs = _of_site(arrange(runs[0], states[1]), 0), _of_site(wanted, index)
-                assert torch.equal(mine.reshape(theirs.shape), theirs)
+        runs[0].site_rows = seen[0].numel() // seen[0].shape[-1]
+        wanted = self.rows(base, states[1], inputs)
+        for index in range(len(sites)):
+            runs[0].site = index
+            calls = case.architecture.arrange(runs[0], states[1])
+            mine, theirs = _of_site(calls, 0), _of_site(wanted, index)
+            assert torch.equal(mine.reshape(theirs.shape), theirs)
 
     def site_input(
         self,

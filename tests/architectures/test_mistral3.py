@@ -16,7 +16,6 @@ from torch import Tensor, nn
 import dcsurgery
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import named
-from dcsurgery.architectures._rows import cut_windows
 from dcsurgery.checkpoint.contents import open_checkpoint
 from dcsurgery.connectors.passes import TowerPass
 from dcsurgery.errors import AnatomyError
@@ -121,9 +120,10 @@ class TestMistral3(LayoutContract):
         model = case.attached(random_matrix(case.plan))
         sizes = [[16, 16], [20, 28], [20, 12], [32, 20]]
         inputs = packed(sizes, torch.float32, torch.Generator().manual_seed(2))
-        run = TowerPass(model, "vision_tower", (), inputs)
+        run = TowerPass(model, "vision_tower", (), inputs, case.anatomy)
         state = torch.randn(1, sum(h * w // 16 for h, w in sizes), 16)
-        assert torch.equal(cut_windows(run, state)[0], self.rows(model, state, inputs))
+        arranged = case.architecture.arrange(run, state)[0]
+        assert torch.equal(arranged, self.rows(model, state, inputs))
         with torch.no_grad():
             found = model.get_image_features(**inputs).pooler_output
             assert [len(item) for item in found] == [4, 6, 2, 8]

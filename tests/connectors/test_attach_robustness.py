@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -279,3 +280,13 @@ def test_a_redrawn_projector_cannot_be_quantised(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"linear_2\.weight is quantised") as caught:
         install(model, dcsurgery.read_plan(tmp_path / "delta"), tmp_path / "delta")
     assert "llm_int8_skip_modules" in caught.value.hint
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pickled_model_computes_the_same(family: str, tmp_path: Path) -> None:
+    case = make_case(FAMILIES[family].tiny(tmp_path / "base"), Connector("dci"))
+    model = case.attached(random_matrix(case.plan))
+    again = pickle.loads(pickle.dumps(model))
+    inputs = case.tiny.inputs(model, 1, 1)
+    with torch.no_grad():
+        assert torch.equal(case.tiny.forward(again, inputs), case.tiny.forward(model, inputs))
