@@ -15,9 +15,12 @@ import pytest
 if TYPE_CHECKING:
     from tests.architectures.cases import Case
 
-# A job in a shell's background ignores Ctrl-C, and so would every process the tests start.
+# A job in a shell's background ignores Ctrl-C, under nohup also that the terminal is closed; so
+# would every process the tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Before anything imports huggingface_hub: it reads these once.
 _home = tempfile.TemporaryDirectory(prefix="dcsurgery-tests-")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dcsurgery.anatomy import Anatomy
-from dcsurgery.connectors import dci, mix, sci, sti
+from dcsurgery.connectors import kinds
 from dcsurgery.connectors.request import KINDS, Connector
 from dcsurgery.features import FeatureLayout
 
 __all__ = ["KINDS", "Connector", "connector_shapes", "make_layout"]
 
-LAYOUTS = {"dci": dci.layout, "sci": sci.layout, "sti": sti.layout, "mix": mix.layout}
+LAYOUTS = {"dci": kinds.dci, "sci": kinds.sci, "sti": kinds.sti, "mix": kinds.mix}
 
 
 def make_layout(anatomy: Anatomy, asked: Connector) -> FeatureLayout:

@@ -12,7 +12,7 @@ from dcsurgery.checkpoint.contents import Checkpoint, open_checkpoint
 from dcsurgery.checkpoint.headers import TensorEntry
 from dcsurgery.checkpoint.open_clip import open_open_clip
 from dcsurgery.errors import AnatomyError
-from dcsurgery.modeling.mini_gemini.original_names import AUX_TOWER, OPEN_CLIP, renamed
+from dcsurgery.modeling.mini_gemini.original import AUX_TOWER, OPEN_CLIP, renamed
 from dcsurgery.originals.adopted import Presented, TowerRecord
 from dcsurgery.originals.towers import Towers
 

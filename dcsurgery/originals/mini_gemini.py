@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.errors import AnatomyError
-from dcsurgery.modeling.mini_gemini.original_names import CHECKPOINT, renamed
+from dcsurgery.modeling.mini_gemini.original import CHECKPOINT, renamed
 from dcsurgery.originals import auxiliary_tower, dense, vision
 from dcsurgery.originals.adopted import (
     Adopted,

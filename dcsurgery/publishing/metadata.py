@@ -1,4 +1,4 @@
-"""A card's YAML block: read leniently, merged, written in its old order."""
+"""A card's YAML block: read leniently, merged, its licence settled, written in its old order."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ SOURCE = "dcsurgery"
 TASK = "image-text-to-text"
 # Our metrics by the Hub's names for them.
 METRICS = {"exact": "exact_match", "vqa": "accuracy", "choice": "accuracy", "loss": "loss"}
+
+# Licences that allow derived works under other terms.
+PERMISSIVE = {"apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "unlicense"}
+KEYS = ("license", "license_name", "license_link")
 
 
 def split_card(text: str) -> tuple[dict[str, Any], str]:
@@ -120,3 +124,29 @@ def _result(report: EvalReport, url: str) -> dict[str, Any]:
         "metrics": [metric],
         "source": {"name": SOURCE, "url": url},
     }
+
+
+def settle_licence(
+    base: dict[str, Any], card: dict[str, Any], stated: str | None
+) -> dict[str, Any]:
+    """Return the licence keys of the card, from the base's metadata, the card's and the option.
+
+    Raises PublishError when the base's licence does not allow what is stated.
+    """
+    inherited = {key: base[key] for key in KEYS if base.get(key)}
+    wanted = {key: card[key] for key in KEYS if card.get(key)}
+    if stated is not None:
+        wanted = {"license": stated}
+    if not wanted or not inherited:
+        return wanted or inherited
+    first, second = inherited.get("license"), wanted.get("license")
+    renamed = "license_name" in wanted and wanted["license_name"] != inherited.get("license_name")
+    if first == second and not renamed:
+        return inherited | wanted
+    if first not in PERMISSIVE:
+        where = "--license says" if stated is not None else "the card says"
+        raise PublishError(
+            f"the base is licensed {first}, {where} {second}; {NOTHING}",
+            hint=f"keep {first}: correct the card's metadata, or leave --license out",
+        )
+    return wanted

@@ -38,8 +38,7 @@ from dcsurgery.publishing.documents import (
     with_report,
 )
 from dcsurgery.publishing.failures import NOTHING, hub_calls, safe
-from dcsurgery.publishing.licences import settle_licence
-from dcsurgery.publishing.metadata import lenient_metadata, split_card
+from dcsurgery.publishing.metadata import lenient_metadata, settle_licence, split_card
 from dcsurgery.publishing.secrets import refuse_secrets
 from dcsurgery.publishing.target import MAIN, Target, look_up
 from dcsurgery.publishing.tried import TRIAL_FILE, Tried, require_trial, standing_trial

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dcsurgery.connectors import sti
+from dcsurgery.connectors.kinds import STI_STRIDE
 from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import PlanError
 from dcsurgery.features import FeatureBlock, FeatureLayout
@@ -19,5 +19,5 @@ def installed_layout(installed: InstalledConnector, asked: Connector) -> Feature
         )
     blocks = tuple(FeatureBlock(layers) for layers in installed.blocks)
     if installed.kind == "sti":
-        return FeatureLayout("sti", blocks, "token", stride=sti.STRIDE)
+        return FeatureLayout("sti", blocks, "token", stride=STI_STRIDE)
     return FeatureLayout(installed.kind, blocks)

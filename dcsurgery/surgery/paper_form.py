@@ -28,8 +28,8 @@ from dcsurgery.surgery.paper_config import (
     tower_name,
 )
 from dcsurgery.surgery.paper_mini_gemini import mini_gemini_checkpoint
-from dcsurgery.surgery.paper_tensors import Delta, cut_rows, widened
 from dcsurgery.surgery.plan_file import SurgeryPlan
+from dcsurgery.surgery.planned_tensors import Delta, cut_rows, widened
 
 __all__ = [
     "TOWER_KEY",

@@ -13,15 +13,20 @@ from typing import Any
 from dcsurgery.architectures import class_name
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.errors import PlanError
-from dcsurgery.modeling.mini_gemini.original_config import original_config, original_names
-from dcsurgery.modeling.mini_gemini.original_names import CHECKPOINT, renamed, turned
+from dcsurgery.modeling.mini_gemini.original import (
+    CHECKPOINT,
+    original_config,
+    original_names,
+    renamed,
+    turned,
+)
 from dcsurgery.originals.adopted import Adopted, Adoption, Presented, present
 from dcsurgery.originals.dense import reference_blocks
 from dcsurgery.originals.llava import FIRST
 from dcsurgery.originals.mini_gemini import UNI
 from dcsurgery.surgery.paper_config import CLASSES
-from dcsurgery.surgery.paper_tensors import Delta, widened
 from dcsurgery.surgery.plan_file import SurgeryPlan
+from dcsurgery.surgery.planned_tensors import Delta, widened
 
 _BACK = turned(CHECKPOINT)
 # transformers 5 saves a CLIP tower without "vision_model.", as the model calls it.

@@ -1,8 +1,9 @@
-"""The tensors a plan writes: the connector's own, drawn, constant or stored, and folded ones."""
+"""The tensors a plan writes: the connector's own (drawn, constant, stored), folded, [W | D]."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from dcsurgery.connectors.folding import (
     ITEM_BYTES,
     Rows,
     constant_rows,
+    encode,
     encoded,
     fold_rows,
     learned_shares,
@@ -23,7 +25,7 @@ from dcsurgery.connectors.folding import (
     uniform_rows,
 )
 from dcsurgery.errors import MalformedCheckpointError, PlanError
-from dcsurgery.originals.adopted import Adopted
+from dcsurgery.originals.adopted import Adopted, Presented
 from dcsurgery.surgery.merge_lora import Adapter
 from dcsurgery.surgery.plan_file import (
     CONNECTOR_PREFIX,
@@ -34,6 +36,8 @@ from dcsurgery.surgery.plan_file import (
     TensorRecord,
 )
 from dcsurgery.surgery.portable import joined_tensors
+
+Delta = Mapping[str, NewTensor]
 
 
 def _draw(plan: SurgeryPlan, record: TensorRecord) -> Rows:
@@ -223,3 +227,28 @@ def fold_sites(
         )
         start = stop
     return folded
+
+
+def cut_rows(new: NewTensor, shape: tuple[int, ...]) -> Iterator[bytes]:
+    """Yield the bytes of a tensor's first rows."""
+    left = replace(new, shape=shape).nbytes
+    for chunk in new.chunks():
+        if left:
+            yield chunk[:left]
+            left -= min(left, len(chunk))
+
+
+def widened(checkpoint: Checkpoint, delta: Delta, name: str, renamed: str) -> Presented:
+    """Return [W | D], row by row; D's dtype becomes W's."""
+    entry, matrix = checkpoint.tensors[name], delta[CONNECTOR_TENSOR]
+    shape = (entry.shape[0], entry.shape[1] + matrix.shape[1])
+
+    def chunks() -> Iterator[bytes]:
+        import numpy as np
+
+        base = streamed_rows(lambda: checkpoint.tensor_chunks(name), entry.dtype, entry.shape)
+        own = tensor_rows(delta[name]) if name in delta else base
+        for left, right in zip(own(), tensor_rows(matrix)(), strict=True):
+            yield encode(np.concatenate([left, right], axis=1), entry.dtype)
+
+    return Presented(renamed, entry.dtype, shape, checkpoint, name, chunks)

@@ -7,8 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcsurgery.modeling.mini_gemini.original_config import original_config
-from dcsurgery.modeling.mini_gemini.original_names import CHECKPOINT, OPEN_CLIP, renamed, turned
+from dcsurgery.modeling.mini_gemini.original import (
+    CHECKPOINT,
+    OPEN_CLIP,
+    original_config,
+    renamed,
+    turned,
+)
 from dcsurgery.tiny.mini_gemini import Language, mini_gemini_config, mini_gemini_tensors
 from dcsurgery.tiny.tokenizer import write_tokenizer
 from dcsurgery.tiny.weights import write_json, write_weights

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dcsurgery.modeling.mini_gemini import MiniGeminiConfig, MiniGeminiModel
-from dcsurgery.modeling.mini_gemini.original_names import CHECKPOINT, renamed, turned
+from dcsurgery.modeling.mini_gemini.original import CHECKPOINT, renamed, turned
 from tests.closeness import PAPER
 from tests.golden.numbers import golden
 

@@ -29,8 +29,7 @@ from dcsurgery.errors import (
     RequestError,
 )
 from dcsurgery.modeling.mini_gemini import MiniGeminiConfig, MiniGeminiForConditionalGeneration
-from dcsurgery.modeling.mini_gemini.original_config import original_config
-from dcsurgery.modeling.mini_gemini.original_names import CHECKPOINT, renamed, turned
+from dcsurgery.modeling.mini_gemini.original import CHECKPOINT, original_config, renamed, turned
 from dcsurgery.tiny.mini_gemini import (
     NAMES,
     Language,

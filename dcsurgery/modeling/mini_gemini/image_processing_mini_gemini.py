@@ -21,7 +21,7 @@ from transformers.image_utils import (
 )
 
 from dcsurgery.modeling.mini_gemini.configuration_mini_gemini import MiniGeminiConfig
-from dcsurgery.modeling.mini_gemini.tiles import split_tiles
+from dcsurgery.modeling.mini_gemini.layers_mini_gemini import split_tiles
 from dcsurgery.pixels import as_seen, levels
 
 

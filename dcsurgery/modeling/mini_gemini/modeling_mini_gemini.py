@@ -27,8 +27,8 @@ from dcsurgery.modeling.mini_gemini.configuration_mini_gemini import MiniGeminiC
 from dcsurgery.modeling.mini_gemini.layers_mini_gemini import (
     MiniGeminiMultiModalProjector,
     MiniGeminiPatchInfoMining,
+    split_tiles,
 )
-from dcsurgery.modeling.mini_gemini.tiles import split_tiles
 
 
 @dataclass
