@@ -37,13 +37,15 @@ class Counting:
     """How a processor counts the image tokens of a picture (of a tile where it cuts tiles).
 
     `words` are the keys of processor_config.json as config.json decides them, `defaults` what its
-    class takes for absent ones, `count(words)` the tokens it writes.
+    class takes for absent ones, `count(words)` the tokens it writes. Words `of_images` are those of
+    the image processor, in a file that no conversion changes.
     """
 
     class_name: str
     words: Config
     defaults: Config
     count: Callable[[Config], int]
+    of_images: bool = False
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,7 @@ def refuse_known(config: Config) -> None:
     if config.get("s2") and config.get("mm_vision_tower"):
         raise UnknownArchitectureError(
             "this is a LLaVA with S2: its projector reads the tower at several scales "
-            f"({config.get('s2_scales')}) side by side, for which transformers' LLaVA has no words",
+            f"({config.get('s2_scales')}) side by side, which transformers' LLaVA cannot express",
             hint="use the model that was trained without S2",
         )
     name = class_name(config)

@@ -137,12 +137,20 @@ def _idefics2(config: Config, tensors: Tensors, *, name: str, wiring: Wiring) ->
     )
 
 
-def _counted(class_name: str, word: str, default: int) -> Callable[[Anatomy], Counting]:
-    """Return how a processor counts that is told the tokens of a picture (of a tile) by `word`."""
+def _counted(
+    class_name: str, word: str, default: int | None = None
+) -> Callable[[Anatomy], Counting]:
+    """Return how a processor counts that is told the tokens of a picture (of a tile) by `word`.
+
+    Without a default its image processor is told, and must be.
+    """
 
     def find(anatomy: Anatomy) -> Counting:
-        words, absent = {word: anatomy.image_tokens}, {word: default}
-        return Counting(class_name, words, absent, lambda stated: int(stated[word]))
+        words = {word: anatomy.image_tokens}
+        absent = {} if default is None else {word: default}
+        return Counting(
+            class_name, words, absent, lambda stated: int(stated[word]), of_images=default is None
+        )
 
     return find
 
@@ -526,6 +534,7 @@ ARCHITECTURES = (
             vision_config={"patch_size": 14},
             output="projection_dim",
         ),
+        counting=_counted("PaliGemmaProcessor", "image_seq_length"),
     ),
     row(
         "qianfan_ocr",

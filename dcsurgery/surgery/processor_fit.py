@@ -72,17 +72,26 @@ def _fit(checkpoint: Checkpoint, counting: Counting, anatomy: Anatomy) -> Proces
     def count(words: Mapping[str, Any]) -> int | None:
         try:
             return counting.count({**counting.defaults, **words})
-        except (ArithmeticError, TypeError):
+        except (ArithmeticError, LookupError, TypeError):
             return None
 
-    made, written = anatomy.image_tokens, count(stated)
+    made = anatomy.image_tokens
+    if counting.of_images:
+        images = _image_processor(checkpoint)
+        written, problems = count(images), _picture_problems(checkpoint, anatomy)
+        if written != made:
+            told = ", ".join(f"{key} is {images.get(key)}" for key in counting.words)
+            told = f"the image processor's {told}, the model makes {made} image tokens"
+            problems = (f"{told}; {IMAGES_FILE} is left as it is", *problems)
+        return ProcessorFit(written, made, {}, problems)
+    written = count(stated)
     lacking = {key: value for key, value in counting.words.items() if key not in stated}
     # First what is missing; words that say something else only where the count stays wrong.
     ways: tuple[Config, ...] = ({}, lacking, counting.words)
     words = next((way for way in ways if count({**stated, **way}) == made), None)
     problems = _picture_problems(checkpoint, anatomy)
     if words is None:
-        problems = (f"no words of {PROCESSOR_FILE} make its processor write {made}", *problems)
+        problems = (f"no setting in {PROCESSOR_FILE} makes its processor write {made}", *problems)
     changed = {k: v for k, v in (words or {}).items() if stated.get(k) != v}
     if changed and PROCESSOR_FILE not in checkpoint.side_files:
         changed = {"processor_class": _class_name(checkpoint) or counting.class_name, **changed}
@@ -129,10 +138,14 @@ def _class_name(checkpoint: Checkpoint) -> str | None:
     return next((found for found in stated if isinstance(found, str)), None)
 
 
+def _image_processor(checkpoint: Checkpoint) -> Config:
+    inner = read_object(checkpoint, PROCESSOR_FILE).get("image_processor")
+    return inner if isinstance(inner, dict) else read_object(checkpoint, IMAGES_FILE)
+
+
 def _picture_problems(checkpoint: Checkpoint, anatomy: Anatomy) -> tuple[str, ...]:
     """Say where the image processor makes pictures that the tower cannot take."""
-    inner = read_object(checkpoint, PROCESSOR_FILE).get("image_processor")
-    images = inner if isinstance(inner, dict) else read_object(checkpoint, IMAGES_FILE)
+    images = _image_processor(checkpoint)
     if anatomy.variable_resolution or not images:
         return ()
     side = anatomy.tower.image_size

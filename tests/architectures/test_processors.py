@@ -92,6 +92,22 @@ def test_a_processor_that_is_told_no_or_another_count_is_told_the_model_s(
     assert given["input_ids"].eq(model.config.image_token_id).sum() == squares * tokens
 
 
+@pytest.mark.parametrize("word", [None, 7])
+def test_paligemma_s_count_is_compared_where_its_image_processor_keeps_it(
+    word: int | None, tmp_path: Path
+) -> None:
+    folder = write_tiny_paligemma(tmp_path / "base")
+    path = folder / "preprocessor_config.json"
+    stated = json.loads(path.read_text())
+    found = dcsurgery.inspect(folder).processor
+    assert found.written == found.made == stated.pop("image_seq_length") and not found.problems
+    path.write_text(json.dumps(stated if word is None else {**stated, "image_seq_length": word}))
+    found = dcsurgery.inspect(folder).processor
+    assert (found.written, found.words) == (word, {})
+    (note,) = dcsurgery.convert(folder, tmp_path / "out").plan.notes[-1:]
+    assert f"image_seq_length is {word}" in note and f"the model makes {found.made}" in note
+
+
 def test_pixtral_s_processor_is_told_how_many_patches_become_a_token(tmp_path: Path) -> None:
     folder = write_tiny_mistral3(tmp_path / "base")
     path = folder / "processor_config.json"
