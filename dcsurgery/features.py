@@ -163,9 +163,11 @@ def block_outputs(states: Sequence[int]) -> list[int]:
 def distinct_layers(layers: Sequence[int], depth: int) -> tuple[int, ...]:
     """Resolve a list of states and sort it. Raises PlanError for none, or one named twice."""
     resolved = tuple(sorted(resolve_layer(layer, depth) for layer in layers))
-    if not resolved or len(set(resolved)) != len(resolved):
+    twice = next((state for state in resolved if resolved.count(state) > 1), None)
+    if not resolved or twice is not None:
+        told = "are empty" if twice is None else f"name hidden state {twice} twice"
         raise PlanError(
-            f"layers {list(layers)} {'name a hidden state twice' if resolved else 'are empty'}",
+            f"layers {list(layers)} {told}",
             hint="name each hidden state once; negative ones count from the end",
         )
     return resolved
@@ -222,7 +224,7 @@ def parse_layers(text: str) -> tuple[tuple[int, ...], ...]:
     except ValueError:
         raise PlanError(
             f"--layers {text!r} is not a list of hidden states",
-            hint="write states like 7,15, runs like 0-11, groups like 0-11;12-23",
+            hint="write states like 7,15, runs like 0-11 or -4..-1, groups like 0-11;12-23",
         ) from None
 
 

@@ -124,9 +124,10 @@ def test_layers_the_tower_lacks_are_refused(layer: int) -> None:
 
 def test_distinct_layers_sorts_and_refuses_repeats() -> None:
     assert distinct_layers([-1, 3, 0], 4) == (0, 3, 4)
-    for bad in ([], [1, 1], [4, -1]):
-        with pytest.raises(PlanError):
-            distinct_layers(bad, 4)
+    bad = {(): "are empty", (1, 1): "state 1 twice", (4, -1): "state 4 twice"}
+    for layers, told in bad.items():
+        with pytest.raises(PlanError, match=told):
+            distinct_layers(layers, 4)
 
 
 GOOD_TEXT = {

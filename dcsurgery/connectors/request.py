@@ -14,7 +14,7 @@ from dcsurgery.fields import Told, check_fields
 
 Kind = Literal["dci", "sci", "sti", "mix"]
 Groups = tuple[tuple[int, ...], ...]
-Layers = str | Sequence[int] | Sequence[Sequence[int]]
+Layers = int | str | Sequence[int] | Sequence[Sequence[int]]
 
 PROBE_MARK = "@"
 
@@ -136,6 +136,8 @@ def _as_groups(layers: Any) -> Groups | str | None:
         return layers
     if isinstance(layers, str):
         return parse_layers(layers)
+    if isinstance(layers, int) and not isinstance(layers, bool):
+        return ((layers,),)
     try:
         flat = all(isinstance(item, int) for item in layers)
         groups = tuple(tuple(map(index, group)) for group in ([layers] if flat else layers))
@@ -143,7 +145,7 @@ def _as_groups(layers: Any) -> Groups | str | None:
         groups = ()
     if not groups or not all(groups):
         raise PlanError(
-            f"layers {layers!r} are no hidden states",
+            f"layers {layers!r} are not hidden states",
             hint="write states like 7,15, or groups of states like 0-11;12-23",
         )
     return groups

@@ -45,6 +45,8 @@ RIGHT: list[dict[str, Any]] = [
     {"connector": "sci", "layers": "0,2"},
     {"connector": "sci", "layers": (2, 0), "norm": True},
     {"layers": [[0, 1], [2]], "form": "delta"},
+    {"layers": -1},
+    {"layers": 3, "connector": "sci"},
     {"connector": "mix", "groups": 1, "pool": 2, "seed": 4},
     {"init": "paper", "seed": 3, "form": "stock"},
 ]
