@@ -34,7 +34,8 @@ from tests.closeness import assert_near
 from tests.surgery import digests, write_delta, write_folded
 
 Rows = Tensor | list[Tensor] | tuple[Tensor, ...]
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HALF = (torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in HALF))
 
 
 def _of_site(rows: Rows, site: int) -> Tensor:
@@ -314,6 +315,7 @@ class Contract(Wiring):
         assert torch.equal(logits(case, model), logits(case, base))
 
     @pytest.mark.one_connector
+    @pytest.mark.slow
     def test_sharded_is_single(self, case: Case, tmp_path: Path) -> None:
         sharded = make_case(self.tiny(tmp_path / "base", 3), case.spec)
         assert (sharded.tiny.folder / "model.safetensors.index.json").is_file()
@@ -368,6 +370,7 @@ class StockContract(Contract):
             assert_near(found, logits(case, case.loud, batch, images))
         self._check_untouched(case, tmp_path / "stock", plan)
 
+    @pytest.mark.slow
     def test_paper_init_agrees_in_both_forms(self, case: Case, tmp_path: Path) -> None:
         for form in ("stock", "delta"):
             dcsurgery.convert(
@@ -377,6 +380,7 @@ class StockContract(Contract):
         assert_near(logits(case, load(tmp_path / "stock")), logits(case, model))
 
     @pytest.mark.one_connector
+    @pytest.mark.slow
     def test_sharded_fold_is_the_attached_one(self, case: Case, tmp_path: Path) -> None:
         sharded = make_case(self.tiny(tmp_path / "base", 3), case.spec)
         plan = write_folded(sharded.tiny.folder, tmp_path / "stock", case.weight, **case.options)

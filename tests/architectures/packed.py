@@ -202,6 +202,7 @@ class PackedContract(Contract):
         assert case.anatomy.tower.patch_size == self.other_sizes["patch_size"]
         assert case.anatomy.tower.grid == self.other_sizes.get("grid", NOMINAL_GRID)
 
+    @pytest.mark.slow
     def test_checkpoint_saved_by_transformers(self, tiny_model: TinyModel, tmp_path: Path) -> None:
         """Names and nested config of save_pretrained, no processor: verify prepares squares."""
         base = load(tiny_model.folder)

@@ -84,6 +84,7 @@ def test_published_configs() -> None:
     assert (found.feature_width, found.dropped_tokens, found.image_tokens) == (1152, 0, 729)
 
 
+@pytest.mark.slow
 def test_model_saved_by_transformers(tmp_path: Path) -> None:
     config = llava_next_config("siglip", depth=5, feature_layer=-1)
     check_fresh_model(config, tmp_path, TinyModel(tmp_path, tile_inputs))

@@ -81,6 +81,7 @@ def test_other_pooling_is_refused(mode: str) -> None:
         dissect(config, llava_shapes(4, 16, 24, 16))
 
 
+@pytest.mark.slow
 def test_model_saved_by_transformers(tmp_path: Path) -> None:
     config = llava_next_video_config(depth=3, width=8)
     check_fresh_model(config, tmp_path, TinyModel(tmp_path, tile_inputs))

@@ -53,6 +53,7 @@ def test_published_config() -> None:
     assert found == dissect(config, shapes)
 
 
+@pytest.mark.slow
 def test_model_saved_by_transformers(tmp_path: Path) -> None:
     config = llava_onevision_config("clip", depth=3, feature_layer=-2)
     check_fresh_model(config, tmp_path, TinyModel(tmp_path, tile_inputs))

@@ -68,6 +68,7 @@ def test_published_config() -> None:
         dissect(config, shapes(video_depth=12))
 
 
+@pytest.mark.slow
 def test_model_saved_by_transformers(tmp_path: Path) -> None:
     """Here every image keeps its CLS token."""
     config = {**video_llava_config(depth=3), "vision_feature_select_strategy": "full"}

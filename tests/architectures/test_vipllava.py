@@ -64,6 +64,7 @@ def test_the_older_name_wins_as_in_transformers() -> None:
     assert found.feature_layers == (3, 2, 1, 0, 2)
 
 
+@pytest.mark.slow
 def test_model_saved_by_transformers(tmp_path: Path) -> None:
     config = vipllava_config(depth=6, feature_layer=[-2, 1, 0])
     check_fresh_model(config, tmp_path, TinyModel(tmp_path, square_inputs))

@@ -170,6 +170,7 @@ def test_what_cannot_be_started_is_refused_before_anything_runs(
     assert not (tmp_path / "run" / "stamps").exists()
 
 
+@pytest.mark.slow
 def test_a_refusal_of_a_worker_is_that_of_the_run(one: Path, tmp_path: Path) -> None:
     del one
     with pytest.raises(TrainingError, match="12 of 12 rows cannot be used"):

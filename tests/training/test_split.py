@@ -138,6 +138,7 @@ SPLITS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", SPLITS)
 def test_a_shared_model_trains_as_one_process_does(
     sharding: str, world: Path, tmp_path: Path
@@ -158,6 +159,7 @@ CHAINS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fsdp2", pytest.param("zero", marks=needs_deepspeed)])
 def test_any_split_goes_on_where_any_other_was_killed_or_stopped(
     name: str, world: Path, tmp_path: Path
