@@ -95,7 +95,7 @@ def levels(values: NDArray[Any], white: int | None = None) -> NDArray[np.uint8]:
 
     `white` is the largest value where that is known, as it is of unsigned 8 and 16 bits. Else
     floats of 0..1 are shares of white, and whole numbers of 0..255 are levels. Raises ValueError
-    for any others: nobody can tell what is black and what is white in them.
+    for any others, because nothing says what is black and what is white in them.
     """
     kind, low, high = values.dtype.kind, values.min(), values.max()
     if white is None and kind in "bu" and values.itemsize < 4:

@@ -184,7 +184,7 @@ def test_what_cannot_be_exported_is_said_first(
     refused(MalformedCheckpointError, "is not the base", mixed, out, base=tiny_clip)
     base = write_tiny_qwen2_vl(tmp_path / "base")
     convert_checkpoint(base, tmp_path / "delta")
-    refused(PlanError, "no words for several hidden states", tmp_path / "delta", out)
+    refused(PlanError, "cannot name several hidden states", tmp_path / "delta", out)
     convert_checkpoint(tiny_clip, tmp_path / "normed", connector="sci", norm=True)
     refused(PlanError, "cannot be told of a norm", tmp_path / "normed", out)
     _, folder = adapted

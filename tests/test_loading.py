@@ -302,7 +302,7 @@ def test_parts_offloaded_to_disk_compute_the_same(
 
 @pytest.mark.filterwarnings("ignore:Some parameters are on the meta device")
 def test_a_redrawn_projector_cannot_be_offloaded(tiny_clip: Path, tmp_path: Path) -> None:
-    """Values copied into a tensor that lies on disk would be lost without a word."""
+    """Values copied into a tensor that lies on disk would be lost silently."""
     convert_checkpoint(tiny_clip, tmp_path / "delta", form="delta", init="paper")
     parts = ["model.vision_tower", "model.multi_modal_projector", "model.language_model", "lm_head"]
     device_map = dict.fromkeys(parts, "cpu") | {"model.multi_modal_projector": "disk"}

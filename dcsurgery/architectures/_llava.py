@@ -110,7 +110,7 @@ def read_anatomy(
     vision_feature_layer and vision_feature_select_strategy; `module` is the path of the tower.
     Families that cut an image into tiles (`tiled`) show the tower squares of one size:
     `image_tokens` counts one tile, without line ends, and the resolution is not variable. Raises
-    AnatomyError, also for tiles whose tokens are no grid, which those families cannot put together.
+    AnatomyError, also for tiles whose tokens do not form a grid: those families need one.
     """
     config = {**defaults, **config}
     projector = reading.read_projector(

@@ -105,7 +105,7 @@ def positioned(config: Config, tensors: Tensors, image_size: int, patch_size: in
     """Return the side of a square table of learned positions [side * side, C]."""
     entry = reading.find_tensor(tensors, "visual.pos_embed.weight")
     side = isqrt(entry.shape[0])
-    reading.require(side**2 == entry.shape[0], f"{entry.name} is no square grid of positions")
+    reading.require(side**2 == entry.shape[0], f"{entry.name} is not a square grid of positions")
     return side
 
 
@@ -205,7 +205,7 @@ def _read_layer(config: Config, tower: VisionTower, wiring: Wiring) -> int:
         reading.require(
             strategy == ("default" if tower.prefix_tokens else "full"),
             f"vision_feature_select_strategy is {strategy!r}: what it keeps of the vision tower's "
-            f"{tower.grid**2 + tower.prefix_tokens} tokens is no square grid",
+            f"{tower.grid**2 + tower.prefix_tokens} tokens is not a square grid",
         )
     stated = config.get("vision_feature_layer", -1)
     layers = reading.read_feature_layers(stated, tower.depth)

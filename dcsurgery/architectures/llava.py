@@ -62,7 +62,7 @@ def read_video_llava(config: Config, tensors: Tensors) -> Anatomy:
 def read_vipllava(config: Config, tensors: Tensors) -> Anatomy:
     """Return the anatomy of a ViP-LLaVA, whose layers all lie before one LayerNorm.
 
-    The added states do not pass it. Its code cuts the first token off, there is no key for that.
+    The added states do not pass it. Its code cuts the first token off; no key says so.
     """
     # transformers 4.x wrote vision_feature_layers; 5.x reads both and prefers the old one.
     layers = config.get(

@@ -41,7 +41,8 @@ def is_ignored(name: str) -> bool:
 def changed(name: str) -> MalformedCheckpointError:
     """Return the error for a source that moved under our feet."""
     return MalformedCheckpointError(
-        f"{name} changed while it was being read", hint="wait until the model is written, run again"
+        f"{name} changed while it was being read",
+        hint="wait until the model is written, then run again",
     )
 
 
@@ -162,7 +163,7 @@ def parse_object(text: str, name: str) -> dict[str, Any]:
     try:
         value = json.loads(text, object_pairs_hook=unique)
         if "\\ud" in text.lower():
-            # Half of a surrogate pair is no Unicode: it could not be written back.
+            # Half of a surrogate pair is not Unicode: it could not be written back.
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise MalformedCheckpointError(

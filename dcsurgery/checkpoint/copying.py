@@ -110,7 +110,7 @@ def _copy(source: int, target: int, start: int, length: int, to: int) -> int:
                 if not moved:
                     raise MalformedCheckpointError(
                         "a file became shorter while it was being read",
-                        hint="wait until the model is written, run again",
+                        hint="wait until the model is written, then run again",
                     )
                 done += moved
         except (OSError, AttributeError) as error:

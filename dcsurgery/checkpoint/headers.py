@@ -87,7 +87,8 @@ def _label(value: object) -> str:
 
 def _parse_int(text: str) -> int:
     # Python reads -0 as the integer 0, safetensors refuses it; no u64 has more than 20 digits.
-    _require(not text.startswith("-") and len(text) <= 20, f"{_label(text)} is no size or offset")
+    sound = not text.startswith("-") and len(text) <= 20
+    _require(sound, f"{_label(text)} is not a size or offset")
     return int(text)
 
 

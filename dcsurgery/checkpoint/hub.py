@@ -52,7 +52,7 @@ def _translate(error: Exception, repo_id: str, revision: str | None) -> Checkpoi
         )
     if isinstance(error, errors.LocalEntryNotFoundError):
         return HubUnreachableError(
-            f"{repo_id}{at} is not wholly in the local cache and the Hub cannot be reached",
+            f"{repo_id}{at} is not complete in the local cache, and the Hub cannot be reached",
             hint="check the network and HF_HUB_OFFLINE, or pass a local folder",
         )
     if isinstance(error, errors.EntryNotFoundError):

@@ -20,7 +20,7 @@ _FILES = re.compile(
 
 
 def is_leftover(name: str) -> bool:
-    """Return whether a file, by its posix path in the folder, is no part of a model."""
+    """Return whether a file, by its posix path in the folder, is not part of a model."""
     *folders, file = name.split("/")
     return _FILES.fullmatch(file) is not None or any(map(_FOLDERS.fullmatch, folders))
 

@@ -70,7 +70,7 @@ def refuse_folder(name: str, files: Sequence[str], read: Callable[[str], str]) -
     if inside and CONFIG not in files:
         more = f" and {len(inside) - 3} more" if len(inside) > 3 else ""
         raise CheckpointNotFoundError(
-            f"{name} is no model, but holds some: {', '.join(inside[:3])}{more}",
+            f"{name} is not a model, but holds some: {', '.join(inside[:3])}{more}",
             hint=f"name one of these folders on this machine, such as {name}/{inside[-1]}",
         )
     if not whole:
@@ -101,7 +101,7 @@ def refuse_parts(
     key = ("base_model_name_or_path", ADAPTER) if ADAPTER in files else ("_name_or_path", CONFIG)
     base = _base_of(read, *key)
     raise CheckpointNotFoundError(
-        f"{name} is no whole model: it holds {', '.join(parts[:3])}, trained on {base}",
+        f"{name} is not a whole model: it holds {', '.join(parts[:3])}, trained on {base}",
         hint="merge it with the code that trained it, and name MERGED; LLaVA's is `python "
         f"scripts/merge_lora_weights.py --model-path {name} --model-base BASE "
         "--save-model-path MERGED`",

@@ -3,7 +3,7 @@
 torch.save (since 1.6) writes a zip archive whose members are stored uncompressed: `data.pkl`
 describes the tensors, `data/KEY` holds the bytes of a storage. Only the description is read here,
 by an unpickler that knows a dozen harmless names and refuses every other, so that a pickled tensor
-is a range of a file like any other. Older files are no archives and are refused.
+is a range of a file like any other. Older files are not archives and are refused.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key = pid[:3]
         if kind != "storage" or not isinstance(dtype, _Dtype):
-            raise pickle.UnpicklingError("a persistent id is no storage")
+            raise pickle.UnpicklingError("a persistent id is not a storage")
         return _Storage(str(dtype) or None, str(key))
 
 

@@ -79,7 +79,7 @@ class EvalOptions:
         str,
         typer.Option(
             metavar="METRIC",
-            help="exact: the answer is a reference, but for case and outer punctuation; by POPE's "
+            help="exact: the answer is a reference, ignoring case and outer punctuation; by POPE's "
             "rule where all references are yes or no. vqa: the VQA challenge's accuracy. choice: "
             "the right option, by letter or text. loss: mean loss per answer token.",
         ),
@@ -117,8 +117,8 @@ def eval(
         list[str] | None,
         typer.Argument(
             metavar="MODEL",
-            help="Model folders or Hub ids, converted or not. The first is what the others are "
-            "compared with.",
+            help="Model folders or Hub ids, converted or not. The others are compared with the "
+            "first.",
         ),
     ] = None,
     *,

@@ -50,7 +50,9 @@ class ExportOptions:
     ] = "f16"
     force: Annotated[
         bool,
-        typer.Option("--force", help="Write a gguf that llama.cpp is known to compute otherwise."),
+        typer.Option(
+            "--force", help="Write a gguf that llama.cpp is known to compute differently."
+        ),
     ] = False
     keep_lora: Annotated[
         bool,

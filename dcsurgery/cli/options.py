@@ -98,9 +98,9 @@ Towers = Annotated[
     typer.Option(
         "--tower",
         metavar="NAME=PATH",
-        help="Where the vision tower is that a model in its original format names: NAME as its "
-        "config calls it (or the last part of that), PATH a folder or a Hub id. Default: as the "
-        "config says.",
+        help="Where to find the vision tower that a model in its original format names: NAME as "
+        "its config calls it (or the last part of that), PATH a folder or a Hub id. Default: as "
+        "the config says.",
     ),
 ]
 

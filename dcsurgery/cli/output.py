@@ -21,7 +21,7 @@ ASCII = str.maketrans("─│┐┘└┌├┤┼┴┬█▶▼", "-|+++++++++
 
 
 def prepare_streams() -> None:
-    """Make odd file names printable, and keep libraries' progress bars off what is no terminal."""
+    """Make odd file names printable, and show libraries' progress bars on terminals only."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:

@@ -73,7 +73,8 @@ class ProbeOptions:
     rows: Annotated[
         int,
         typer.Option(
-            metavar="N", help="Rows with pictures to look at, drawn at random. More see less."
+            metavar="N",
+            help="Rows with pictures to look at, drawn at random. More rows detect smaller gains.",
         ),
     ] = 500
     folds: Annotated[
@@ -113,7 +114,7 @@ def probe(
 
     It also tells whether that is worth a training; nothing is trained. Forward and backward passes
     over some rows give the gradient for every hidden state at once. A step on most of the rows is
-    judged by the others, in turns. What does not beat shuffled states is no evidence.
+    judged by the others, in turns. Beating shuffled states is what counts as evidence.
     """
     out = Output(as_json=as_json, quiet=quiet)
     text, remote = f"probing {model}", not Path(model).is_dir()

@@ -24,7 +24,7 @@ def connector_shapes(anatomy: Anatomy, layout: FeatureLayout) -> dict[str, tuple
 
     "weight" is D [rows of all first matrices, G * feature width], in the projector's dtype; the
     others are fp32: "mix" one logit per state, blocks one after another; "norm_weight" and
-    "norm_bias" [G, C]. Along tokens there is none.
+    "norm_bias" [G, C]. Connectors along tokens have none.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     count = len(layout.blocks)

@@ -85,7 +85,7 @@ class DenseConnector(nn.Module):
     def collect(self, state: int, hidden: Tensor, block: nn.Module) -> None:
         """Add a hidden state to the pass under way: what `block` reads or gives.
 
-        Raises RequestError where the block's own gradients would be lost without a word.
+        Raises RequestError where the block's own gradients would be lost silently.
         """
         run = self._passes.running
         # Outside a pass this is a block re-run by gradient checkpointing: nothing to add.
@@ -187,7 +187,7 @@ class DenseConnector(nn.Module):
         """Return projected tokens [B, N, H] with the sides of their square grid divided by `pool`.
 
         Bilinear interpolation as in arXiv 2405.13800 section 3.3; an odd side loses its last row
-        and column (27 -> 13). Appended tokens stay. Raises RequestError for a grid that is no
+        and column (27 -> 13). Appended tokens stay. Raises RequestError for a grid that is not
         square.
         """
         count = projected.shape[1]
@@ -201,7 +201,7 @@ class DenseConnector(nn.Module):
         )
         if side < self.layout.pool:
             raise RequestError(
-                f"{count} image tokens are no square grid that can be pooled",
+                f"{count} image tokens are not a square grid that can be pooled",
                 hint="use images of the size the vision tower was trained for",
             )
         grid, appended = projected[:, : side**2], projected[:, side**2 :]

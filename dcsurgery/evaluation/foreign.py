@@ -134,7 +134,7 @@ def _own(path: Path, models: int, records: Iterator[Any]) -> list[Given]:
                 given[record["model"]].places[record["row"]] = text
         except (TypeError, KeyError, IndexError):
             raise RequestError(
-                f"{path} is no whole answers.jsonl of an evaluation",
+                f"{path} is not a whole answers.jsonl of an evaluation",
                 hint="write lines with id and answer",
             ) from None
     if not any(each.places for each in given):
@@ -164,7 +164,7 @@ def _entry(record: Any, where: str) -> tuple[str, str | None]:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, list | Mapping):
-        raise RequestError(f"{where}: {key!r} is no text", hint="write one answer a line")
+        raise RequestError(f"{where}: {key!r} is not a text", hint="write one answer a line")
     return str(name)[:100], None if value is None else answer_text(value)
 
 

@@ -1,6 +1,6 @@
 """Intervals and tests for means over rows that may share a picture.
 
-Rows with the same picture are no independent draws: whole clusters are resampled and flipped.
+Rows with the same picture are not independent draws: whole clusters are resampled and flipped.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def score_columns(
 ) -> list[Score]:
     """Return score_rows of every column of values [N, K], all from the same bootstrap samples.
 
-    `weights` [N, K] are zero where a row is none of a column's; what a sample lacks is left out.
+    `weights` [N, K] are zero where a row does not belong to a column; a sample leaves out
+    the columns of which it has no row.
     """
     places: dict[Hashable, int] = {}
     index = np.array([places.setdefault(name, len(places)) for name in clusters])

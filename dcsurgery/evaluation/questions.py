@@ -88,7 +88,7 @@ def _checked(row: Row, metric: str, pictures: bool) -> Row:
         return Choices([row]).apply(row)
     letters = alone(row.answers[0])
     if not letters:
-        raise RowError(f"it has no options, and its answer {row.answers[0][:40]!r} is no letter")
+        raise RowError(f"it has no options, and its answer {row.answers[0][:40]!r} is not a letter")
     return replace(row, right=letters)
 
 

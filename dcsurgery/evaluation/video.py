@@ -65,7 +65,7 @@ def read_clip(path: Path, count: int = 8) -> Clip:
                 total = sum(1 for _ in _decoded(container))
             clip = _pick(av, path, total, count)
             if clip is None:
-                raise _unreadable(path, "its frames come in another number each time")
+                raise _unreadable(path, "the number of its frames changes each time")
     except (av.FFmpegError, OSError, ValueError) as error:
         raise _unreadable(path, str(error)) from None
     return clip

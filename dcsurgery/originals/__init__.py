@@ -39,7 +39,7 @@ class Hints:
 def told(
     towers: Mapping[str, str] | None, template: str | None = None, *, optional: bool = False
 ) -> Hints:
-    """Return the hints a user gives. Raises RequestError for a template that is none."""
+    """Return the hints a user gives. Raises RequestError for a template that does not exist."""
     chosen = None if template is None else read_template(template)
     return Hints(towers or {}, chosen, optional=optional)
 

@@ -131,7 +131,7 @@ class Adopted(Checkpoint):
         """Return the local path of a side file that is the original's own."""
         if name in self.made_files or name not in self.side_files:
             raise CheckpointNotFoundError(
-                f"{name} of {self.ref.name} is presented, it is no file",
+                f"{name} of {self.ref.name} is presented, but it is not a file",
                 hint="convert the model: the output has it",
             )
         return self._adoption.source.path(name)

@@ -82,7 +82,7 @@ def _describe(shapes: Mapping[str, TensorEntry], stated: str) -> dict[str, Any]:
     widths = [width for width, _ in stages]
     if stem is None or not stages or 0 in (*widths, *(depth for _, depth in stages)):
         raise AnatomyError(
-            f"the auxiliary tower {stated!r} is no whole ConvNeXt: stem or blocks are missing",
+            f"the auxiliary tower {stated!r} is not a whole ConvNeXt: stem or blocks are missing",
             hint=f"name the tower it was trained with: --tower {PurePosixPath(stated).name}=PATH",
         )
     if widths[0] == _XXLARGE:

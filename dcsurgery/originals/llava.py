@@ -162,9 +162,9 @@ def read_grid(config: Config) -> list[list[int]] | None:
         return None
     if (aspect != "anyres" and not tiled) or merge != "spatial_unpad":
         raise AnatomyError(
-            f"image_aspect_ratio {aspect!r} with mm_patch_merge_type {merge!r} has no words in "
-            "transformers' LLaVA",
-            hint="'anyres' with 'spatial_unpad' (LLaVA-NeXT) and 'flat' (LLaVA-1.5) have",
+            f"image_aspect_ratio {aspect!r} with mm_patch_merge_type {merge!r} cannot be "
+            "expressed in transformers' LLaVA",
+            hint="'anyres' with 'spatial_unpad' (LLaVA-NeXT) and 'flat' (LLaVA-1.5) can",
         )
     try:
         grid = ast.literal_eval(stated) if isinstance(stated, str) else stated

@@ -3,7 +3,7 @@
 The reference code never reads a tokenizer's chat template: it trains with a conversation of its own
 conversation.py. The template that a text tokenizer brings is the language model's, and tells which
 conversation that was: the same marks, other blanks and other default words. A template that knows
-pictures, or that is no published language model's, was written for this model, and stays.
+pictures, or that no published language model has, was written for this model, and stays.
 """
 
 from __future__ import annotations
@@ -119,20 +119,20 @@ def read_template(asked: str) -> Template:
             text = _default(json.loads(text)["chat_template"]) or ""
     except (OSError, UnicodeDecodeError):
         raise RequestError(
-            f"--template {asked} is no conversation and no file", hint=names
+            f"--template {asked} is neither a conversation nor a file", hint=names
         ) from None
     except (ValueError, KeyError, TypeError):
         raise RequestError(f"{asked} has no key chat_template", hint=names) from None
     problem = "it is empty" if not text.strip() else _problem(text)
     if problem:
-        raise RequestError(f"{asked} is no chat template: {problem}", hint=names)
+        raise RequestError(f"{asked} is not a chat template: {problem}", hint=names)
     return Template(path.name, text)
 
 
 def choose_prompt(files: TokenizerFiles, speaker: Speaker, asked: Template | None) -> Prompt:
     """Return the chat template of an original.
 
-    Raises RequestError where "own" is asked for and there is none.
+    Raises RequestError where "own" is asked for and the tokenizer has none.
     """
     own = _own_template(files)
     if asked is not None:

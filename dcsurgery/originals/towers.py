@@ -42,7 +42,7 @@ PUBLIC |= {
     "openclip-convnext-large-d-320-laion2B-s29B-b131K-ft-soup": _CONVNEXT,
     "CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup": _CONVNEXT,
 }
-# Owners that are no Hub accounts but folders of a training machine.
+# Owners that are not Hub accounts but folders of a training machine.
 _FOLDERS = {"ckpt", "ckpts", "checkpoint", "checkpoints", "model_zoo", "models", "pretrained"}
 
 
@@ -71,7 +71,7 @@ class Towers:
     def place(self, stated: str, key: str) -> str:
         """Return the folder or Hub id of the tower the config's `key` calls `stated`.
 
-        Raises CheckpointNotFoundError for a path that leads nowhere and is no known public tower.
+        Raises CheckpointNotFoundError for a path that neither exists nor is a known public tower.
         """
         last = PurePosixPath(stated).name
         for name in (stated, last, key):
@@ -97,7 +97,7 @@ class Towers:
     def open(self, stated: str, key: str, opener: Opener | None = None) -> Checkpoint:
         """Open the tower's weights. Raises CheckpointError; the hint names --tower.
 
-        `opener` does it for a tower that is no Hugging Face checkpoint.
+        `opener` does it for a tower that is not a Hugging Face checkpoint.
         """
         place = self.place(stated, key)
         with _naming(stated, place):

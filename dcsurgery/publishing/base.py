@@ -121,14 +121,14 @@ def _read(api: HfApi, repo_id: str, commit: str | None) -> PublicBase:
     if info.private:
         notes.append(f"{repo_id} is private: only who may read it can load what is pushed")
     if info.gated:
-        notes.append(f"{repo_id} is gated: its terms go on holding for what is pushed")
+        notes.append(f"{repo_id} is gated: its terms still apply to what is pushed")
     files = list_files(api, repo_id, sha)
     card = f"---\n{info.card_data.to_yaml()}\n---\n" if info.card_data else ""
     if CARD in files:
         try:
             card = read_text(api, repo_id, sha, CARD)
         except GatedRepoError:
-            notes.append(f"this account may not read {repo_id}: its card's metadata had to do")
+            notes.append(f"this account may not read {repo_id}: only its card's metadata is used")
     return PublicBase(repo_id, sha, files, card, tuple(notes))
 
 

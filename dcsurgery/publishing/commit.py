@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
 
 _T = TypeVar("_T")
-UNKNOWN = "whether it was committed could not be found out"
+UNKNOWN = "could not find out whether it was committed"
 # A request that was sent and not answered may still be carried out.
 LOST = "the Hub's answer was lost"
 SO_FAR = "so far"

@@ -41,14 +41,14 @@ STUB = "# Dense Connector delta for "
 def read_evaluations(paths: Sequence[str | Path]) -> list[EvalReport]:
     """Return the reports that `dcsurgery eval` wrote, local paths cut.
 
-    Raises RequestError for a file that is none.
+    Raises RequestError for a file that is not one.
     """
     found = []
     for path in paths:
         try:
             report = EvalReport.model_validate_json(Path(path).read_bytes())
         except (OSError, ValidationError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is no evaluation report"
+            why = error.strerror if isinstance(error, OSError) else "it is not an evaluation report"
             raise RequestError(
                 f"{path} cannot be published: {why}",
                 hint="name the report.json that `dcsurgery eval -o DIR` wrote",

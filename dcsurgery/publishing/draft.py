@@ -19,7 +19,8 @@ def draft_card(
     """Return the card of a converted folder, as `push` would write it to `repo_id`.
 
     `report` is the JSON of a verification. The Hub is not asked, so the card names no base there.
-    Raises CheckpointError for a folder that has no plan, RequestError for `evals` that are none.
+    Raises CheckpointError for a folder that has no plan, RequestError for `evals` that are not
+    reports.
     """
     base = PublicBase()
     evaluations = tuple(

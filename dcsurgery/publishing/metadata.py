@@ -22,7 +22,7 @@ KEYS = ("license", "license_name", "license_link")
 
 
 def split_card(text: str) -> tuple[dict[str, Any], str]:
-    """Return a card's metadata and its Markdown. Raises PublishError for YAML nobody can read."""
+    """Return a card's metadata and its Markdown. Raises PublishError for unreadable YAML."""
     import yaml
 
     found = _BLOCK.match(text)
@@ -33,7 +33,7 @@ def split_card(text: str) -> tuple[dict[str, Any], str]:
     except yaml.YAMLError as error:
         raise _unreadable(str(error)) from None
     if not isinstance(data, dict):
-        raise _unreadable("it is no mapping")
+        raise _unreadable("it is not a mapping")
     return data, text[found.end() :]
 
 
@@ -94,7 +94,7 @@ def model_index(
     """Return a card's `model-index`: foreign results stay, ours are those of the reports.
 
     `evaluations` pairs a report with the address of its file. The value is the last model's mean.
-    Raises PublishError for an index nobody can read.
+    Raises PublishError for an index that cannot be read.
     """
     kept: list[dict[str, Any]] = []
     if old:

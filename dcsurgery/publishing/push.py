@@ -186,7 +186,7 @@ def push_checkpoint(  # noqa: PLR0913 - one keyword per CLI option, by design
     does not beat its control there, or loses on a question type, is refused (not with
     `require_anyway`), and the card shows the trial. `dry_run` sends nothing. Raises PublishError,
     which says whether anything was committed (UnverifiedError when the model does not verify),
-    RequestError for `evals` that are no reports, and what verify_checkpoint raises.
+    RequestError for `evals` that are not reports, and what verify_checkpoint raises.
     """
     started = time.perf_counter()
     folder = local_folder(model)

@@ -157,7 +157,7 @@ def _template_check(
     found = [count for _, count in answers]
     return Check(
         "prompt tokens", own == found, f"{found[0]} on the server, {own[0]} here", "equal",
-        "" if own == found else "its chat template or its picture sizes are other ones",
+        "" if own == found else "its chat template or its picture sizes differ",
     )  # fmt: skip
 
 

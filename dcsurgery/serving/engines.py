@@ -88,7 +88,8 @@ class Engine:
                 hint="name a server that runs, for example --engine http://localhost:8000",
             ) from None
         if not isinstance(found, dict):
-            raise RequestError(f"{self.url}{path} is no OpenAI endpoint", hint="check the address")
+            told = f"{self.url}{path} is not an OpenAI endpoint"
+            raise RequestError(told, hint="check the address")
         return found
 
 
@@ -193,7 +194,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict):
         raise CheckpointNotFoundError(
-            f"{folder} is no folder that `dcsurgery export --form gguf` wrote",
+            f"{folder} is not a folder that `dcsurgery export --form gguf` wrote",
             hint=f"dcsurgery export {folder} -o OUT --form gguf",
         )
     return found

@@ -10,7 +10,7 @@ from dcsurgery.originals.adopted import InstalledConnector
 
 
 def installed_layout(installed: InstalledConnector, asked: Connector) -> FeatureLayout:
-    """Return the layout a checkpoint was trained with. Raises PlanError for a wish for another."""
+    """Return the layout a checkpoint was trained with. Raises PlanError when asked for another."""
     plain = Connector(kind=asked.kind, seed=asked.seed, form=asked.form)
     if asked != plain or asked.kind not in (installed.kind, Connector().kind):
         raise PlanError(

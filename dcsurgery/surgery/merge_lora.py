@@ -44,7 +44,7 @@ MORE_THAN_LORA = (
 class Adapter:
     """A folder with adapter_config.json and adapter_model.safetensors, opened by header only.
 
-    `modules` are the adapted ones by their path in the model; `obstacle` says why it is no plain
+    `modules` are the adapted ones by their path in the model; `obstacle` says why it is not a plain
     sum of matrices, None where it is one.
     """
 

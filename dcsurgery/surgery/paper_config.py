@@ -76,8 +76,8 @@ def tower_name(checkpoint: Checkpoint, plan: SurgeryPlan, given: str | None) -> 
         )
     if name is None:
         raise PlanError(
-            "the reference code loads its vision tower by name, and this is no known public one",
-            hint=f"say how it shall find it: --tower {TOWER_KEY}=PATH-OR-HUB-ID",
+            "the reference code loads its vision tower by name, and this is not a known public one",
+            hint=f"say how to find it: --tower {TOWER_KEY}=PATH-OR-HUB-ID",
         )
     if ("siglip" in name.lower()) != (tower.kind == "siglip_vision_model"):
         raise PlanError(

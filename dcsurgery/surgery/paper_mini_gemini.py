@@ -77,7 +77,7 @@ def _require_known(plan: SurgeryPlan) -> None:
         raise PlanError(
             "the published Dense Connector with Mini-Gemini averages hidden states 0..11 and "
             f"12..23, this connector is another ({layout.kind} {list(map(list, layout.groups))})",
-            hint="use --form delta; the reference form has no words for other states",
+            hint="use --form delta; the reference form cannot name other states",
         )
 
 

@@ -211,7 +211,7 @@ def stock_problem(
 ) -> str | None:
     """Return why a layout has no stock form in a family; None where it has one."""
     if "stock" not in architecture.forms:
-        return f"the config of {architecture.name} has no words for several hidden states"
+        return f"the config of {architecture.name} cannot name several hidden states"
     if not layout.foldable:
         what = "a norm" if layout.normed else "another number of image tokens"
         return f"stock code cannot be told of {what}"
@@ -243,7 +243,7 @@ def _redrawn(checkpoint: Checkpoint, anatomy: Anatomy) -> list[TensorRecord]:
         matrix = name.removesuffix("bias").removesuffix("weight") + "weight"
         if matrix not in names or len(checkpoint.tensors[matrix].shape) != 2:
             raise PlanError(
-                f"--init paper is defined for projectors of linear layers, {name} is none",
+                f"--init paper is defined for projectors of linear layers, and {name} is not one",
                 hint="use --init preserve, which keeps the projector as it is",
             )
     return [rewritten(checkpoint, name) for name in anatomy.projector.tensors]

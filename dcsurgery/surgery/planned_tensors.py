@@ -48,7 +48,8 @@ def _draw(plan: SurgeryPlan, record: TensorRecord) -> Rows:
         return constant_rows(record.shape, 0)
     if record.dtype not in ITEM_BYTES or len(record.shape) not in (1, 2):
         raise PlanError(
-            f"{record.name} ({record.dtype} {record.shape}) is no matrix or bias that can be drawn",
+            f"{record.name} ({record.dtype} {record.shape}) cannot be drawn: it is neither a "
+            "matrix nor a bias",
             hint="keep the projector with --init preserve",
         )
     anatomy = plan.anatomy
@@ -87,7 +88,7 @@ def planned_delta(checkpoint: Checkpoint, plan: SurgeryPlan) -> dict[str, NewTen
     )
     if given.keys() != {record.name for record in plan.delta}:
         raise PlanError(
-            f"{checkpoint.ref.name} has no connector such as the plan names",
+            f"{checkpoint.ref.name} does not have the connector that the plan names",
             hint="the plan was made for another checkpoint: convert again",
         )
     return {

@@ -41,7 +41,7 @@ class ProbeAnswer(BaseModel):
 def with_probed_layers(asked: Connector, base: BaseRecord) -> Connector:
     """Return a request with the layers of the probe it names; one that names none as it is.
 
-    Raises RequestError for a file that is no probe, PlanError for a probe of another model than
+    Raises RequestError for a file that is not a probe, PlanError for a probe of another model than
     `base` or one that advises against an operation.
     """
     if asked.probe is None:
@@ -74,4 +74,4 @@ def read_answer(path: Path) -> ProbeAnswer:
         raise RequestError(f"{path} cannot be read: {error.strerror}", hint=hint) from None
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"])) or "its text"
-        raise RequestError(f"{path} is no probe's answer: see {where}", hint=hint) from None
+        raise RequestError(f"{path} is not a probe's answer: see {where}", hint=hint) from None

@@ -35,7 +35,7 @@ def agreement_check(
     cross-attention have no image tokens to count.
     """
     if architecture.prompt is not None:
-        return Check(NAME, True, "pictures are no tokens in this family", LIMIT)
+        return Check(NAME, True, "pictures do not become tokens in this family", LIMIT)
     with _processor_folder(pair) as folder:
         lacking = _lacking(folder)
         if lacking:

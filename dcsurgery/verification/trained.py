@@ -59,7 +59,7 @@ def adapter_check(plan: SurgeryPlan, folder: Path) -> Check:
     place = folder / ADAPTER_FOLDER
     if stated is None:
         present = place.exists()
-        detail = f"{ADAPTER_FOLDER} is there and {PLAN_FILE} does not know it" if present else ""
+        detail = f"{ADAPTER_FOLDER} exists, but {PLAN_FILE} does not mention it" if present else ""
         return Check(ADAPTER_CHECK, not present, "no adapter", "none is planned", detail)
     problems = [
         f"{ADAPTER_FOLDER}/{name} has other bytes than planned"

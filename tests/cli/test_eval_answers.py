@@ -449,7 +449,7 @@ def test_ids_that_do_not_fit_are_counted_and_named(run: Run, tmp_path: Path) -> 
     [
         ([{"id": "q", "colour": "red"}], [], "its keys are id, colour"),
         ([{"name": "q", "answer": "red"}], [], "its keys are name, answer"),
-        ([{"id": "q", "answer": {"text": "red"}}], [], "'answer' is no text"),
+        ([{"id": "q", "answer": {"text": "red"}}], [], "'answer' is not a text"),
         (["red"], [], "entry 1 is red"),
         ([{"id": "other", "answer": "red"}], [], "no row was answered"),
         ([{"id": "q", "answer": "red"}], ["--metric", "loss"], "loss needs a model"),

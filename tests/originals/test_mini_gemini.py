@@ -332,7 +332,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "projector": (restated(mm_projector_type="linear"), "mm_projector_type is 'linear'"),
     "features": (restated(mm_vision_select_feature="cls_patch"), "patch tokens alone"),
     "words": (restated(vocab_size=7), "vocab_size in config.json is 7"),
-    "half a tower": (without_tensors("vision_stages.1.blocks"), "is no whole ConvNeXt"),
+    "half a tower": (without_tensors("vision_stages.1.blocks"), "is not a whole ConvNeXt"),
     "a tower with gaps": (without_tensors("blocks.0.gamma"), "tensors, a ConvNeXt of these depths"),
     "half a CLIP": (without_tensors("position_embedding"), "embeddings or blocks are incomplete"),
     "no mining": (without_tensors("vlm_uni_val"), "no tensor model.vlm_uni_val_projector.1"),

@@ -211,7 +211,7 @@ def test_what_cannot_be_known_is_said(hub: Hub, push: Push) -> None:
         Fault("POST", "/commit/", "lost"),
         Fault("GET", "/api/models/me/model/revision/main", "status", status=500),
     ]
-    refused(push(), "whether it was committed could not be found out", nothing=False)
+    refused(push(), "could not find out whether it was committed", nothing=False)
     done = push()
     assert done.code == 0 and "nothing was committed" in done.out
 

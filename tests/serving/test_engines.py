@@ -203,7 +203,7 @@ class TestLlamaCpp:
     def test_what_is_missing_is_said(self, exported: Path, trained: Path) -> None:
         with pytest.raises(DcSurgeryError, match="needs one GGUF file of the language model"):
             dcsurgery.verify_engine(exported, "llama.cpp")
-        with pytest.raises(DcSurgeryError, match="is no folder that"):
+        with pytest.raises(DcSurgeryError, match="is not a folder that"):
             dcsurgery.verify_engine(trained, "llama.cpp")
         (exported / "text.gguf").write_bytes(b"GGUF of something else")
         with pytest.raises(DcSurgeryError, match=r"llama\.cpp did not start"):
