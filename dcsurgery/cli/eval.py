@@ -10,6 +10,7 @@ import typer
 
 from dcsurgery.cli.options import (
     AsJson,
+    BaseNow,
     Columns,
     Device,
     Dtype,
@@ -35,7 +36,7 @@ EXAMPLES = (
     "dcsurgery eval --data test.json --answers theirs.jsonl -o theirs",
 )
 # What only a model that answers can have.
-ANSWERING = ("batch_size", "max_new_tokens", "prompt", "orientation", "dtype", "device")
+ANSWERING = ("base", "batch_size", "max_new_tokens", "prompt", "orientation", "dtype", "device")
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class EvalOptions:
         typer.Option(metavar="PERCENT", help="Rows that may be unusable before it is an error."),
     ] = "1%"
     split: Split = "train"
+    base: BaseNow = None
     prompt: PromptOption = "auto"
     tower: Towers = None
     template: Template = None
@@ -205,6 +207,7 @@ def _ask(models: list[str], options: EvalOptions, out: Output) -> EvalReport:
             columns=parse_columns(options.columns),
             tell=out.warn,
             overwrite=options.overwrite,
+            base=options.base,
             towers=read_towers(options.tower),
             template=options.template,
             progress=progress,

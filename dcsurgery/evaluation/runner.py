@@ -32,6 +32,7 @@ from dcsurgery.evaluation.summary import Scored, write_summary
 from dcsurgery.loading.hints import share_hints
 from dcsurgery.loading.load import load_model
 from dcsurgery.printing.sheet import Progress
+from dcsurgery.surgery.plan_file import PLAN_FILE, read_plan
 from dcsurgery.verification.models import free_memory
 
 
@@ -86,6 +87,7 @@ def evaluate_checkpoints(  # noqa: PLR0913 - one keyword per CLI option, by desi
     split: str = "train",
     revision: str | None = None,
     columns: Mapping[str, str] | None = None,
+    base: str | Path | None = None,
     towers: Mapping[str, str] | None = None,
     template: str | None = None,
     overwrite: bool = False,
@@ -95,9 +97,9 @@ def evaluate_checkpoints(  # noqa: PLR0913 - one keyword per CLI option, by desi
     """Evaluate models on rows with reference answers and write report.json, report.png, answers.
 
     `models` are folders or Hub ids of any form; the first is what the others are compared with.
-    `split` and `revision` are of a Hugging Face data set, `columns` as in read_rows; `towers` and
-    `template` are as in load_model, for the models that take them; `progress` is called with the
-    rows done, all rows and the model, `tell` with warnings before the work. An
+    `split` and `revision` are of a Hugging Face data set, `columns` as in read_rows; `base`,
+    `towers` and `template` are as in load_model, for the models that take them; `progress` is
+    called with the rows done, all rows and the model, `tell` with warnings before the work. An
     evaluation that was interrupted goes on where it stopped. Raises RequestError, CheckpointError
     or OutputExistsError.
     """
@@ -117,6 +119,9 @@ def evaluate_checkpoints(  # noqa: PLR0913 - one keyword per CLI option, by desi
     hints = share_hints([(name, None) for name in names], towers, template)
     folders = [fetch(parse_reference(name)).folder for name in names]
     digest = data_digest(data)
+    placed = [_base_for(folder, base) for folder in folders]
+    if base is not None and not any(placed):
+        raise RequestError("--base is for a delta, and no model here is one", hint="leave it out")
     # What the data's digest does not tell: which pictures, which part of a data set.
     source = {
         "images": None if folder is None else str(folder.resolve()),
@@ -135,7 +140,7 @@ def evaluate_checkpoints(  # noqa: PLR0913 - one keyword per CLI option, by desi
     answers = AnswerFile(Path(output), header, overwrite=overwrite)
     dropped: dict[str, dict[str, int]] = {}
     for index, name in enumerate(names):
-        model = _Model(index, name, chosen, questions, hints[index])
+        model = _Model(index, name, chosen, questions, {**hints[index], **placed[index]})
         dropped |= model.answer(answers, progress)
     scored = Scored(
         questions, names, [answers.of(i) for i in range(len(names))], [None] * len(names)
@@ -154,6 +159,13 @@ def evaluate_checkpoints(  # noqa: PLR0913 - one keyword per CLI option, by desi
             "transformers": transformers.__version__,
         },
     )
+
+
+def _base_for(folder: Path | None, base: str | Path | None) -> dict[str, Any]:
+    """Return the keyword `base` of load_model where a model may be a delta."""
+    if base is None or (folder is not None and not (folder / PLAN_FILE).is_file()):
+        return {}
+    return {"base": base} if folder is None or read_plan(folder).form == "delta" else {}
 
 
 def _identity(settings: EvalSettings) -> dict[str, Any]:

@@ -98,8 +98,8 @@ def find_base(
     except CheckpointNotFoundError as error:
         raise CheckpointNotFoundError(
             f"the base model {str(where)[:200]} is needed and was not found: {error.message}",
-            hint="say where it is now: finetune, export and ask take --base FOLDER, verify and "
-            "push --against FOLDER; for eval, export it first; in Python base=FOLDER",
+            hint="say where it is now: finetune, export, eval and ask take --base FOLDER, verify "
+            "and push --against FOLDER; in Python base=FOLDER",
         ) from None
 
 

@@ -19,7 +19,7 @@ from dcsurgery.data.batches import Collator
 from dcsurgery.data.conversations import ask
 from dcsurgery.data.processor import load_processor
 from dcsurgery.data.prompts import Prompter
-from dcsurgery.errors import OutputExistsError, RequestError
+from dcsurgery.errors import CheckpointNotFoundError, OutputExistsError, RequestError
 from dcsurgery.evaluation import runner
 from dcsurgery.evaluation.generation import answer_losses, generate_answers, model_inputs
 from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
@@ -126,6 +126,21 @@ def test_models_are_compared_on_the_same_rows(world: Path, tmp_path: Path) -> No
     assert written == report.model_dump(mode="json")
     with Image.open(tmp_path / "report.png") as chart:
         assert chart.format == "PNG" and chart.width > 300
+
+
+def test_the_base_of_a_delta_may_have_moved(world: Path, tmp_path: Path) -> None:
+    base = write_tiny_llava(tmp_path / "base")
+    dcsurgery.convert(base, tmp_path / "dci", form="delta")
+    models, moved = [world / "base", tmp_path / "dci"], base.rename(tmp_path / "moved")
+    options: dict[str, Any] = {"settings": EvalSettings(limit=2, max_new_tokens=2)}
+    with pytest.raises(CheckpointNotFoundError) as caught:
+        evaluate_checkpoints(models, world / "test.json", tmp_path / "out", **options)
+    assert "eval and ask take --base" in caught.value.hint
+    options |= {"base": moved, "overwrite": True}
+    report = evaluate_checkpoints(models, world / "test.json", tmp_path / "out", **options)
+    assert [model.model for model in report.models] == [str(model) for model in models]
+    with pytest.raises(RequestError, match="no model here is one"):
+        evaluate_checkpoints(models[:1], world / "test.json", tmp_path / "alone", **options)
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(
