@@ -6,6 +6,8 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from dcsurgery.architectures import available
 
 OWN = {"MiniGeminiForConditionalGeneration"}
@@ -18,6 +20,7 @@ def imported(name: str) -> str:
     return done.stdout.strip() or done.stderr[-300:]
 
 
+@pytest.mark.slow
 def test_every_supported_class_imports_after_dcsurgery() -> None:
     names = sorted({name for family in available() for name in family.class_names} - OWN)
     with ThreadPoolExecutor(2) as pool:
