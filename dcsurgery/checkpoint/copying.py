@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -181,6 +182,19 @@ def write_file(target: Path, chunks: Iterable[bytes]) -> int:
     except OSError as error:
         raise_write_error(error, target)
     return written
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all, in place of an older one. Raises OSError."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def transfer_file(source: Path, target: Path, *, link: bool = False) -> Transfer:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
+
+from dcsurgery.checkpoint.copying import replace_text
 
 RESULT = "result.json"
 
@@ -36,9 +37,7 @@ class Outcome(BaseModel):
 
     def write(self, folder: Path) -> None:
         """Write result.json; it appears whole."""
-        partial = folder / f"{RESULT}.partial"
-        partial.write_text(self.model_dump_json(), encoding="utf-8")
-        os.replace(partial, folder / RESULT)
+        replace_text(folder / RESULT, self.model_dump_json())
 
 
 def read_outcome(folder: Path) -> Outcome | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from dcsurgery.checkpoint.copying import make_folder
+from dcsurgery.checkpoint.copying import replace_text
 from dcsurgery.checkpoint.destination import check_output
 from dcsurgery.errors import OutputExistsError, RequestError
 from dcsurgery.evaluation.eval_report import Score
@@ -124,13 +123,9 @@ def is_answer(path: Path) -> bool:
 
 def write_file(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        make_folder(path.parent)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        replace_text(path, text)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise RequestError(
             f"{path} cannot be written: {error.strerror}", hint="choose another file"
         ) from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,8 +18,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dcsurgery.checkpoint.copying import replace_text
 from dcsurgery.errors import RequestError, TrainingError
 from dcsurgery.recipes.schema import Finetune, Recipe
+from dcsurgery.serving.engines import free_port
 
 # Begins a line of a worker that is for people, or tells which process the first one is.
 NEWS = "::dcsurgery:: "
@@ -75,16 +76,10 @@ class Launch:
             options += ["--deepspeed_multinode_launcher", "standard"]
         if self.main_address is not None:
             options += ["--main_process_ip", self.main_address]
-        port = _free_port() if self.machines == 1 else self.main_port or PORT
+        port = free_port() if self.machines == 1 else self.main_port or PORT
         options += ["--main_process_port", str(port), "--mixed_precision", "no"]
         options += ["--dynamo_backend", "no", "-m", "dcsurgery.recipes.worker", str(job)]
         return [sys.executable, "-m", "accelerate.commands.launch", *options]
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def check_launch(recipe: Recipe, launch: Launch, name: str) -> None:
@@ -147,9 +142,7 @@ def train(
     Ctrl-C lets all of them keep a checkpoint and end; a second one ends them at once. Raises
     TrainingError with the end of the log where a process dies.
     """
-    staged = file.with_suffix(".new")
-    staged.write_text(json.dumps(job, indent=1) + "\n", encoding="utf-8")
-    os.replace(staged, file)
+    replace_text(file, json.dumps(job, indent=1) + "\n")
     try:
         join(stage, launch, file, say)
     finally:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dcsurgery.checkpoint.copying import replace_text
 from dcsurgery.checkpoint.digests import digest, file_bytes
 from dcsurgery.surgery.plan_file import DELTA_FILE, DELTA_FOLDER
 
@@ -59,11 +59,7 @@ def _telling(folder: Path) -> list[str]:
 def write_stamp(work: Path, stamp: Stamp) -> None:
     """Write a stamp whole: a killed run leaves the old one or none."""
     folder = work / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{stamp.step}.json"
-    staged = path.with_suffix(".partial")
-    staged.write_text(json.dumps(asdict(stamp), indent=2) + "\n")
-    os.replace(staged, path)
+    replace_text(folder / f"{stamp.step}.json", json.dumps(asdict(stamp), indent=2) + "\n")
     (folder / f"{stamp.step}.begun").unlink(missing_ok=True)
 
 

@@ -93,6 +93,13 @@ class Engine:
         return found
 
 
+def free_port() -> int:
+    """Return a port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 @contextmanager
 def running_engine(engine: str, model: Path) -> Iterator[Engine]:
     """Yield a server: the one at an address, or `engine` started for `model` and stopped after.
@@ -109,9 +116,7 @@ def running_engine(engine: str, model: Path) -> Iterator[Engine]:
         raise RequestError(
             f"--engine {engine} is unknown", hint=f"an address, or one of {', '.join(ENGINES)}"
         )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = (_llama if name == "llama.cpp" else _vllm)(model, port, further)
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
