@@ -27,16 +27,13 @@ from dcsurgery.cli.output import Output
 from dcsurgery.training.settings import READING, TrainingSettings
 
 if TYPE_CHECKING:
-    from dcsurgery.evaluation.eval_report import Score
-    from dcsurgery.probing.probe_report import ProbeReport, StateGain
+    pass
 
 EXAMPLES = (
     "dcsurgery probe llava-hf/llava-1.5-7b-hf --data rows.json --images pictures -o probe.json",
     "dcsurgery probe ./my-llava --data rows.json --rows 2000",
     "dcsurgery convert ./my-llava -o my-llava-chosen --layers @probe.json",
 )
-BAR = 30
-LISTED = 3
 
 
 @dataclass(frozen=True)
@@ -129,9 +126,9 @@ def probe(
         given["towers"] = read_towers(given.pop("tower"))
         report = probe_model(model, settings=settings, progress=show, **given)
     if as_json:
-        out.data(report.model_dump(mode="json"))
+        out.data(report.to_dict())
         return
-    _show(report, out)
+    report.show(out)
     for file in (options.output, options.html):
         if file is not None:
             out.tell(f"{file} is written")
@@ -140,85 +137,3 @@ def probe(
         layers = f"@{options.output}" if options.output else report.recommended.layers
         out.tell(f"\nnext:\n  dcsurgery convert {shlex.quote(str(place))} -o OUT --layers "
                  f"{shlex.quote(str(layers))}")  # fmt: skip
-
-
-def _show(report: ProbeReport, out: Output) -> None:
-    facts = [
-        ("rows", f"{report.rows:,} with {report.pictures:,} pictures{_skipped(report)}"),
-        ("images", _pictures(report)),
-        ("loss", f"{report.loss:.4f} nats per answer token, {report.answer_tokens:,} tokens"),
-        ("reads today", _today(report)),
-    ]
-    facts += [("lost", "\n".join(report.lost))] if report.lost else []
-    out.show(f"probe of {report.model} on {report.data}", "bold")
-    out.facts(facts)
-    out.heading("expected gain of one hidden state, nats per answer token")
-    _draw(report, out)
-    out.heading("together")
-    rows = [(item.name, item.layers, _gain(item.gain), _between(item.gain)) for item in report.sets]
-    out.table(("set", "states", "gain", "95 %"), rows, "wlrw")
-    if report.recommended.operate and report.expected_by_type:
-        out.heading("expected, by question type")
-        kinds = report.expected_by_type.items()
-        lines = [(kind, str(score.rows), _gain(score), _between(score)) for kind, score in kinds]
-        out.table(("questions", "rows", "gain", "95 %"), lines, "lrrw")
-    out.show()
-    out.show(report.verdict, "bold green" if report.recommended.operate else "bold yellow")
-    if report.recommended.layers is not None:
-        out.facts([("recommended", f"--layers {shlex.quote(report.recommended.layers)}")])
-
-
-def _draw(report: ProbeReport, out: Output) -> None:
-    """Print a bar for every state, from shallow to deep, and the controls below."""
-    shuffled = max(report.null.shuffled, key=lambda item: item.gain.mean)
-    marked = [(item, str(item.state), "" if item.evidence else "no evidence")
-              for item in report.states]  # fmt: skip
-    marked += [(item, str(item.state), "control: today's feature") for item in report.null.feature]
-    marked.sort(key=lambda found: found[0].state)
-    marked.append((shuffled, "", f"control: state {shuffled.state} of other pictures"))
-    longest = max(1e-12, *(item.gain.mean for item, _, _ in marked))
-    rows = [
-        (state, _bar(item, longest), _gain(item.gain), _between(item.gain), words)
-        for item, state, words in marked
-    ]
-    out.table(("state", "", "gain", "95 %", ""), rows, "rwrww")
-
-
-def _bar(item: StateGain, longest: float) -> str:
-    return "█" * round(BAR * max(0.0, item.gain.mean) / longest)
-
-
-def _gain(score: Score) -> str:
-    return f"{score.mean:+.4f}"
-
-
-def _between(score: Score) -> str:
-    return f"{score.low:+.4f}..{score.high:+.4f}"
-
-
-def _today(report: ProbeReport) -> str:
-    from dcsurgery.features import describe_layers
-
-    blocks = "".join(f"; {describe_layers(block)}" for block in report.installed)
-    own = f" and, through its connector, {blocks[2:]}" if blocks else ""
-    return f"hidden state {describe_layers(report.feature_layers)}{own}"
-
-
-def _skipped(report: ProbeReport) -> str:
-    if not report.skipped_rows:
-        return ""
-    named = [f"\n{name}: {why}" for name, why in list(report.skipped.items())[:LISTED]]
-    return f", {report.skipped_rows} of the data skipped:" + "".join(named)
-
-
-def _pictures(report: ProbeReport) -> str:
-    from collections import Counter
-
-    from dcsurgery.data.census import Census
-
-    census = Census(
-        report.rows_with_pictures,
-        report.rows_without_pictures,
-        unread=Counter(report.unread_pictures),
-    )
-    return f"in all of the data {census.pictures()}"

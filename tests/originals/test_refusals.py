@@ -70,12 +70,12 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], type[DcSurgeryError], str]] = {
     "merge": (
         {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial"},
         AnatomyError,
-        "no words",
+        "cannot be expressed",
     ),
     "max": (
         {"image_aspect_ratio": "anyres_max_9", "mm_patch_merge_type": "spatial_unpad"},
         AnatomyError,
-        "no words",
+        "cannot be expressed",
     ),
     "no newline": (
         {

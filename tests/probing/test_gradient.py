@@ -19,6 +19,8 @@ from tests.architectures.cases import Case
 from tests.closeness import assert_near
 from tests.training.tasks import make_rows
 
+pytestmark = pytest.mark.slow
+
 # By how much the losses that are compared differ, in nats: fp32 knows them to about 1e-6.
 CHANGE = 0.05
 FINITE = 5e-3

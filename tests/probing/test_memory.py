@@ -14,6 +14,8 @@ from dcsurgery.probing.moments import SiteSums, bytes_for
 from dcsurgery.probing.slopes import Subject, measure_slopes, split
 from tests.probing.toy import ANATOMY, OUT, WIDTH, Toy, make_rows, planted
 
+pytestmark = pytest.mark.slow
+
 
 def live() -> tuple[int, int]:
     """Tensors that anything still holds, and their numbers."""

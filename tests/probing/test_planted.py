@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from dcsurgery.features import FeatureBlock
 from tests.probing.toy import FEATURE, WIDTH, Toy, make_rows, noise, planted, probe_toy
 
+pytestmark = pytest.mark.slow
+
 
 def redundant(draw: torch.Generator, label: int) -> Tensor:
     """State 2 is state 1 once more, but for a hundredth."""

@@ -60,6 +60,13 @@ def test_a_model_that_was_converted_and_not_trained_is_its_base(
     assert report.base == plain.base and report.installed == []
 
 
+def test_it_prints_itself(plain: ProbeReport) -> None:
+    text = str(plain)
+    assert text.split("\n")[0] == f"probe of {plain.model} on {plain.data}"
+    assert plain.verdict in text and "expected gain of one hidden state" in text
+    assert json.loads(plain.to_json()) == plain.to_dict() == plain.model_dump(mode="json")
+
+
 @pytest.mark.parametrize("form", ["stock", "delta"])
 def test_a_trained_connector_counts_as_what_is_read_today(
     tiny_clip: Path, data: Path, plain: ProbeReport, tmp_path: Path, form: str
@@ -208,7 +215,7 @@ def test_its_file_is_written_whole_and_replaces_nothing_else(
     with pytest.raises(OutputExistsError, match="exists"):
         dcsurgery.probe(tiny_clip, data, path)
     path.write_text("notes of mine")
-    with pytest.raises(OutputExistsError, match="is no probe's"):
+    with pytest.raises(OutputExistsError, match="is not a probe's"):
         dcsurgery.probe(tiny_clip, data, path, overwrite=True)
     assert path.read_text() == "notes of mine"
     with pytest.raises(DcSurgeryError, match="is a folder"):

@@ -20,6 +20,8 @@ from tests.architectures.cases import Case
 from tests.closeness import PAPER, assert_near
 from tests.training.tasks import make_rows
 
+pytestmark = pytest.mark.slow
+
 ROWS, FOLDS = 8, 4
 KINDS = ("llava", "qwen2_5_vl", "idefics3", "internvl", "gemma3", "mllama", "molmo2", "glm4v")
 Array = NDArray[np.float64]
