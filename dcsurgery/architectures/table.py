@@ -11,10 +11,7 @@ from typing import Any
 from dcsurgery.anatomy import Anatomy
 from dcsurgery.architectures import Architecture, Config, Counting, Tensors, _pictures, _steps
 from dcsurgery.architectures import _reading as reading
-from dcsurgery.architectures._wiring import (
-    Wiring,
-    read_anatomy,
-)
+from dcsurgery.architectures._wiring import Wiring, read_anatomy
 
 IDEFICS3 = Wiring(
     site="connector.modality_projection.proj",
