@@ -57,9 +57,9 @@ class Architecture:
     `checkpoints` are public examples, `towers` says in a few words which vision towers they have.
 
     `steps(anatomy, config)` are what lies between a tower and the first matrix, without any norm,
-    in the words of the code that portable folders bring along; at first, the leading tokens are cut
-    that the anatomy says are dropped. `rows(run, state)` is what `arrange` does where that code has
-    no words for a family, which then has no portable form.
+    in the words of the code that portable folders bring along. The default cuts the leading tokens
+    that the anatomy says are dropped. `rows(run, state)` replaces `arrange` where that code has no
+    words for a family, which then has no portable form.
 
     `parameter_names` are (old, new) parts of names where published files call the projector's
     tensors otherwise than the loaded model does.
@@ -120,7 +120,7 @@ class Architecture:
         spec = {"arrange": self.steps(run.anatomy, vars(run.model.config))}
         sites = run.anatomy.projector.sites
         known = SimpleNamespace(spec=spec, sites=sites, tower=run.tower, argument=run.argument)
-        found: list[list[Tensor]] = arrange(known, state, run.site_rows)  # type: ignore
+        found: list[list[Tensor]] = arrange(known, state, run.site_rows)  # type: ignore[no-untyped-call]
         return found[run.site if len(found) > 1 else 0]
 
     @property

@@ -26,9 +26,6 @@ from dcsurgery.cli.options import (
 from dcsurgery.cli.output import Output
 from dcsurgery.training.settings import READING, TrainingSettings
 
-if TYPE_CHECKING:
-    pass
-
 EXAMPLES = (
     "dcsurgery probe llava-hf/llava-1.5-7b-hf --data rows.json --images pictures -o probe.json",
     "dcsurgery probe ./my-llava --data rows.json --rows 2000",
