@@ -54,7 +54,7 @@ def test_a_fresh_model_with_a_clip_tower(tmp_path: Path) -> None:
     [
         ("vision_feature_layer", [-2, -1], "reads one layer"),
         ("vision_feature_layer", 9, "outside the tower's states"),
-        ("vision_feature_select_strategy", "default", "no square grid"),
+        ("vision_feature_select_strategy", "default", "not a square grid"),
     ],
 )
 def test_configs_its_code_cannot_compute_are_refused(

@@ -88,7 +88,7 @@ def test_tiles_of_one_picture_are_told_apart(tmp_path: Path) -> None:
     ("key", "value", "reason"),
     [
         ("vision_feature_layer", [-2, -1], "reads one layer"),
-        ("vision_feature_select_strategy", "full", "no square grid"),
+        ("vision_feature_select_strategy", "full", "not a square grid"),
         ("downsample_ratio", 0, "downsample_ratio is 0"),
         ("downsample_ratio", "0.5", "downsample_ratio is '0.5'"),
         ("downsample_ratio", 0.25, "reads 64 channels"),

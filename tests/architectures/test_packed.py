@@ -65,7 +65,7 @@ def test_positions_must_be_a_square(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["vision_config"]["num_position_embeddings"] = 15
     write_model(folder, config["architectures"][0], config)
-    with pytest.raises(AnatomyError, match="no square grid of positions"):
+    with pytest.raises(AnatomyError, match="not a square grid of positions"):
         inspect_checkpoint(folder)
 
 

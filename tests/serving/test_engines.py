@@ -153,7 +153,7 @@ def test_an_answer_that_depends_on_nothing_proves_nothing(trained: Path) -> None
         ({"choices": [{"logprobs": {"content": []}}]}, 200, "no token"),
         ({"choices": [{"logprobs": None}]}, 200, "without log-probabilities"),
         ({"error": "it takes no pictures"}, 400, "it takes no pictures"),
-        ([], 200, "no OpenAI endpoint"),
+        ([], 200, "not an OpenAI endpoint"),
     ],
 )
 def test_a_server_that_cannot_be_compared(
