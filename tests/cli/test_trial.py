@@ -15,8 +15,7 @@ from dcsurgery.cli.trial import show_trial
 from dcsurgery.fields import told_fields
 from dcsurgery.surgery.convert import plan_conversion
 from dcsurgery.training.settings import TrainingSettings
-from tests.cli.test_json_page import keys
-from tests.docs.pages import PAGES
+from tests.docs.pages import PAGES, keys
 from tests.training.data import write_data
 from tests.trials.reports import trial_of
 

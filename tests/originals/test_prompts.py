@@ -294,7 +294,11 @@ def test_a_file_is_taken_and_remembered(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "neither a conversation nor a file"), ("", "it is empty"), ("{% for %}", "not a chat template")],
+    [
+        (None, "neither a conversation nor a file"),
+        ("", "it is empty"),
+        ("{% for %}", "not a chat template"),
+    ],
 )
 def test_what_is_no_template_is_refused(text: str | None, message: str, tmp_path: Path) -> None:
     base = llava(tmp_path / "base", Published("own"))

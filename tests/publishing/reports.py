@@ -1,10 +1,11 @@
-"""An evaluation report of made-up numbers."""
+"""An evaluation report and a record of a training, of made-up numbers."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from dcsurgery.evaluation.eval_report import Comparison, EvalReport, ModelResult, Score
+from dcsurgery.surgery.plan_file import TrainingRecord
 
 SHA = "ab" * 32
 
@@ -24,3 +25,12 @@ def evaluation(metric: Any = "exact", mean: float = 0.62345678, data: str = SHA)
             ),
         ],
     )  # fmt: skip
+
+
+TRAINED = TrainingRecord(
+    train="lora", trained=["dense_connector.weight"], trained_parameters=1_234_567, data="me/rows",
+    data_sha256=SHA, rows=4321, skipped_rows=7, seed=11, steps=99, epochs=1.25, batch_size=16,
+    settings={"lr": 2e-5, "warmup": 0.03, "stage": None}, first_loss=2.718281828,
+    last_loss=1.41421356, seconds=612.345, device="cuda", versions={"torch": "2.13.0"},
+    adapter={"r": 8},
+)  # fmt: skip

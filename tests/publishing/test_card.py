@@ -21,18 +21,10 @@ from dcsurgery.publishing.picture import draw_wiring
 from dcsurgery.publishing.privacy import without_paths
 from dcsurgery.surgery.convert import plan_conversion
 from dcsurgery.surgery.delta_readme import BEGIN, END
-from dcsurgery.surgery.plan_file import DELTA_FOLDER, PLAN_FILE, AdapterRecord, TrainingRecord
+from dcsurgery.surgery.plan_file import DELTA_FOLDER, PLAN_FILE, AdapterRecord
 from dcsurgery.verification.report import Check, Report
 from tests.publishing.numbers import unheld
-from tests.publishing.reports import SHA, evaluation
-
-TRAINED = TrainingRecord(
-    train="lora", trained=["dense_connector.weight"], trained_parameters=1_234_567, data="me/rows",
-    data_sha256=SHA, rows=4321, skipped_rows=7, seed=11, steps=99, epochs=1.25, batch_size=16,
-    settings={"lr": 2e-5, "warmup": 0.03, "stage": None}, first_loss=2.718281828,
-    last_loss=1.41421356, seconds=612.345, device="cuda", versions={"torch": "2.13.0"},
-    adapter={"r": 8},
-)  # fmt: skip
+from tests.publishing.reports import TRAINED, evaluation
 
 
 @pytest.fixture(scope="module")

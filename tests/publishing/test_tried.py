@@ -18,7 +18,7 @@ from dcsurgery.publishing.tried import TRIAL_FILE, require_trial, standing_trial
 from dcsurgery.surgery.convert import plan_conversion
 from dcsurgery.surgery.plan_file import SurgeryPlan
 from tests.publishing.numbers import unheld
-from tests.publishing.test_card import TRAINED
+from tests.publishing.reports import TRAINED
 from tests.trials.reports import SHA, arm, gain, trial_of
 
 
