@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcsurgery.cli.options import AsJson, Quiet
+from dcsurgery.cli.options import AsJson, Changes, DataDir, Quiet, RecipeName
 from dcsurgery.cli.output import Output
+from dcsurgery.cli.recipe_data import data
 from dcsurgery.errors import VerificationError
 
 if TYPE_CHECKING:
@@ -19,19 +20,6 @@ if TYPE_CHECKING:
 HELP = "Replay a whole reproduction from one file."
 
 FAILED = 3
-
-Name = Annotated[
-    str, typer.Argument(metavar="NAME_OR_FILE", help="A shipped recipe, or a YAML file.")
-]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Change a field, such as finetune.lr=1e-4 (every stage) or finetune.0.lr=1e-4. "
-        "Repeatable.",
-    ),
-]
 
 
 def list_(as_json: AsJson = False) -> None:
@@ -52,14 +40,14 @@ def list_(as_json: AsJson = False) -> None:
     out.tell("\nnext:\n  dcsurgery recipe run tiny")
 
 
-def show(name: Name) -> None:
+def show(name: RecipeName) -> None:
     """Print a recipe's file."""
     from dcsurgery.recipes.catalog import find_recipe, read_text
 
     Output().show(read_text(find_recipe(name)).rstrip())
 
 
-def validate(name: Name, changes: Changes = None, as_json: AsJson = False) -> None:
+def validate(name: RecipeName, changes: Changes = None, as_json: AsJson = False) -> None:
     """Check a recipe's keys and values without running anything."""
     from dcsurgery.recipes.runner import read_source
     from dcsurgery.recipes.steps import build_steps
@@ -81,15 +69,13 @@ def validate(name: Name, changes: Changes = None, as_json: AsJson = False) -> No
 
 
 def run(  # noqa: PLR0913 - one parameter per CLI option, by design
-    name: Name,
+    name: RecipeName,
     changes: Changes = None,
     work_dir: Annotated[
         Path | None,
         typer.Option(metavar="D", help="Folder of everything written. Default: NAME.run."),
     ] = None,
-    data_dir: Annotated[
-        Path, typer.Option(metavar="D", help="Where the recipe's data paths begin.")
-    ] = Path("."),
+    data_dir: DataDir = Path("."),
     until: Annotated[
         str | None,
         typer.Option(metavar="STEP", help="Stop after this step, or the last of this kind."),
@@ -168,16 +154,14 @@ def run(  # noqa: PLR0913 - one parameter per CLI option, by design
 
 
 def adopt(  # noqa: PLR0913 - one parameter per CLI option, by design
-    name: Name,
+    name: RecipeName,
     step: Annotated[str, typer.Argument(metavar="STEP", help="A training, such as finetune-1.")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `finetune` wrote.")],
     changes: Changes = None,
     work_dir: Annotated[
         Path | None, typer.Option(metavar="D", help="Folder of the run. Default: NAME.run.")
     ] = None,
-    data_dir: Annotated[
-        Path, typer.Option(metavar="D", help="Where the recipe's data paths begin.")
-    ] = Path("."),
+    data_dir: DataDir = Path("."),
     as_json: AsJson = False,
 ) -> int:
     """Take a stage that was trained elsewhere as a step's result, if it is that stage's.
@@ -232,6 +216,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "list": list_,
     "show": show,
     "validate": validate,
+    "data": data,
     "run": run,
     "adopt": adopt,
 }
@@ -239,6 +224,7 @@ EXAMPLES = {
     "list": ("dcsurgery recipe list",),
     "show": ("dcsurgery recipe show tiny",),
     "validate": ("dcsurgery recipe validate llava-1.5-7b-dci --set finetune.lr=1e-4",),
+    "data": ("dcsurgery recipe data llava-1.5-7b-dci --data-dir playground",),
     "run": (
         "dcsurgery recipe run tiny",
         "dcsurgery recipe run llava-1.5-7b-dci --smoke",

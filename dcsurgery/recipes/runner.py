@@ -13,6 +13,7 @@ from dcsurgery.recipes import launch as launching
 from dcsurgery.recipes import lockfile, resolve, smoke
 from dcsurgery.recipes.catalog import change_fields, find_recipe, read_yaml
 from dcsurgery.recipes.launch import Launch, check_launch
+from dcsurgery.recipes.preflight import check_start
 from dcsurgery.recipes.recipe_report import write_report
 from dcsurgery.recipes.schema import Recipe, parse_recipe
 from dcsurgery.recipes.stamps import FOLDER as STAMPS
@@ -146,6 +147,8 @@ def run_one(  # noqa: PLR0913 - what run_recipe is told
         resolve.require_same(source.lock, base, digests)
         for text in resolve.other_versions(source.lock):
             say(f"another version than the lock's: {text}")
+    done = _done(steps, work, base, digests)
+    check_start(recipe, [step for step in steps if step.name not in done], data)
     work.mkdir(parents=True, exist_ok=True)
     if not source.smoke:
         smoke.remove_world(work / smoke.WORLD)
@@ -159,8 +162,7 @@ def run_one(  # noqa: PLR0913 - what run_recipe is told
         say=say,
         launch=launch,
     )
-    done = _carry_out(steps, place, base, digests)
-    run = RecipeRun(recipe, work, done, source.smoke)
+    run = RecipeRun(recipe, work, _carry_out(steps, place, base, digests), source.smoke)
     _conclude(run, source, base, digests, complete=until is None)
     return run
 
@@ -259,19 +261,27 @@ def _look(
     """Say what a run would do, without network, without writing: steps with a stamp are done."""
     absent = () if source.smoke else tuple(resolve.missing(recipe, steps, data))
     base = resolve.known_base(recipe, data, work)
-    there = base is not None and not resolve.missing(recipe, steps, data)
+    there = not resolve.missing(recipe, steps, data)
     digests = resolve.pin_data(steps, data) if there else {}
-    states: list[StepState] = []
+    stamps = _done(steps, work, base, digests) if base is not None and there else {}
+    states = tuple(
+        StepState(step.name, "resumed" if step.name in stamps else "to do", stamps.get(step.name))
+        for step in steps
+    )
+    return RecipeRun(recipe, work, states, source.smoke, absent)
+
+
+def _done(
+    steps: tuple[Step, ...], work: Path, base: dict[str, Any], digests: dict[str, str]
+) -> dict[str, Stamp]:
+    """Return the stamps of the steps that need not run again, by name."""
     stamps: dict[str, Stamp] = {}
     for step in steps:
-        stamp = None
-        if base is not None and there and all(name in stamps for name in step.after):
+        if all(name in stamps for name in step.after):
             wanted = input_hash(step, stamps, base, digests)
             stamp = is_done(work, step.name, wanted, step.output)
-        if stamp is not None:
-            stamps[step.name] = stamp
-        states.append(StepState(step.name, "to do" if stamp is None else "resumed", stamp))
-    return RecipeRun(recipe, work, tuple(states), source.smoke, absent)
+            stamps |= {} if stamp is None else {step.name: stamp}
+    return stamps
 
 
 def _take_part(

@@ -153,6 +153,11 @@ class Recipe(_Section):
     smoke: Smoke
     sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
 
+    def sections(self) -> dict[str, Finetune | Eval]:
+        """Return what trains and what evaluates, by the name of its step."""
+        stages = {f"finetune-{n}": stage for n, stage in enumerate(self.finetune, start=1)}
+        return {**stages, **{f"eval-{item.name}": item for item in self.eval}}
+
 
 def parse_recipe(values: Any, where: str) -> Recipe:
     """Return a checked recipe. Raises RequestError that names the key and what was meant."""
