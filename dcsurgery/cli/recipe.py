@@ -224,7 +224,10 @@ EXAMPLES = {
     "list": ("dcsurgery recipe list",),
     "show": ("dcsurgery recipe show tiny",),
     "validate": ("dcsurgery recipe validate llava-1.5-7b-dci --set finetune.lr=1e-4",),
-    "data": ("dcsurgery recipe data llava-1.5-7b-dci --data-dir playground",),
+    "data": (
+        "dcsurgery recipe data llava-1.5-7b-dci --data-dir playground",
+        "dcsurgery recipe data TextVQA_0.5.1_val.json --convert textvqa -o eval/textvqa.jsonl",
+    ),
     "run": (
         "dcsurgery recipe run tiny",
         "dcsurgery recipe run llava-1.5-7b-dci --smoke",

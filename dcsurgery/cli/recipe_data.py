@@ -1,29 +1,56 @@
-"""`dcsurgery recipe data`: is everything there that a recipe reads?"""
+"""`dcsurgery recipe data`: is everything there that a recipe reads? Benchmarks become rows."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from dcsurgery.cli.options import AsJson, Changes, DataDir, RecipeName
 from dcsurgery.cli.output import Output
+from dcsurgery.errors import RequestError
 
 MISSING = 3
 
 
-def data(
+def data(  # noqa: PLR0913 - one parameter per CLI option, by design
     name: RecipeName,
     changes: Changes = None,
     data_dir: DataDir = Path("."),
+    convert: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BENCHMARK",
+            help="Make rows of a benchmark's published files instead: gqa, vqav2, okvqa, textvqa, "
+            "vizwiz, pope, scienceqa, seedbench, mme. NAME_OR_FILE is then FILE, FILE,FILE or a "
+            "folder.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="ROWS", help="With --convert: the JSONL to write."),
+    ] = None,
+    split: Annotated[
+        str, typer.Option(metavar="NAME", help="With --convert scienceqa: the split.")
+    ] = "test",
     as_json: AsJson = False,
 ) -> int:
     """Count the rows and pictures that a recipe reads; say what to fetch and where it is.
 
     Nothing is downloaded. Exits with 3 when a step could not run.
     """
+    out = Output(as_json=as_json)
+    if convert is not None:
+        from dcsurgery.recipes.benchmarks import convert_benchmark
+
+        if output is None:
+            raise RequestError("--convert writes a file", hint="say which: -o eval/rows.jsonl")
+        out.result(convert_benchmark(convert, name, output, split=split))
+        return 0
     from dcsurgery.recipes.data_check import check_data
     from dcsurgery.recipes.runner import read_source
 
-    out = Output(as_json=as_json)
     source = read_source(name, tuple(changes or ()))
     with out.working(f"counting rows and pictures in {data_dir}"):
         # A recipe that always runs as --smoke makes its data itself.
