@@ -11,7 +11,7 @@ import typer
 
 from dcsurgery.cli.options import AsJson, Changes, DataDir, Quiet, RecipeName
 from dcsurgery.cli.output import Output
-from dcsurgery.cli.recipe_data import data
+from dcsurgery.cli.recipe_data import data, pin
 from dcsurgery.errors import VerificationError
 
 if TYPE_CHECKING:
@@ -217,6 +217,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "show": show,
     "validate": validate,
     "data": data,
+    "pin": pin,
     "run": run,
     "adopt": adopt,
 }
@@ -228,6 +229,7 @@ EXAMPLES = {
         "dcsurgery recipe data llava-1.5-7b-dci --data-dir playground",
         "dcsurgery recipe data TextVQA_0.5.1_val.json --convert textvqa -o eval/textvqa.jsonl",
     ),
+    "pin": ("dcsurgery recipe pin llava-1.5-7b-dci -o pinned.yaml",),
     "run": (
         "dcsurgery recipe run tiny",
         "dcsurgery recipe run llava-1.5-7b-dci --smoke",

@@ -1,7 +1,8 @@
-"""`dcsurgery recipe data`: is everything there that a recipe reads? Benchmarks become rows."""
+"""`dcsurgery recipe data` and `recipe pin`: what a recipe starts from."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -57,3 +58,23 @@ def data(  # noqa: PLR0913 - one parameter per CLI option, by design
         found = check_data(source.recipe, data_dir, steps=() if source.smoke else None)
     out.result(found)
     return MISSING if found.problems else 0
+
+
+def pin(
+    name: RecipeName,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The pinned recipe to write.")
+    ],
+    changes: Changes = None,
+    data_dir: DataDir = Path("."),
+    as_json: AsJson = False,
+) -> None:
+    """Write a recipe with the commits that the Hub has of its model and data sets.
+
+    A run of it uses that model's commit, and the lock records it.
+    """
+    from dcsurgery.recipes.pin import pin_recipe
+
+    out = Output(as_json=as_json)
+    found = pin_recipe(name, output, changes=tuple(changes or ()), data_dir=data_dir)
+    out.result(found, f"\nnext:\n  dcsurgery recipe run {shlex.quote(str(output))}")
