@@ -147,11 +147,6 @@ def run_one(  # noqa: PLR0913 - what run_recipe is told
         resolve.require_same(source.lock, base, digests)
         for text in resolve.other_versions(source.lock):
             say(f"another version than the lock's: {text}")
-    done = _done(steps, work, base, digests)
-    check_start(recipe, [step for step in steps if step.name not in done], data)
-    work.mkdir(parents=True, exist_ok=True)
-    if not source.smoke:
-        smoke.remove_world(work / smoke.WORLD)
     place = Place(
         work=work,
         base=resolve.base_place(recipe, data),
@@ -162,6 +157,11 @@ def run_one(  # noqa: PLR0913 - what run_recipe is told
         say=say,
         launch=launch,
     )
+    done = _done(steps, work, base, digests)
+    check_start(recipe, [step for step in steps if step.name not in done], place)
+    work.mkdir(parents=True, exist_ok=True)
+    if not source.smoke:
+        smoke.remove_world(work / smoke.WORLD)
     run = RecipeRun(recipe, work, _carry_out(steps, place, base, digests), source.smoke)
     _conclude(run, source, base, digests, complete=until is None)
     return run
@@ -187,6 +187,8 @@ def check_work(work: Path, steps: tuple[Step, ...], small: bool) -> None:
     for name in [*OWN, *outputs]:
         place, step = work / name, outputs.get(name)
         ours = whole if step is None else is_ours(work, step)
+        # A run that was refused before its first step leaves its world.
+        ours = ours or (name == smoke.WORLD and smoke.wrote(place))
         if place.is_symlink() or (place.exists() and not ours):
             raise OutputExistsError(f"{place} exists, and no recipe wrote it", hint=hint)
     if small and whole and not (work / smoke.WORLD).is_dir():

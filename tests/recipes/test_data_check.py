@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 
 from dcsurgery.cli.main import app
 from dcsurgery.errors import DcSurgeryError, RequestError
+from dcsurgery.recipes import preflight
 from dcsurgery.recipes.catalog import load_recipe, shipped
 from dcsurgery.recipes.data_check import FOLDERS, Folder, check_data
 from dcsurgery.recipes.places import needed
-from dcsurgery.recipes.preflight import check_start
-from dcsurgery.recipes.steps import build_steps
+from dcsurgery.recipes.schema import Recipe
+from dcsurgery.recipes.steps import Place, Step, build_steps
 from tests.training.pictures import save_picture
 
 NAME = "llava-1.5-7b-dci"
@@ -121,27 +122,32 @@ def test_pictures_inside_rows_and_links_count_as_there(playground: Path) -> None
     assert training(playground).sources[1].folders[0].missing == 1
 
 
+def look(recipe: Recipe, steps: list[Step], data: Path) -> None:
+    """What a run does first of all, without a base that would have to be fetched."""
+    preflight._check_data(recipe, steps, Place(data, "", None, {}, data, True, print))
+
+
 def test_the_start_of_a_run_looks_at_a_sample(playground: Path) -> None:
     mixed = [row(n, f"coco/train2017/{n % 2}.jpg") for n in range(1200)]
     write(playground / STAGE_2, mixed)
     recipe = load_recipe(NAME)
     steps = [step for step in build_steps(recipe) if step.name.startswith("finetune")]
-    check_start(recipe, steps, playground)
+    look(recipe, steps, playground)
     assert training(playground, sample=1000).sources[1].looked_at == 1000
     (playground / "LLaVA-Tuning/coco/train2017/1.jpg").unlink()
     with pytest.raises(
         RequestError, match=r"finetune-2: 5.. of 1000 rows that were measured"
     ) as no:
-        check_start(recipe, steps, playground)
+        look(recipe, steps, playground)
     assert no.value.hint == f"dcsurgery recipe data {NAME} --data-dir {playground}"
-    check_start(recipe, steps[:1], playground)  # the other step is done, say
+    look(recipe, steps[:1], playground)  # the other step is done, say
 
 
 def test_a_few_bad_rows_of_a_sample_are_left_to_the_training(playground: Path) -> None:
     mixed = [row(n, f"coco/train2017/{'gone' if n % 130 == 0 else 0}.jpg") for n in range(4000)]
     write(playground / STAGE_2, mixed)
     recipe = load_recipe(NAME)
-    check_start(recipe, [s for s in build_steps(recipe) if s.name == "finetune-2"], playground)
+    look(recipe, [s for s in build_steps(recipe) if s.name == "finetune-2"], playground)
 
 
 def test_the_command_says_it_and_exits_with_3(playground: Path) -> None:
