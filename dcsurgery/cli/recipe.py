@@ -12,9 +12,10 @@ import typer
 from dcsurgery.cli.options import AsJson, Changes, DataDir, Quiet, RecipeName
 from dcsurgery.cli.output import Output
 from dcsurgery.cli.recipe_data import data, pin
-from dcsurgery.errors import VerificationError
+from dcsurgery.errors import RequestError, VerificationError
 
 if TYPE_CHECKING:
+    from dcsurgery.recipes.launch import Launch
     from dcsurgery.recipes.runner import RecipeRun, Source
 
 HELP = "Replay a whole reproduction from one file."
@@ -114,6 +115,13 @@ def run(  # noqa: PLR0913 - one parameter per CLI option, by design
             metavar="FILE", help="Start trainings as this file of `accelerate config` says."
         ),
     ] = None,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="Print an sbatch script of this run; start nothing.")
+    ] = False,
+    hf_jobs: Annotated[
+        bool,
+        typer.Option("--hf-jobs", help="Print a script for `hf jobs run`; start nothing."),
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> int:
@@ -128,12 +136,23 @@ def run(  # noqa: PLR0913 - one parameter per CLI option, by design
     out = Output(as_json=as_json, quiet=quiet)
     source = read_source(name, tuple(changes or ()), smoke)
     work = work_dir or Path(f"{source.recipe.name}.run")
+    launch = Launch(processes, machines, machine_rank, main_address, main_port, accelerate_config)
+    if slurm or hf_jobs:
+        if (slurm and hf_jobs) or machine_rank or main_address is not None:
+            raise RequestError(
+                "a script is for one kind of cluster, and says itself which machine is which",
+                hint="use --slurm or --hf-jobs alone, with --processes and --machines",
+            )
+        words = [name, *(word for change in changes or () for word in ("--set", change))]
+        told: dict[str, Any] = {"--work-dir": work_dir, "--data-dir": data_dir, "--until": until}
+        told |= {"--main-port": main_port, "--accelerate-config": accelerate_config}
+        words += [word for key, value in told.items() if value for word in (key, str(value))]
+        _print_script(source, [*words, *(["--smoke"] if smoke else [])], launch, out, slurm=slurm)
+        return 0
     options: dict[str, Any] = {
         "until": until,
         "dry_run": dry_run,
-        "launch": Launch(
-            processes, machines, machine_rank, main_address, main_port, accelerate_config
-        ),
+        "launch": launch,
         "say": out.tell,
     }
     try:
@@ -188,6 +207,18 @@ def adopt(  # noqa: PLR0913 - one parameter per CLI option, by design
     return 0
 
 
+def _print_script(
+    source: Source, words: list[str], launch: Launch, out: Output, *, slurm: bool
+) -> None:
+    from dcsurgery.recipes.scripts import jobs_script, slurm_script
+
+    script = (slurm_script if slurm else jobs_script)(source.recipe, words, launch)
+    if out.as_json:
+        out.data({"schema_version": 1, "script": script})
+        return
+    out.piece(script)
+
+
 def _show(found: RecipeRun, out: Output) -> None:
     from dcsurgery.recipes.recipe_report import in_words
 
@@ -235,6 +266,7 @@ EXAMPLES = {
         "dcsurgery recipe run llava-1.5-7b-dci --smoke",
         "dcsurgery recipe run llava-1.5-7b-dci --dry-run --data-dir playground",
         "dcsurgery recipe run llava-1.5-7b-dci --processes 8 --set finetune.1.sharding=zero2",
+        "dcsurgery recipe run llava-1.5-7b-dci --data-dir playground --slurm",
     ),
     "adopt": ("dcsurgery recipe adopt llava-1.5-7b-dci finetune-1 trained-elsewhere",),
 }

@@ -111,15 +111,20 @@ def check_launch(recipe: Recipe, launch: Launch, name: str) -> None:
             _check_stage(stage, launch, f"finetune-{number}")
 
 
-def _check_stage(stage: Finetune, launch: Launch, name: str) -> None:
+def check_share(stage: Finetune, launch: Launch, name: str) -> None:
+    """Raise RequestError where machines or batches cannot be shared evenly by the processes."""
     count, batch = launch.of(stage), stage.settings().resolved().batch_size or 1
-    here = count // launch.machines
     if count % launch.machines or batch % count:
         raise RequestError(
             f"{name}: {count} processes cannot share {launch.machines} machines and batches of "
             f"{batch} rows evenly",
-            hint="use a number that divides both",
+            hint="use --processes with a number that divides both",
         )
+
+
+def _check_stage(stage: Finetune, launch: Launch, name: str) -> None:
+    check_share(stage, launch, name)
+    here = launch.of(stage) // launch.machines
     if launch.config is None and stage.sharding.startswith("zero") and not find_spec("deepspeed"):
         raise RequestError(
             f"{name}: sharding {stage.sharding} needs DeepSpeed", hint="pip install deepspeed"

@@ -31,7 +31,7 @@ REACH = {
     "loading": "ask", "probing": "probe", "trials": "trial", "serving": "verify",
     "serving/gguf": "export", "cli/verify": "verify", "recipes/benchmarks": "recipe data",
     "cli/recipe_data": "recipe data", "recipes/published": "recipe data",
-    "recipes/pin": "recipe pin",
+    "recipes/pin": "recipe pin", "cli/recipe": "recipe run",
 }  # fmt: skip
 # Options that are followed by a number, which text_of makes X.
 NUMBERS = {"--processes"}

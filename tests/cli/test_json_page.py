@@ -69,7 +69,7 @@ def place(tiny_deep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "recipe",
             [
                 "recipe list", "recipe validate tiny", "recipe run tiny --dry-run",
-                "recipe data tiny",
+                "recipe data tiny", "recipe run tiny --slurm",
             ],
         ),
         ("architectures", ["architectures"]),
