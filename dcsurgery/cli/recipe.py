@@ -265,7 +265,7 @@ EXAMPLES = {
         "dcsurgery recipe run tiny",
         "dcsurgery recipe run llava-1.5-7b-dci --smoke",
         "dcsurgery recipe run llava-1.5-7b-dci --dry-run --data-dir playground",
-        "dcsurgery recipe run llava-1.5-7b-dci --processes 8 --set finetune.1.sharding=zero2",
+        "dcsurgery recipe run llava-1.5-7b-dci --processes 8",
         "dcsurgery recipe run llava-1.5-7b-dci --data-dir playground --slurm",
     ),
     "adopt": ("dcsurgery recipe adopt llava-1.5-7b-dci finetune-1 trained-elsewhere",),

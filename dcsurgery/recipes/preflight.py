@@ -120,7 +120,7 @@ def _gpus(sizes: Sizes, steps: Sequence[Step], place: Place) -> list[tuple[str, 
     found = []
     for step in stages:
         assert step.stage is not None
-        count, way = place.launch.of(step.stage), step.stage.sharding
+        count, (way, _) = place.launch.of(step.stage), place.launch.way(step.stage)
         free = min(room for room, _ in gpus[: max(1, count // place.launch.machines)])
         need = held_on_gpu(sizes, step.stage, way, count)
         if need <= free:

@@ -52,6 +52,7 @@ class Finetune(TrainingSettings):
     """One stage: where the data is, and the options of `dcsurgery finetune`.
 
     `processes` train it, which share the model as `sharding` says; neither changes what is learnt.
+    auto is what the reference's scripts take, where DeepSpeed is installed: launch.Launch.way.
     """
 
     data: str
@@ -59,7 +60,7 @@ class Finetune(TrainingSettings):
     split: str = "train"
     columns: dict[str, str] = field(default_factory=dict)
     processes: Annotated[int, Field(ge=1)] = 1
-    sharding: Literal["none", "zero2", "zero3", "fsdp2"] = "none"
+    sharding: Literal["auto", "none", "zero2", "zero3", "fsdp2"] = "auto"
 
     def settings(self) -> TrainingSettings:
         """Return the stage without its data, for finetune_connector."""
