@@ -45,10 +45,15 @@ def data(  # noqa: PLR0913 - one parameter per CLI option, by design
     if convert is not None:
         from dcsurgery.recipes.benchmarks import convert_benchmark
 
-        if output is None:
-            raise RequestError("--convert writes a file", hint="say which: -o eval/rows.jsonl")
+        if output is None or changes:
+            raise RequestError(
+                "--convert writes a file, and knows no recipe",
+                hint="say which file, and nothing of a recipe: -o eval/rows.jsonl",
+            )
         out.result(convert_benchmark(convert, name, output, split=split))
         return 0
+    if output is not None:
+        raise RequestError("only --convert writes", hint="leave out -o, or say --convert gqa")
     from dcsurgery.recipes.data_check import check_data
     from dcsurgery.recipes.runner import read_source
 

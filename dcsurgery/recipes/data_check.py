@@ -31,7 +31,7 @@ Section = Finetune | Eval
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of pictures, as the recipe's `needs` name it: how many rows name, how many lack."""
+    """A folder as `needs` name it: how many of its pictures rows name, how many are missing."""
 
     name: str
     pictures: int
@@ -83,9 +83,9 @@ class DataCheck(Printed):
         if read:
             rows = [(s.step, s.data, f"{s.rows:,}", f"{s.unusable:,}") for s in read]
             out.table(("step", "data", "rows", "unusable"), rows, "wlrr")
-            folders = {f.name: f for item in read for f in item.folders}
             out.show()
-            cells = [(f.name, f"{f.pictures:,}", f"{f.missing:,}") for f in folders.values()]
+            folders = _together(read).values()
+            cells = [(f.name, f"{f.pictures:,}", f"{f.missing:,}") for f in folders]
             out.table(("pictures in", "named", "missing"), cells, "lrr")
         for title, told in (("to fetch", self.fetch), ("cannot run", self.problems)):
             if told:
@@ -236,6 +236,16 @@ def _names(folder: str) -> frozenset[str]:
         return frozenset()
 
 
+def _together(sources: Iterable[Source]) -> dict[str, Folder]:
+    """Return the folders by name; what several steps count in one is added up."""
+    found: dict[str, Folder] = {}
+    for folder in (folder for source in sources for folder in source.folders):
+        old = found.get(folder.name, Folder(folder.name, 0, 0))
+        sums = old.pictures + folder.pictures, old.missing + folder.missing
+        found[folder.name] = Folder(folder.name, *sums)
+    return found
+
+
 def _to_fetch(
     chosen: Iterable[Section],
     sources: Sequence[Source],
@@ -243,7 +253,7 @@ def _to_fetch(
     data: Path,
 ) -> dict[str, str]:
     """Return what of the chosen steps' data is not there, whole or in part, and where it is."""
-    counted = {folder.name: folder for item in sources for folder in item.folders}
+    counted = _together(sources)
     read = [item.images for item in sources if item.looked_at and item.images is not None]
     found: dict[str, str] = {}
     for place in (place for section in chosen for place in reads(section, data)):
@@ -251,7 +261,8 @@ def _to_fetch(
             folder = counted.get(name)
             if (data / name).exists():
                 if folder is not None and folder.missing:
-                    found[name] = f"{folder.missing:,} pictures are not there: {said(name, needs)}"
+                    gone = f"{folder.missing:,} of {folder.pictures:,} pictures are not there"
+                    found[name] = f"{gone}: {said(name, needs)}"
             # A folder of pictures that no row names is not needed.
             elif folder is not None or not any(within(name, images) for images in read):
                 found[name] = said(name, needs)

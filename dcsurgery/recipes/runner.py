@@ -162,7 +162,7 @@ def run_one(  # noqa: PLR0913 - what run_recipe is told
     work.mkdir(parents=True, exist_ok=True)
     if not source.smoke:
         smoke.remove_world(work / smoke.WORLD)
-    run = RecipeRun(recipe, work, _carry_out(steps, place, base, digests), source.smoke)
+    run = RecipeRun(recipe, work, _carry_out(steps, place, done, base, digests), source.smoke)
     _conclude(run, source, base, digests, complete=until is None)
     return run
 
@@ -221,14 +221,19 @@ def input_hash(
 
 
 def _carry_out(
-    steps: tuple[Step, ...], place: Place, base: dict[str, Any], digests: dict[str, str]
+    steps: tuple[Step, ...],
+    place: Place,
+    done: dict[str, Stamp],
+    base: dict[str, Any],
+    digests: dict[str, str],
 ) -> tuple[StepState, ...]:
     stamps: dict[str, Stamp] = {}
     states = []
     for number, step in enumerate(steps, start=1):
         label = f"[{number}/{len(steps)}] {step.name}"
         wanted = input_hash(step, stamps, base, digests)
-        stamp = is_done(place.work, step.name, wanted, step.output)
+        # A step that is made again may come out as it was: what builds on it stays done.
+        stamp = done.get(step.name) or is_done(place.work, step.name, wanted, step.output)
         if stamp is not None:
             place.say(f"{label}: done before")
             states.append(StepState(step.name, "resumed", stamp))
@@ -263,9 +268,9 @@ def _look(
     """Say what a run would do, without network, without writing: steps with a stamp are done."""
     absent = () if source.smoke else tuple(resolve.missing(recipe, steps, data))
     base = resolve.known_base(recipe, data, work)
-    there = not resolve.missing(recipe, steps, data)
-    digests = resolve.pin_data(steps, data) if there else {}
-    stamps = _done(steps, work, base, digests) if base is not None and there else {}
+    stamps: dict[str, Stamp] = {}
+    if base is not None and not resolve.missing(recipe, steps, data):
+        stamps = _done(steps, work, base, resolve.pin_data(steps, data))
     states = tuple(
         StepState(step.name, "resumed" if step.name in stamps else "to do", stamps.get(step.name))
         for step in steps

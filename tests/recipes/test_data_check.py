@@ -80,7 +80,7 @@ def test_missing_pictures_are_counted_by_folder_and_stop_the_stage(playground: P
     assert list(found.problems) == ["finetune-2"]
     assert "3 of 13 rows cannot be used, more than 1 %" in found.problems["finetune-2"]
     assert (
-        "1 pictures are not there: https://downloads.cs.stanford.edu"
+        "1 of 2 pictures are not there: https://downloads.cs.stanford.edu"
         in found.fetch["LLaVA-Tuning/gqa/images"]
     )
     assert found.fetch["LLaVA-Tuning/vg/VG_100K_2"].startswith(
@@ -89,6 +89,17 @@ def test_missing_pictures_are_counted_by_folder_and_stop_the_stage(playground: P
     assert len(found.fetch) == 2
     allowed = load_recipe(NAME, ("finetune.max_bad=30",))
     assert check_data(allowed, playground, steps=("finetune-2",)).problems == {}
+
+
+def test_what_two_steps_count_in_one_folder_is_added_up(playground: Path) -> None:
+    questions = [{"image": f"{n}.jpg", "question": "Why?", "answer": "x"} for n in range(2)]
+    (playground / "eval").mkdir()
+    (playground / "eval/gqa.jsonl").write_text("".join(f"{json.dumps(q)}\n" for q in questions))
+    mixed = [row(n, f"gqa/images/{n}.jpg") for n in range(3)]
+    write(playground / STAGE_2, mixed)
+    found = check_data(load_recipe(NAME), playground, steps=("finetune-2", "eval-gqa"))
+    assert [source.folders[0].missing for source in found.sources] == [1, 0]
+    assert found.fetch["LLaVA-Tuning/gqa/images"].startswith("1 of 5 pictures are not there")
 
 
 def test_a_folder_that_no_row_names_is_not_asked_for(playground: Path) -> None:
@@ -166,6 +177,8 @@ def test_the_command_says_it_and_exits_with_3(playground: Path) -> None:
     trained = run("llava-1.5-13b-dci")
     assert trained.exit_code == 0 and "every step has its data" in trained.stdout
     assert run("tiny").exit_code == 0
+    for words in (("tiny", "-o", "x.jsonl"), ("x.json", "--convert", "gqa", "--set", "a=b")):
+        assert run(*words).exit_code == 1
 
 
 def test_a_folder_that_is_not_there_is_told_by_its_parts(tmp_path: Path) -> None:
