@@ -53,6 +53,19 @@ Images = Annotated[
     typer.Option(metavar="DIR", help="Folder that image paths start from. Default: that of DATA."),
 ]
 Split = Annotated[str, typer.Option(metavar="NAME", help="Split of a Hugging Face data set.")]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="NAME_OR_FILE", help="A shipped recipe, or a YAML file.")
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a field, such as finetune.lr=1e-4 (every stage) or finetune.0.lr=1e-4. "
+        "Repeatable.",
+    ),
+]
+DataDir = Annotated[Path, typer.Option(metavar="D", help="Where the recipe's data paths begin.")]
 BaseNow = Annotated[
     str | None,
     typer.Option(metavar="MODEL", help="Where the base is now. Default: where the plan says."),

@@ -9,29 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcsurgery.cli.options import AsJson, Quiet
+from dcsurgery.cli.options import AsJson, Changes, DataDir, Quiet, RecipeName
 from dcsurgery.cli.output import Output
-from dcsurgery.errors import VerificationError
+from dcsurgery.cli.recipe_data import data, pin
+from dcsurgery.errors import RequestError, VerificationError
 
 if TYPE_CHECKING:
+    from dcsurgery.recipes.launch import Launch
     from dcsurgery.recipes.runner import RecipeRun, Source
 
 HELP = "Replay a whole reproduction from one file."
 
 FAILED = 3
-
-Name = Annotated[
-    str, typer.Argument(metavar="NAME_OR_FILE", help="A shipped recipe, or a YAML file.")
-]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Change a field, such as finetune.lr=1e-4 (every stage) or finetune.0.lr=1e-4. "
-        "Repeatable.",
-    ),
-]
 
 
 def list_(as_json: AsJson = False) -> None:
@@ -52,14 +41,14 @@ def list_(as_json: AsJson = False) -> None:
     out.tell("\nnext:\n  dcsurgery recipe run tiny")
 
 
-def show(name: Name) -> None:
+def show(name: RecipeName) -> None:
     """Print a recipe's file."""
     from dcsurgery.recipes.catalog import find_recipe, read_text
 
     Output().show(read_text(find_recipe(name)).rstrip())
 
 
-def validate(name: Name, changes: Changes = None, as_json: AsJson = False) -> None:
+def validate(name: RecipeName, changes: Changes = None, as_json: AsJson = False) -> None:
     """Check a recipe's keys and values without running anything."""
     from dcsurgery.recipes.runner import read_source
     from dcsurgery.recipes.steps import build_steps
@@ -81,15 +70,13 @@ def validate(name: Name, changes: Changes = None, as_json: AsJson = False) -> No
 
 
 def run(  # noqa: PLR0913 - one parameter per CLI option, by design
-    name: Name,
+    name: RecipeName,
     changes: Changes = None,
     work_dir: Annotated[
         Path | None,
         typer.Option(metavar="D", help="Folder of everything written. Default: NAME.run."),
     ] = None,
-    data_dir: Annotated[
-        Path, typer.Option(metavar="D", help="Where the recipe's data paths begin.")
-    ] = Path("."),
+    data_dir: DataDir = Path("."),
     until: Annotated[
         str | None,
         typer.Option(metavar="STEP", help="Stop after this step, or the last of this kind."),
@@ -128,6 +115,13 @@ def run(  # noqa: PLR0913 - one parameter per CLI option, by design
             metavar="FILE", help="Start trainings as this file of `accelerate config` says."
         ),
     ] = None,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="Print an sbatch script of this run; start nothing.")
+    ] = False,
+    hf_jobs: Annotated[
+        bool,
+        typer.Option("--hf-jobs", help="Print a script for `hf jobs run`; start nothing."),
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> int:
@@ -142,12 +136,23 @@ def run(  # noqa: PLR0913 - one parameter per CLI option, by design
     out = Output(as_json=as_json, quiet=quiet)
     source = read_source(name, tuple(changes or ()), smoke)
     work = work_dir or Path(f"{source.recipe.name}.run")
+    launch = Launch(processes, machines, machine_rank, main_address, main_port, accelerate_config)
+    if slurm or hf_jobs:
+        if (slurm and hf_jobs) or machine_rank or main_address is not None:
+            raise RequestError(
+                "a script is for one kind of cluster, and says itself which machine is which",
+                hint="use --slurm or --hf-jobs alone, with --processes and --machines",
+            )
+        words = [name, *(word for change in changes or () for word in ("--set", change))]
+        told: dict[str, Any] = {"--work-dir": work_dir, "--data-dir": data_dir, "--until": until}
+        told |= {"--main-port": main_port, "--accelerate-config": accelerate_config}
+        words += [word for key, value in told.items() if value for word in (key, str(value))]
+        _print_script(source, [*words, *(["--smoke"] if smoke else [])], launch, out, slurm=slurm)
+        return 0
     options: dict[str, Any] = {
         "until": until,
         "dry_run": dry_run,
-        "launch": Launch(
-            processes, machines, machine_rank, main_address, main_port, accelerate_config
-        ),
+        "launch": launch,
         "say": out.tell,
     }
     try:
@@ -168,16 +173,14 @@ def run(  # noqa: PLR0913 - one parameter per CLI option, by design
 
 
 def adopt(  # noqa: PLR0913 - one parameter per CLI option, by design
-    name: Name,
+    name: RecipeName,
     step: Annotated[str, typer.Argument(metavar="STEP", help="A training, such as finetune-1.")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `finetune` wrote.")],
     changes: Changes = None,
     work_dir: Annotated[
         Path | None, typer.Option(metavar="D", help="Folder of the run. Default: NAME.run.")
     ] = None,
-    data_dir: Annotated[
-        Path, typer.Option(metavar="D", help="Where the recipe's data paths begin.")
-    ] = Path("."),
+    data_dir: DataDir = Path("."),
     as_json: AsJson = False,
 ) -> int:
     """Take a stage that was trained elsewhere as a step's result, if it is that stage's.
@@ -202,6 +205,18 @@ def adopt(  # noqa: PLR0913 - one parameter per CLI option, by design
     out.show(f"{step}: taken from {folder}: {in_words(stamp.result)}", "bold")
     out.tell(f"\nnext:\n  dcsurgery recipe run {name}")
     return 0
+
+
+def _print_script(
+    source: Source, words: list[str], launch: Launch, out: Output, *, slurm: bool
+) -> None:
+    from dcsurgery.recipes.scripts import jobs_script, slurm_script
+
+    script = (slurm_script if slurm else jobs_script)(source.recipe, words, launch)
+    if out.as_json:
+        out.data({"schema_version": 1, "script": script})
+        return
+    out.piece(script)
 
 
 def _show(found: RecipeRun, out: Output) -> None:
@@ -232,6 +247,8 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "list": list_,
     "show": show,
     "validate": validate,
+    "data": data,
+    "pin": pin,
     "run": run,
     "adopt": adopt,
 }
@@ -239,11 +256,17 @@ EXAMPLES = {
     "list": ("dcsurgery recipe list",),
     "show": ("dcsurgery recipe show tiny",),
     "validate": ("dcsurgery recipe validate llava-1.5-7b-dci --set finetune.lr=1e-4",),
+    "data": (
+        "dcsurgery recipe data llava-1.5-7b-dci --data-dir playground",
+        "dcsurgery recipe data TextVQA_0.5.1_val.json --convert textvqa -o eval/textvqa.jsonl",
+    ),
+    "pin": ("dcsurgery recipe pin llava-1.5-7b-dci -o pinned.yaml",),
     "run": (
         "dcsurgery recipe run tiny",
         "dcsurgery recipe run llava-1.5-7b-dci --smoke",
         "dcsurgery recipe run llava-1.5-7b-dci --dry-run --data-dir playground",
-        "dcsurgery recipe run llava-1.5-7b-dci --processes 8 --set finetune.1.sharding=zero2",
+        "dcsurgery recipe run llava-1.5-7b-dci --processes 8",
+        "dcsurgery recipe run llava-1.5-7b-dci --data-dir playground --slurm",
     ),
     "adopt": ("dcsurgery recipe adopt llava-1.5-7b-dci finetune-1 trained-elsewhere",),
 }

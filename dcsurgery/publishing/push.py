@@ -235,24 +235,41 @@ def _left_notes(folder: Path) -> list[str]:
     return [f"not pushed: {describe_leftovers(left)}"] if left else []
 
 
-def _prepare(folder: Path, plan: SurgeryPlan, wanted: _Request) -> _Ready:
-    """Ask the Hub all that could speak against the push; nothing large is read."""
-    api = connect(wanted.token)
+def ask_permission(
+    repo_id: str, *, private: bool, revision: str | None, create_pr: bool, token: str | None = None
+) -> tuple[HfApi, Target]:
+    """Return a client and the state of a repository that this account may push to.
+
+    Nothing is sent but the question. Raises PublishError that says what is in the way.
+    """
+    api = connect(token)
     account = who_am_i(api)
-    repo_id = full_name(wanted.repo_id, account)
-    target = look_up(api, repo_id, wanted.revision, private=wanted.private)
-    if wanted.create_pr and not target.exists:
+    repo_id = full_name(repo_id, account)
+    target = look_up(api, repo_id, revision, private=private)
+    if create_pr and not target.exists:
         raise PublishError(
             f"there is no {repo_id} to open a pull request on; {NOTHING}",
             hint="leave --create-pr out to create the repository",
         )
-    if wanted.create_pr and wanted.revision not in (None, MAIN):
+    if create_pr and revision not in (None, MAIN):
         raise PublishError(
-            f"a pull request is opened on {MAIN}, not on {wanted.revision}; {NOTHING}",
+            f"a pull request is opened on {MAIN}, not on {revision}; {NOTHING}",
             hint="use either --revision or --create-pr",
         )
-    require_write(account, repo_id, exists=target.exists, create_pr=wanted.create_pr)
-    _probe(api, target, create_pr=wanted.create_pr)
+    require_write(account, repo_id, exists=target.exists, create_pr=create_pr)
+    _probe(api, target, create_pr=create_pr)
+    return api, target
+
+
+def _prepare(folder: Path, plan: SurgeryPlan, wanted: _Request) -> _Ready:
+    """Ask the Hub all that could speak against the push; nothing large is read."""
+    api, target = ask_permission(
+        wanted.repo_id,
+        private=wanted.private,
+        revision=wanted.revision,
+        create_pr=wanted.create_pr,
+        token=wanted.token,
+    )
     base = find_public_base(api, plan, wanted.base_model)
     card = None if wanted.overwrite_card else old_card(api, target, folder, plan)
     stated = split_card(card)[0] if card is not None else {}

@@ -28,6 +28,9 @@ NEWS = "::dcsurgery:: "
 PID = "pid "
 PORT = 29500
 TAIL = 15
+# How the reference's scripts share the model in each stage (scripts/v1_5/pretrain.sh, finetune.sh
+# and finetune_lora.sh of HJYao00/DenseConnector).
+REFERENCE = {1: "zero2", 2: "zero3"}
 # Seconds between looks at what the first machine has done.
 LOOK = 2.0
 FLAGS = {
@@ -59,6 +62,23 @@ class Launch:
         """Return how many processes train a stage."""
         return self.processes or stage.processes
 
+    def way(self, stage: Finetune) -> tuple[str, str]:
+        """Return how the processes of a stage share the model, and why where the stage says auto.
+
+        auto is the reference's way for the stage; none without a stage of the paper, without
+        DeepSpeed, and for what is not trained under sharding.
+        """
+        if stage.sharding != "auto":
+            return stage.sharding, ""
+        theirs = REFERENCE.get(stage.stage or 0)
+        if self.of(stage) == 1 or theirs is None:
+            return "none", ""
+        if stage.quantize is not None or stage.precision == "fp16":
+            return "none", f"{stage.quantize or stage.precision} is not trained under sharding"
+        if not find_spec("deepspeed"):
+            return "none", f"DeepSpeed is not installed; the reference takes {theirs}"
+        return theirs, f"as the reference in stage {stage.stage}"
+
     def wanted(self, stage: Finetune) -> bool:
         """Return whether a stage is started by accelerate, not in this process."""
         return self.of(stage) > 1 or self.config is not None
@@ -71,8 +91,8 @@ class Launch:
             options += ["--num_processes", str(self.processes)] if self.processes else []
         else:
             options += ["--num_processes", str(self.of(stage))]
-            options += FLAGS.get(stage.sharding, ("--multi_gpu",))
-        if stage.sharding.startswith("zero") and self.machines > 1:
+            options += FLAGS.get(self.way(stage)[0], ("--multi_gpu",))
+        if self.way(stage)[0].startswith("zero") and self.machines > 1:
             options += ["--deepspeed_multinode_launcher", "standard"]
         if self.main_address is not None:
             options += ["--main_process_ip", self.main_address]
@@ -106,19 +126,22 @@ def check_launch(recipe: Recipe, launch: Launch, name: str) -> None:
             _check_stage(stage, launch, f"finetune-{number}")
 
 
-def _check_stage(stage: Finetune, launch: Launch, name: str) -> None:
+def check_share(stage: Finetune, launch: Launch, name: str) -> None:
+    """Raise RequestError where machines or batches cannot be shared evenly by the processes."""
     count, batch = launch.of(stage), stage.settings().resolved().batch_size or 1
-    here = count // launch.machines
     if count % launch.machines or batch % count:
         raise RequestError(
             f"{name}: {count} processes cannot share {launch.machines} machines and batches of "
             f"{batch} rows evenly",
-            hint="use a number that divides both",
+            hint="use --processes with a number that divides both",
         )
-    if launch.config is None and stage.sharding.startswith("zero") and not find_spec("deepspeed"):
-        raise RequestError(
-            f"{name}: sharding {stage.sharding} needs DeepSpeed", hint="pip install deepspeed"
-        )
+
+
+def _check_stage(stage: Finetune, launch: Launch, name: str) -> None:
+    check_share(stage, launch, name)
+    here, (way, _) = launch.of(stage) // launch.machines, launch.way(stage)
+    if launch.config is None and way.startswith("zero") and not find_spec("deepspeed"):
+        raise RequestError(f"{name}: sharding {way} needs DeepSpeed", hint="pip install deepspeed")
     import torch
 
     gpus = torch.cuda.device_count()
@@ -127,7 +150,7 @@ def _check_stage(stage: Finetune, launch: Launch, name: str) -> None:
             f"{name}: {here} processes on this machine, which has {gpus} GPUs",
             hint=f"--processes {gpus * launch.machines}",
         )
-    if stage.sharding == "fsdp2" and not gpus and launch.config is None:
+    if way == "fsdp2" and not gpus and launch.config is None:
         raise RequestError(
             f"{name}: accelerate leaves FSDP out where there is no GPU",
             hint="use zero2, zero3 or none",
@@ -154,7 +177,8 @@ def join(stage: Finetune, launch: Launch, file: Path, say: Callable[[str], None]
     command, log = launch.command(stage, file), file.with_suffix(".log")
     if launch.machine_rank:
         log = file.with_suffix(f".{launch.machine_rank}.log")
-    how = f"{launch.of(stage)} processes, sharding: {stage.sharding}"
+    way, why = launch.way(stage)
+    how = f"{launch.of(stage)} processes, sharding: {way}{why and f' ({why})'}"
     if launch.config is not None:
         how = f"processes as {launch.config} says"
     say(f"  {how}, log: {log}")

@@ -11,6 +11,7 @@ from typing import Any
 from dcsurgery import __version__
 from dcsurgery.errors import CheckpointNotFoundError, RequestError
 from dcsurgery.originals import open_model, told
+from dcsurgery.recipes.places import data_place, needed, parts, reads
 from dcsurgery.recipes.schema import Recipe
 from dcsurgery.recipes.steps import Step
 from dcsurgery.surgery.plan import describe_base
@@ -74,25 +75,23 @@ def pin_data(steps: tuple[Step, ...], data: Path) -> dict[str, str]:
     for step in steps:
         for name in step.reads.values():
             if name not in found:
-                found[name] = data_digest(data / name)
+                found[name] = data_digest(data_place(name, data))
     return found
 
 
 def missing(recipe: Recipe, steps: tuple[Step, ...], data: Path) -> list[str]:
     """Say what is not there yet: data files and image folders, with where they come from."""
-    places = [part for step in steps for name in step.reads.values() for part in _parts(name, data)]
-    places += [stage.images for stage in recipe.finetune if stage.images]
-    places += [item.images for item in recipe.eval if item.images]
+    places = [part for step in steps for name in step.reads.values() for part in parts(name, data)]
+    wanted = {step.name for step in steps}
+    for name, section in recipe.sections().items():
+        places += reads(section, data) if name in wanted else []
+    gone = (place for place in places if not (data / place).exists())
+    names = [name for place in gone for name in needed(place, recipe.needs)]
     return [
         f"{name} is not in {data}" + (f": {recipe.needs[name]}" if name in recipe.needs else "")
-        for name in dict.fromkeys(places)
+        for name in dict.fromkeys(names)
         if not (data / name).exists()
     ]
-
-
-def _parts(name: str, data: Path) -> list[str]:
-    """Return the files of a step's data, which may be several with commas between them."""
-    return [name] if (data / name).exists() else [part.strip() for part in name.split(",")]
 
 
 def require_data(recipe: Recipe, steps: tuple[Step, ...], data: Path) -> None:
@@ -100,7 +99,8 @@ def require_data(recipe: Recipe, steps: tuple[Step, ...], data: Path) -> None:
     absent = missing(recipe, steps, data)
     if absent:
         raise CheckpointNotFoundError(
-            "; ".join(absent[:3]), hint="fetch it, or name its folder with --data-dir"
+            "; ".join(absent[:3]),
+            hint="fetch it, or name its folder with --data-dir; `recipe data` lists all of it",
         )
 
 

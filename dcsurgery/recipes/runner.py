@@ -13,6 +13,7 @@ from dcsurgery.recipes import launch as launching
 from dcsurgery.recipes import lockfile, resolve, smoke
 from dcsurgery.recipes.catalog import change_fields, find_recipe, read_yaml
 from dcsurgery.recipes.launch import Launch, check_launch
+from dcsurgery.recipes.preflight import check_start
 from dcsurgery.recipes.recipe_report import write_report
 from dcsurgery.recipes.schema import Recipe, parse_recipe
 from dcsurgery.recipes.stamps import FOLDER as STAMPS
@@ -146,9 +147,6 @@ def run_one(  # noqa: PLR0913 - what run_recipe is told
         resolve.require_same(source.lock, base, digests)
         for text in resolve.other_versions(source.lock):
             say(f"another version than the lock's: {text}")
-    work.mkdir(parents=True, exist_ok=True)
-    if not source.smoke:
-        smoke.remove_world(work / smoke.WORLD)
     place = Place(
         work=work,
         base=resolve.base_place(recipe, data),
@@ -159,8 +157,12 @@ def run_one(  # noqa: PLR0913 - what run_recipe is told
         say=say,
         launch=launch,
     )
-    done = _carry_out(steps, place, base, digests)
-    run = RecipeRun(recipe, work, done, source.smoke)
+    done = _done(steps, work, base, digests)
+    check_start(recipe, [step for step in steps if step.name not in done], place)
+    work.mkdir(parents=True, exist_ok=True)
+    if not source.smoke:
+        smoke.remove_world(work / smoke.WORLD)
+    run = RecipeRun(recipe, work, _carry_out(steps, place, done, base, digests), source.smoke)
     _conclude(run, source, base, digests, complete=until is None)
     return run
 
@@ -185,6 +187,8 @@ def check_work(work: Path, steps: tuple[Step, ...], small: bool) -> None:
     for name in [*OWN, *outputs]:
         place, step = work / name, outputs.get(name)
         ours = whole if step is None else is_ours(work, step)
+        # A run that was refused before its first step leaves its world.
+        ours = ours or (name == smoke.WORLD and smoke.wrote(place))
         if place.is_symlink() or (place.exists() and not ours):
             raise OutputExistsError(f"{place} exists, and no recipe wrote it", hint=hint)
     if small and whole and not (work / smoke.WORLD).is_dir():
@@ -217,14 +221,19 @@ def input_hash(
 
 
 def _carry_out(
-    steps: tuple[Step, ...], place: Place, base: dict[str, Any], digests: dict[str, str]
+    steps: tuple[Step, ...],
+    place: Place,
+    done: dict[str, Stamp],
+    base: dict[str, Any],
+    digests: dict[str, str],
 ) -> tuple[StepState, ...]:
     stamps: dict[str, Stamp] = {}
     states = []
     for number, step in enumerate(steps, start=1):
         label = f"[{number}/{len(steps)}] {step.name}"
         wanted = input_hash(step, stamps, base, digests)
-        stamp = is_done(place.work, step.name, wanted, step.output)
+        # A step that is made again may come out as it was: what builds on it stays done.
+        stamp = done.get(step.name) or is_done(place.work, step.name, wanted, step.output)
         if stamp is not None:
             place.say(f"{label}: done before")
             states.append(StepState(step.name, "resumed", stamp))
@@ -259,19 +268,27 @@ def _look(
     """Say what a run would do, without network, without writing: steps with a stamp are done."""
     absent = () if source.smoke else tuple(resolve.missing(recipe, steps, data))
     base = resolve.known_base(recipe, data, work)
-    there = base is not None and not resolve.missing(recipe, steps, data)
-    digests = resolve.pin_data(steps, data) if there else {}
-    states: list[StepState] = []
+    stamps: dict[str, Stamp] = {}
+    if base is not None and not resolve.missing(recipe, steps, data):
+        stamps = _done(steps, work, base, resolve.pin_data(steps, data))
+    states = tuple(
+        StepState(step.name, "resumed" if step.name in stamps else "to do", stamps.get(step.name))
+        for step in steps
+    )
+    return RecipeRun(recipe, work, states, source.smoke, absent)
+
+
+def _done(
+    steps: tuple[Step, ...], work: Path, base: dict[str, Any], digests: dict[str, str]
+) -> dict[str, Stamp]:
+    """Return the stamps of the steps that need not run again, by name."""
     stamps: dict[str, Stamp] = {}
     for step in steps:
-        stamp = None
-        if base is not None and there and all(name in stamps for name in step.after):
+        if all(name in stamps for name in step.after):
             wanted = input_hash(step, stamps, base, digests)
             stamp = is_done(work, step.name, wanted, step.output)
-        if stamp is not None:
-            stamps[step.name] = stamp
-        states.append(StepState(step.name, "to do" if stamp is None else "resumed", stamp))
-    return RecipeRun(recipe, work, tuple(states), source.smoke, absent)
+            stamps |= {} if stamp is None else {step.name: stamp}
+    return stamps
 
 
 def _take_part(

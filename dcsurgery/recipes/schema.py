@@ -52,6 +52,7 @@ class Finetune(TrainingSettings):
     """One stage: where the data is, and the options of `dcsurgery finetune`.
 
     `processes` train it, which share the model as `sharding` says; neither changes what is learnt.
+    auto is what the reference's scripts take, where DeepSpeed is installed: launch.Launch.way.
     """
 
     data: str
@@ -59,7 +60,7 @@ class Finetune(TrainingSettings):
     split: str = "train"
     columns: dict[str, str] = field(default_factory=dict)
     processes: Annotated[int, Field(ge=1)] = 1
-    sharding: Literal["none", "zero2", "zero3", "fsdp2"] = "none"
+    sharding: Literal["auto", "none", "zero2", "zero3", "fsdp2"] = "auto"
 
     def settings(self) -> TrainingSettings:
         """Return the stage without its data, for finetune_connector."""
@@ -152,6 +153,11 @@ class Recipe(_Section):
     cost: Cost
     smoke: Smoke
     sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+
+    def sections(self) -> dict[str, Finetune | Eval]:
+        """Return what trains and what evaluates, by the name of its step."""
+        stages = {f"finetune-{n}": stage for n, stage in enumerate(self.finetune, start=1)}
+        return {**stages, **{f"eval-{item.name}": item for item in self.eval}}
 
 
 def parse_recipe(values: Any, where: str) -> Recipe:

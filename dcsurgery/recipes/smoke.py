@@ -13,7 +13,7 @@ from typing import Any
 from dcsurgery.checkpoint.staging import staged_output
 from dcsurgery.checkpoint.written import require_ours, strangers
 from dcsurgery.errors import RequestError
-from dcsurgery.recipes.schema import Eval, Finetune, Recipe, parse_recipe
+from dcsurgery.recipes.schema import Eval, Finetune, Recipe, Smoke, parse_recipe
 
 WORLD = "smoke"
 BASE, TRAIN, TEST, IMAGES = "base", "train.json", "test.json", "images"
@@ -86,6 +86,14 @@ def is_built(recipe: Recipe, folder: Path) -> bool:
     """Return whether build_world has written this recipe's world."""
     mark = folder / MARK
     return mark.is_file() and mark.read_text() == _wanted(recipe)
+
+
+def wrote(folder: Path) -> bool:
+    """Return whether build_world has written a folder, for whatever recipe."""
+    try:
+        return set(json.loads((folder / MARK).read_bytes())) == set(Smoke.model_fields)
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _wanted(recipe: Recipe) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from dcsurgery.errors import OutputExistsError, VerificationError
 from dcsurgery.recipes import launch
 from dcsurgery.recipes.launch import Launch
+from dcsurgery.recipes.places import data_place
 from dcsurgery.recipes.schema import Eval, Finetune, Recipe
 from dcsurgery.recipes.stamps import FOLDER as STAMPS
 from dcsurgery.surgery.plan_file import read_plan
@@ -172,7 +173,7 @@ def _finetune(stage: Finetune, number: int, model: Step) -> Step:
         resume = place.goes_on and not output.exists()
         job: dict[str, Any] = {
             "model": str(_folder(place, model)),
-            "data": str(place.data / stage.data),
+            "data": data_place(stage.data, place.data),
             "output": str(output),
             "images": None if stage.images is None else str(place.data / stage.images),
             "split": stage.split,
@@ -213,7 +214,7 @@ def _eval(item: Eval, first: Step, last: Step) -> Step:
         evaluate = partial(
             evaluate_checkpoints,
             [_folder(place, step) for step in models],
-            place.data / item.data,
+            data_place(item.data, place.data),
             place.work / name,
             images=None if item.images is None else place.data / item.images,
             settings=EvalSettings(**settings),

@@ -29,7 +29,9 @@ REACH = {
     "surgery/paper_mini_gemini": "convert, export", "surgery": "convert",
     "architectures": "convert", "originals": "convert, inspect", "checkpoint": "convert",
     "loading": "ask", "probing": "probe", "trials": "trial", "serving": "verify",
-    "serving/gguf": "export", "cli/verify": "verify",
+    "serving/gguf": "export", "cli/verify": "verify", "recipes/benchmarks": "recipe data",
+    "cli/recipe_data": "recipe data", "recipes/published": "recipe data",
+    "recipes/pin": "recipe pin", "cli/recipe": "recipe run",
 }  # fmt: skip
 # Options that are followed by a number, which text_of makes X.
 NUMBERS = {"--processes"}

@@ -46,7 +46,13 @@ def place(tiny_deep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         ("eval", ["eval MODEL dci --data test.json -o scores"]),
         ("ask", ["ask dci photo.jpg Why?", "ask dci --video clip.mp4 Why?"]),
-        ("recipe", ["recipe list", "recipe validate tiny", "recipe run tiny --dry-run"]),
+        (
+            "recipe",
+            [
+                "recipe list", "recipe validate tiny", "recipe run tiny --dry-run",
+                "recipe data tiny", "recipe run tiny --slurm",
+            ],
+        ),
         ("architectures", ["architectures"]),
     ],
 )  # fmt: skip

@@ -54,6 +54,14 @@ def model_info(call: Call, repo_id: str, revision: str | None) -> Reply:
     return as_json(about)
 
 
+@ROUTES.on("GET", "/api/datasets/{id}(?:/revision/(.+))?")
+def dataset_info(call: Call, repo_id: str, revision: str | None) -> Reply:
+    """The commit of a data set, which is stored as datasets/owner/name."""
+    _, sha, _ = call.at(f"datasets/{repo_id}", revision)
+    about = {"id": repo_id, "sha": sha, "siblings": [], "tags": [], "downloads": 0, "likes": 0}
+    return as_json({**about, "private": False, "disabled": False, "gated": False})
+
+
 def listing(commit: Commit, below: str | None) -> list[dict[str, Any]]:
     """The entries of a tree, or of a folder of it."""
     start = f"{below}/" if below else ""

@@ -17,9 +17,12 @@ import pytest
 from safetensors.torch import load_file
 
 from dcsurgery.errors import RequestError, TrainingError, VerificationError
+from dcsurgery.recipes import launch as launching
 from dcsurgery.recipes.adopt import adopt_step
+from dcsurgery.recipes.catalog import load_recipe
 from dcsurgery.recipes.launch import Launch
-from dcsurgery.recipes.runner import RecipeRun, run_recipe
+from dcsurgery.recipes.runner import RecipeRun, read_source, run_recipe
+from dcsurgery.recipes.sweep import run_sweep
 from dcsurgery.surgery.plan_file import DELTA_FILE
 from dcsurgery.training.checkpoints import latest_checkpoint, step_of
 from dcsurgery.training.logs import LOG_FILE, read_log
@@ -64,6 +67,79 @@ def test_a_run_in_two_processes_has_the_weights_of_one(
     assert not (run.work / "stamps" / f"{TRAINED}.job").exists()
     again = train(run.work)
     assert [step.state for step in again.steps] == ["resumed", "resumed"], "how is no input"
+
+
+@pytest.mark.parametrize(
+    ("stage", "more", "processes", "deepspeed", "wanted"),
+    [
+        (1, (), 8, True, ("zero2", "as the reference in stage 1")),
+        (2, (), 8, True, ("zero3", "as the reference in stage 2")),
+        (2, ("finetune.train=lora",), 8, True, ("zero3", "as the reference in stage 2")),
+        (2, (), 1, True, ("none", "")),
+        (2, (), 8, False, ("none", "DeepSpeed is not installed; the reference takes zero3")),
+        (2, ("finetune.sharding=zero2",), 8, False, ("zero2", "")),
+        (2, ("finetune.quantize=4bit", "finetune.train=lora"), 8, True,
+         ("none", "4bit is not trained under sharding")),
+        (1, ("finetune.stage=null",), 8, True, ("none", "")),
+    ],
+)  # fmt: skip
+def test_a_stage_is_shared_as_the_reference_shares_it(
+    stage: int,
+    more: tuple[str, ...],
+    processes: int,
+    deepspeed: bool,
+    wanted: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """scripts/v1_5 of HJYao00/DenseConnector at 0f8936c: --deepspeed zero2.json, zero3.json."""
+    found = load_recipe("llava-1.5-7b-dci", more).finetune[stage - 1]
+    monkeypatch.setattr(launching, "find_spec", lambda name: True if deepspeed else None)
+    launch = Launch(processes=processes)
+    assert launch.way(found) == wanted
+    command = " ".join(launch.command(found, Path("job")))
+    assert ("--zero_stage" in command) == wanted[0].startswith("zero")
+    if wanted[0].startswith("zero"):
+        assert f"--zero_stage {wanted[0][-1]}" in command
+
+
+@pytest.mark.slow
+def test_the_two_stages_of_a_recipe_in_two_processes_have_the_weights_of_one(
+    tmp_path: Path,
+) -> None:
+    if find_spec("deepspeed") is None:
+        pytest.skip("DeepSpeed is not installed; .ci/run installs it")
+    said: list[str] = []
+    options: dict[str, Any] = {"smoke": True, "until": "finetune", "say": said.append}
+    works = [tmp_path / "one", tmp_path / "two"]
+    for work, launch in zip(works, (None, Launch(processes=2)), strict=True):
+        run_recipe("llava-1.5-7b-dci", changes=CHANGES, work_dir=work, launch=launch, **options)
+    told = [line for line in said if "2 processes" in line]
+    assert "zero2 (as the reference in stage 1)" in told[0]
+    assert "zero3 (as the reference in stage 2)" in told[1]
+    for stage in ("finetune-1", "finetune-2"):
+        ones, twos = (
+            {
+                name: value
+                for file in sorted((work / stage).rglob("*.safetensors"))
+                for name, value in load_file(file).items()
+            }
+            for work in works
+        )
+        assert ones.keys() == twos.keys()
+        for name, value in ones.items():
+            assert_near(twos[name], value, PAPER, f"{stage}: {name}")
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_in_the_processes_too(tmp_path: Path) -> None:
+    said: list[str] = []
+    sweep = "sweep={connector.groups: [1, 2]}"
+    source = read_source("tiny", (*CHANGES, sweep, "eval=[]", "export=null", "publish=null"))
+    launch = Launch(processes=2)
+    options: dict[str, Any] = {"until": None, "dry_run": False, "launch": launch}
+    runs = run_sweep(source, tmp_path / "run", tmp_path, say=said.append, **options)
+    assert all(run.finished for _, run in runs)
+    assert sum("2 processes, sharding: none" in line for line in said) == 2
 
 
 @pytest.mark.slow
