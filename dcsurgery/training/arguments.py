@@ -9,7 +9,6 @@ from transformers import TrainingArguments
 
 from dcsurgery.training.feeding import micro_batches
 from dcsurgery.training.job import Job
-from dcsurgery.training.sharding import sharding
 
 
 def training_arguments(job: Job, folder: Path, precision: str) -> TrainingArguments:
@@ -19,9 +18,6 @@ def training_arguments(job: Job, folder: Path, precision: str) -> TrainingArgume
     saves = settings.save_steps
     gap = max(1, job.steps // 10) if saves is None else saves
     gpu = torch.cuda.is_available()
-    if sharding() != "none":
-        # Weights stay fp32, and the engine computes in less: DeepSpeed would round them first.
-        precision = "fp32"
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=rows,
@@ -30,7 +26,8 @@ def training_arguments(job: Job, folder: Path, precision: str) -> TrainingArgume
         max_steps=settings.max_steps or -1,
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
-        bf16=precision == "bf16",
+        # The engine computes in bf16 by itself: accelerate would copy all logits to fp32, and
+        # DeepSpeed round the weights first.
         fp16=precision == "fp16",
         use_cpu=not gpu and not torch.backends.mps.is_available(),
         logging_strategy="steps",

@@ -57,8 +57,8 @@ class Engine(Trainer):
         self.head = SupervisedHead(model)
         self.connector = model.dense_connector
         self.sharding = sharding()
-        # Elsewhere accelerate does it.
-        self.precision = arithmetic(job.settings, model) if self.sharded else "fp32"
+        # fp16, and scaling its gradients, is accelerate's.
+        self.precision = "fp32" if args.fp16 else arithmetic(job.settings, model)
         if self.sharding.startswith("zero"):
             model.float()  # DeepSpeed takes nothing else where it does not round itself
         self.whole_values: Mapping[str, Tensor] = {}
