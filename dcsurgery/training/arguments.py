@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from dcsurgery.training.feeding import micro_batches
 from dcsurgery.training.job import Job
+from dcsurgery.training.workers import worker_count
 
 
 def training_arguments(job: Job, folder: Path, precision: str) -> TrainingArguments:
@@ -18,6 +19,7 @@ def training_arguments(job: Job, folder: Path, precision: str) -> TrainingArgume
     saves = settings.save_steps
     gap = max(1, job.steps // 10) if saves is None else saves
     gpu = torch.cuda.is_available()
+    workers = worker_count(settings, streamed=job.feed.streamed)
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=rows,
@@ -40,6 +42,8 @@ def training_arguments(job: Job, folder: Path, precision: str) -> TrainingArgume
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=gpu,
+        dataloader_num_workers=workers,
+        dataloader_multiprocessing_context="fork" if workers else None,
         ddp_find_unused_parameters=False,
         average_tokens_across_devices=True,
         accelerator_config={"dispatch_batches": False},
