@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from dcsurgery.architectures import available
+from dcsurgery.training import start
 from dcsurgery.training.feeding import Feed
+from dcsurgery.training.freeze import language_path
 from dcsurgery.training.loss import SupervisedHead, supervised_loss
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.training.trainer import prepare
@@ -52,6 +54,34 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, cases.Case]:
         case = cases.make_case(contract.tiny(place / str(number), 1), contract.specs[0])
         found.setdefault(case.architecture.name, case)
     return found
+
+
+@pytest.mark.parametrize("name", [architecture.name for architecture in available()])
+def test_few_bits_are_for_the_language_model_alone(
+    families: dict[str, cases.Case], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers itself says which layers it would convert."""
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    monkeypatch.setattr(start, "find_spec", lambda package: True)
+    case = families[name]
+    model = case.attached()
+    options = start.load_options(TrainingSettings(quantize="4bit"), case.plan)
+    kept = options["quantization_config"].llm_int8_skip_modules
+    inside = language_path(model)
+    head = model.get_output_embeddings()
+    linear = {
+        path: module is not head and path.startswith(f"{inside}.")
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    few = {path for path in linear if should_convert_module(path, kept)}
+    assert {path for path, wanted in linear.items() if wanted} <= few
+    own = {s.module for s in case.anatomy.projector.sites} | {
+        m for m, _ in case.anatomy.tower.paths
+    }
+    assert not [path for path in few for part in own if f".{part}." in f".{path}."]
+    assert not any(model.get_submodule(path) is head for path in few)
 
 
 def test_every_family_is_tried(families: dict[str, cases.Case]) -> None:
