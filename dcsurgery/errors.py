@@ -18,6 +18,8 @@ DcSurgeryError                  message + hint; the CLI prints both and exits 1
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class DcSurgeryError(Exception):
     """Base of all errors meant for people: `message` says what is wrong, `hint` what to do next."""
@@ -26,6 +28,14 @@ class DcSurgeryError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let an error come from another process, whatever its class is made of."""
+        return _again, (type(self), self.args), vars(self)
+
+
+def _again(kind: type[DcSurgeryError], args: tuple[Any, ...]) -> DcSurgeryError:
+    return kind.__new__(kind, *args)
 
 
 class RequestError(DcSurgeryError):

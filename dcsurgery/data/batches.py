@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,8 @@ from dcsurgery.data.tally import BadRows, Losses, Tally
 from dcsurgery.errors import RequestError
 
 Values = dict[str, Tensor]
+# What was found of the row at an index when it was encoded.
+News = tuple[int, BadRow | Tally]
 # Rows of a stream that are read before the share of bad ones means anything.
 ENOUGH = 100
 # Rows that are encoded before a training begins.
@@ -40,6 +42,9 @@ class TrainingDataset(Dataset[Values]):
     batches keep their size and a seed its order. `bad` holds both kinds, `tally` the rows that lost
     something. `census` counts the usable rows, `first` has the first one of each layout. Raises
     RequestError when more than `max_bad` percent of the rows are bad, or none has a picture.
+
+    `news`, when it is a list, gets what is found of rows instead, for take() where they are used:
+    another process may encode them, and before their turn.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class TrainingDataset(Dataset[Values]):
         self.bad = BadRows(len(rows), max_bad)
         self.tally = Tally()
         self.measured: Measured | None = None
+        self.news: list[News] | None = None
         self._late: dict[int, BadRow] = {}
         self._bad_file: Path | None = None
         self.census = Census()
@@ -80,12 +86,26 @@ class TrainingDataset(Dataset[Values]):
             index = self.usable[(place + step) % len(self.usable)]
             if index in self.bad:
                 continue
+            tell = self.take if self.news is None else self.news.extend
             try:
-                return _flagged(self.encode(index))
+                encoded = self.prompter.encode(self.rows[index], self.max_length)
             except RowError as error:
-                self._note(index, BadRow.of(self.rows.name_of(index), error))
-                self.bad.check()
+                tell([(index, BadRow.of(self.rows.name_of(index), error))])
+                continue
+            lost = Tally()
+            _count(lost, index, encoded)
+            tell([(index, lost)] if lost.counts() != Losses() else [])
+            return _flagged(encoded)
         raise RequestError(f"{self.rows.name} has no row to train on", hint="see the bad rows")
+
+    def take(self, news: Iterable[News]) -> None:
+        """Count what was found of rows. Raises RequestError when too many are bad."""
+        for index, found in news:
+            if isinstance(found, BadRow):
+                self._note(index, found)
+            else:
+                self.tally.add(found)
+        self.bad.check()
 
     def name_of(self, place: int) -> str:
         """Return the id of the row that a place gives, as far as is known by now."""

@@ -15,6 +15,8 @@ SMALL_BATCH = 8
 def advice(job: Job) -> tuple[str, ...]:
     """Return advice about few updates, and about rows of the sample that lose something."""
     found = [] if job.feed.streamed else _few_updates(job)
+    if job.feed.streamed and job.settings.workers:
+        found.append("a stream is read by the training itself: --workers changes nothing")
     measured = getattr(job.feed.dataset, "measured", None)
     if measured is not None:
         of = f" of {measured.rows:,} that were looked at"

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from dcsurgery.training.feeding import micro_batches
 from dcsurgery.training.job import Job
-from dcsurgery.training.sharding import sharding
+from dcsurgery.training.workers import worker_count
 
 
 def training_arguments(job: Job, folder: Path, precision: str) -> TrainingArguments:
@@ -19,9 +19,7 @@ def training_arguments(job: Job, folder: Path, precision: str) -> TrainingArgume
     saves = settings.save_steps
     gap = max(1, job.steps // 10) if saves is None else saves
     gpu = torch.cuda.is_available()
-    if sharding() != "none":
-        # Weights stay fp32, and the engine computes in less: DeepSpeed would round them first.
-        precision = "fp32"
+    workers = worker_count(settings, streamed=job.feed.streamed)
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=rows,
@@ -30,7 +28,8 @@ def training_arguments(job: Job, folder: Path, precision: str) -> TrainingArgume
         max_steps=settings.max_steps or -1,
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
-        bf16=precision == "bf16",
+        # The engine computes in bf16 by itself: accelerate would copy all logits to fp32, and
+        # DeepSpeed round the weights first.
         fp16=precision == "fp16",
         use_cpu=not gpu and not torch.backends.mps.is_available(),
         logging_strategy="steps",
@@ -43,6 +42,8 @@ def training_arguments(job: Job, folder: Path, precision: str) -> TrainingArgume
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=gpu,
+        dataloader_num_workers=workers,
+        dataloader_multiprocessing_context="fork" if workers else None,
         ddp_find_unused_parameters=False,
         average_tokens_across_devices=True,
         accelerator_config={"dispatch_batches": False},

@@ -35,6 +35,7 @@ from dcsurgery.training.order import EpochOrder
 from dcsurgery.training.precision import arithmetic, autocast
 from dcsurgery.training.schedule import make_optimizer, make_scheduler
 from dcsurgery.training.sharding import PARTITIONED, Shards, in_parts, sharding, whole
+from dcsurgery.training.workers import deaths_told, start_worker
 
 
 class Engine(Trainer):
@@ -57,8 +58,8 @@ class Engine(Trainer):
         self.head = SupervisedHead(model)
         self.connector = model.dense_connector
         self.sharding = sharding()
-        # Elsewhere accelerate does it.
-        self.precision = arithmetic(job.settings, model) if self.sharded else "fp32"
+        # fp16, and scaling its gradients, is accelerate's.
+        self.precision = "fp32" if args.fp16 else arithmetic(job.settings, model)
         if self.sharding.startswith("zero"):
             model.float()  # DeepSpeed takes nothing else where it does not round itself
         self.whole_values: Mapping[str, Tensor] = {}
@@ -78,7 +79,7 @@ class Engine(Trainer):
                 model=model,
                 args=args,
                 train_dataset=job.feed.numbered,
-                data_collator=job.feed.pictured if self.sharded else job.feed.collate,
+                data_collator=partial(job.feed.send, pictured=self.sharded),
                 callbacks=[self.average, *callbacks] if self.average else callbacks,
             )
         self.remove_callback(PrinterCallback)
@@ -104,17 +105,19 @@ class Engine(Trainer):
 
         Mixed precision wraps the model's forward.
         """
+        self.job.feed.put_off(True)
         try:
             if checkpoint is not None and self.sharded:
                 self._load_from_checkpoint(str(checkpoint))
             # DeepSpeed prints what it builds where a command's data belongs.
-            with redirect_stdout(sys.stderr) if self.sharded else nullcontext():
+            with deaths_told(), redirect_stdout(sys.stderr) if self.sharded else nullcontext():
                 self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if self.sharded:
                 self.whole_values = self.average.values if self.average else self.shards.values()
             elif self.average is not None:
                 self.average.finish()
         finally:
+            self.job.feed.put_off(False)
             self.head.remove()
             # Or the next model of this process is loaded in parts.
             unset_hf_deepspeed_config()
@@ -124,6 +127,14 @@ class Engine(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder | None:
         return self.order
+
+    def get_train_dataloader(self) -> Any:
+        """Return the batches; workers that make them know how to stop."""
+        loader = super().get_train_dataloader()
+        # accelerate's loader asks one that it holds, and is copied where a training goes on.
+        for each in (loader, getattr(loader, "base_dataloader", loader)):
+            each.worker_init_fn = start_worker
+        return loader
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
@@ -135,6 +146,8 @@ class Engine(Trainer):
             self.order.set_epoch(int(self.state.epoch or 0))
         try:
             batches = list(islice(epoch_iterator, num_batches))
+            for batch in batches:
+                self.job.feed.receive(batch)
         except RequestError:
             self._keep()
             raise

@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset
 
 from dcsurgery.data.batches import CUTS
 from dcsurgery.data.tally import load_tally, save_tally
-from dcsurgery.errors import RequestError, TrainingError
+from dcsurgery.errors import DcSurgeryError, RequestError, TrainingError
 from dcsurgery.training.loss import IGNORED
 from dcsurgery.training.order import EpochOrder, Numbered, NumberedStream
 from dcsurgery.training.settings import TrainingSettings
@@ -24,6 +24,8 @@ from dcsurgery.training.settings import TrainingSettings
 Collate = Callable[[list[Any]], Mapping[str, Any]]
 # The key of a batch [B, 3]: of each row its number, whether it was cut, and inside an answer.
 ROWS = "dcsurgery_rows"
+# What comes along with a batch from where it was made: news of its rows, an error in its place.
+NEWS, FAILED = "dcsurgery_news", "dcsurgery_failed"
 # Rows looked at in search of one with an image.
 TRIES = 1000
 
@@ -67,6 +69,34 @@ class Feed:
         batch = self.collate([*rows, (-1, {**self.example, "labels": labels})])
         batch[ROWS] = batch[ROWS][:-1]
         return batch
+
+    def send(self, rows: list[tuple[int, Any]], *, pictured: bool = False) -> dict[str, Any]:
+        """Return a batch for receive(), which may be in another process and later."""
+        try:
+            for _, row in rows:
+                if isinstance(row, DcSurgeryError):
+                    raise row
+            batch = self.pictured(rows) if pictured else self.collate(rows)
+        except DcSurgeryError as error:
+            batch = {FAILED: error}
+        news = getattr(self.dataset, "news", None)
+        if news:
+            batch[NEWS] = tuple(news)
+            news.clear()
+        return batch
+
+    def put_off(self, wanted: bool) -> None:
+        """Let what is found of rows come with their batches, or be counted at once."""
+        if hasattr(self.dataset, "news"):
+            self.dataset.news = [] if wanted else None
+
+    def receive(self, batch: dict[str, Any]) -> None:
+        """Count what send() found. Raises RequestError at too many bad rows, or what send() met."""
+        news = batch.pop(NEWS, None)
+        if news:
+            self.dataset.take(news)
+        if FAILED in batch:
+            raise batch[FAILED]
 
     def save_tally(self, folder: Path) -> None:
         """Write what this process has counted into a checkpoint."""

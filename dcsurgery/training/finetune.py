@@ -36,6 +36,7 @@ from dcsurgery.training.sharding import check_sharding
 from dcsurgery.training.start import Start, check_origin, start
 from dcsurgery.training.trained_files import checkpoint_names, write_trained
 from dcsurgery.training.trainer import Run, TrainingResult, carry_out, prepare
+from dcsurgery.training.workers import worker_count
 from dcsurgery.training.workspace import Workspace, check_workspace, open_workspace
 
 
@@ -106,6 +107,7 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
     """
     asked = _request(model, data, **options)
     check_sharding(asked.settings)
+    worker_count(asked.settings, streamed=asked.streaming)
     target = wanted_output(output, dry_run=dry_run)
     folder = check_origin(asked)
     if target is not None:
@@ -264,7 +266,7 @@ def _write(  # noqa: PLR0913 - what a training leaves behind
         target,
         plan=begun.plan,
         model=begun.model,
-        trained=record.trained,
+        trained=list(dict.fromkeys([*record.trained, *begun.merged])),
         record=record,
         adapter=adapter,
         base=begun.base,

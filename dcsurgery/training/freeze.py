@@ -67,7 +67,7 @@ def choose(model: nn.Module, plan: SurgeryPlan, settings: TrainingSettings) -> T
     if settings.train == "full" and getattr(model, "peft_config", None):
         raise TrainingError(
             "the language model has a LoRA adapter of an earlier training",
-            hint="go on with --train lora, or train the model from before that adapter",
+            hint="merge it first, as finetune does, or go on with --train lora",
         )
     if settings.train == "lora":
         groups["language"] = [name for name in parameters if ADAPTED in name]

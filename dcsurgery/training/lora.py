@@ -76,6 +76,21 @@ def _check_adapters(model: Any, settings: TrainingSettings) -> None:
             )
 
 
+def merge_adapters(model: Any) -> tuple[str, ...]:
+    """Add an adapter to the weights beside it and take it off; return their names."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    found = [
+        (n, module) for n, module in model.named_modules() if isinstance(module, BaseTunerLayer)
+    ]
+    for name, module in found:
+        module.merge()
+        model.set_submodule(name, module.get_base_layer())
+    del model.peft_config
+    model._hf_peft_config_loaded = False
+    return tuple(f"{name}.weight" for name, _ in found)
+
+
 @contextmanager
 def taken_for_adapted(model: Any) -> Iterator[None]:
     """Let transformers' Trainer take a quantised model whose new weights stand beside it.

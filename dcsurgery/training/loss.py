@@ -1,7 +1,8 @@
 """The loss over supervised positions alone: the head never sees the others.
 
 A 7B model's logits for 2048 tokens take 262 MB in fp32, and their gradient as much; of a
-conversation a third or less is an answer. A hook in front of the head drops the rest.
+conversation a third or less is an answer. A hook in front of the head drops the rest, and the
+gradient of those that are left takes their place in memory.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch.nn import functional
 from dcsurgery.errors import TrainingError
 
 IGNORED = -100
+# Logits that are looked at in fp32 at a time: 32 MB.
+AT_ONCE = 1 << 23
 
 
 class SupervisedHead:
@@ -77,7 +80,41 @@ def supervised_loss(model: Any, head: SupervisedHead, inputs: Mapping[str, Any])
             f"the model gave logits for {len(logits)} positions, {len(wanted)} are supervised",
             hint="labels must have one entry for each input id, image tokens included",
         )
-    return functional.cross_entropy(logits.float(), wanted, reduction="sum")
+    if logits.dtype == torch.float16:
+        # Its gradients are too small for fp16 before they are scaled.
+        return functional.cross_entropy(logits.float(), wanted, reduction="sum")
+    total: Tensor = _CrossEntropy.apply(logits, wanted)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The sum of cross-entropies [] of logits [N, V], which their gradient overwrites.
+
+    Made by torch's own, logits, their copy in fp32, its log-softmax and the gradient are in memory
+    together. Were the logits needed for another gradient, autograd would notice and raise.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, wanted: Tensor) -> Tensor:
+        total = logits.new_zeros((), dtype=torch.float32)
+        kept = ctx.needs_input_grad[0]
+        rows = max(1, AT_ONCE // logits.shape[-1])
+        parts = (torch.split(value, rows) for value in (logits, wanted[:, None]))
+        for part, right in zip(*parts, strict=True):
+            values = part.float()
+            sums = values.logsumexp(dim=-1, keepdim=True)
+            total += (sums - values.gather(1, right)).sum()
+            if kept:
+                slope = (values - sums).exp_()
+                part.copy_(slope.scatter_add_(1, right, slope.new_full(right.shape, -1.0)))
+        if kept:
+            ctx.save_for_backward(logits)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return slope.mul_(slopes[0]), None
 
 
 def _accepts(model: Any, name: str) -> bool:

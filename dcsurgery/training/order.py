@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
+from dcsurgery.errors import DcSurgeryError
+
 # Rows are sorted within so many global batches, so that every epoch still mixes them anew.
 POOL = 50
 
@@ -49,7 +51,10 @@ class EpochOrder(Sampler[int]):
 
 
 class Numbered(Dataset[tuple[int, Any]]):
-    """A data set that gives (row number, row), so that a batch can be named."""
+    """A data set that gives (row number, row), so that a batch can be named.
+
+    In the place of a row that cannot be had stands the error.
+    """
 
     def __init__(self, rows: Any) -> None:
         self.rows = rows
@@ -58,7 +63,10 @@ class Numbered(Dataset[tuple[int, Any]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[int, Any]:
-        return index, self.rows[index]
+        try:
+            return index, self.rows[index]
+        except DcSurgeryError as error:
+            return index, error
 
 
 class NumberedStream(IterableDataset[tuple[int, Any]]):

@@ -10,7 +10,9 @@ from dcsurgery.fields import Told, check_fields, percent
 Train = Literal["connector", "projector", "lora", "full"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 # What may change when a training goes on: neither what is learnt nor in which order.
-FREE = frozenset({"save_steps", "report_to", "micro_batch", "grad_checkpointing", "max_bad"})
+FREE = frozenset(
+    {"save_steps", "report_to", "micro_batch", "grad_checkpointing", "max_bad", "workers"}
+)
 
 # What says how rows become batches, and in which precision a model reads them.
 READING = (
@@ -160,12 +162,20 @@ class TrainingSettings:
         ),
     ] = "auto"
     quantize: Annotated[
-        Literal["4bit"] | None,
-        Told("4bit keeps the language model in 4 bits (bitsandbytes, GPU).", "BITS"),
+        Literal["4bit", "8bit"] | None,
+        Told("4bit, 8bit: the frozen language model in so many bits (bitsandbytes).", "BITS"),
     ] = None
     grad_checkpointing: Annotated[
         bool | None,
         Told("Compute activations twice instead of keeping them. Default: on a GPU."),
+    ] = None
+    workers: Annotated[
+        int | None,
+        Told(
+            "Processes that read and encode rows, each process of the training its own; 0: the "
+            "training does it. Rows stay the same. Default: by cores, 4 at most; 0 without a GPU.",
+            least=0,
+        ),
     ] = None
     save_steps: Annotated[
         int | None, Told("Steps between checkpoints; 0: none. Default: a tenth of all.", least=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import tempfile
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -32,7 +34,7 @@ from dcsurgery.surgery.plan_file import (
 from dcsurgery.surgery.processor_fit import fit_processor
 from dcsurgery.training.freeze import projector_names
 from dcsurgery.training.job import Request
-from dcsurgery.training.lora import restore_adapters
+from dcsurgery.training.lora import merge_adapters, restore_adapters
 from dcsurgery.training.precision import DTYPES, wanted_precision
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.training.trained_files import checkpoint_names
@@ -43,7 +45,8 @@ class Start:
     """A loaded model with its branch, the plan that is trained, and its base.
 
     `source` is the folder an earlier training wrote, None for a model converted on the way.
-    `processor` counts the connector's image tokens.
+    `processor` counts the connector's image tokens. `merged` are the weights that an adapter of an
+    earlier training went into, where the whole language model is trained.
     """
 
     model: Any
@@ -51,6 +54,7 @@ class Start:
     base: Checkpoint
     source: Path | None
     processor: Any
+    merged: tuple[str, ...] = ()
 
 
 def check_origin(asked: Request) -> Path:
@@ -99,14 +103,20 @@ def start(asked: Request) -> Start:
 
 def _load(folder: Path, source: Path | None, asked: Request) -> Start:
     places: dict[str, Any] = {"base": asked.base, "towers": asked.towers}
-    model, plan = load_for_training(folder, **places, **load_options(asked.settings))
+    model, plan = load_for_training(
+        folder, **places, **load_options(asked.settings, read_plan(folder))
+    )
     base = find_base(plan, **places)
     architecture = named(plan.architecture)
     fit = fit_processor(base, architecture, plan.anatomy)
     if fit is not None and fit.words and not plan.processor_changes:
         raise RequestError(fit.notes[0], hint="convert the base again: the new plan repairs it")
     _restore(model, plan, folder, base, asked.settings)
-    return Start(model, plan, base, source, load_processor(folder, **places))
+    merged: tuple[str, ...] = ()
+    if plan.adapter is not None and asked.settings.train == "full":
+        merged = merge_adapters(model)
+        plan = plan.model_copy(update={"adapter": None})
+    return Start(model, plan, base, source, load_processor(folder, **places), merged)
 
 
 def _restore(
@@ -134,8 +144,8 @@ def _restore(
         restore_adapters(model, folder / ADAPTER_FOLDER)
 
 
-def load_options(settings: TrainingSettings) -> dict[str, Any]:
-    """Return from_pretrained's keywords. Raises RequestError where 4 bits are not possible.
+def load_options(settings: TrainingSettings, plan: SurgeryPlan) -> dict[str, Any]:
+    """Return from_pretrained's keywords. Raises RequestError where few bits are not possible.
 
     Where the whole language model or the tower is trained, it is fp32 from the start: rounding it
     first would change what is trained.
@@ -146,24 +156,32 @@ def load_options(settings: TrainingSettings) -> dict[str, Any]:
         return {"dtype": torch.float32 if whole else DTYPES[precision]}
     if whole:
         raise RequestError(
-            "weights in 4 bits cannot be trained",
-            hint="use --train lora, projector or connector with --quantize 4bit",
+            f"weights in {settings.quantize} cannot be trained",
+            hint=f"use --train lora, projector or connector with --quantize {settings.quantize}",
         )
-    if find_spec("bitsandbytes") is None or not torch.cuda.is_available():
+    if find_spec("bitsandbytes") is None:
         raise RequestError(
-            "--quantize 4bit needs a GPU and the package bitsandbytes",
+            f"--quantize {settings.quantize} needs the package bitsandbytes",
             hint="pip install bitsandbytes, or leave out --quantize",
         )
     from transformers import BitsAndBytesConfig
 
+    # In every layer and step it says that 8 bits compute in fp16.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    anatomy = plan.anatomy
+    parts = [
+        *(name for name, _ in anatomy.tower.paths),
+        *(s.module for s in anatomy.projector.sites),
+    ]
+    kept = {name.removeprefix("model.").partition(".")[0] for name in parts} | {"lm_head"}
     return {
         "dtype": DTYPES[precision],
         "quantization_config": BitsAndBytesConfig(
-            load_in_4bit=True,
+            load_in_4bit=settings.quantize == "4bit",
+            load_in_8bit=settings.quantize == "8bit",
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=DTYPES[precision],
-            # Tower, projector and head stay as they are.
-            llm_int8_skip_modules=["vision_tower", "vision_model", "visual", "vision_encoder",
-                                   "multi_modal_projector", "connector", "aligner", "lm_head"],
+            # Tower, projector and head stay as they are, however deep they lie.
+            llm_int8_skip_modules=[rf"(?:.*\.)?{re.escape(name)}" for name in sorted(kept)],
         ),
-    }  # fmt: skip
+    }

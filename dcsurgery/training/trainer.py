@@ -37,6 +37,7 @@ from dcsurgery.training.lora import add_adapters
 from dcsurgery.training.loss import SupervisedHead, supervised_loss
 from dcsurgery.training.precision import arithmetic, autocast
 from dcsurgery.training.settings import TrainingSettings
+from dcsurgery.training.workers import worker_count
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def train(  # noqa: PLR0913 - the parts of a training, each its own thing
     feed = Feed(dataset, collator)
     settings = settings.resolved()
     arithmetic(settings, model)
+    worker_count(settings, streamed=feed.streamed)
     steps = feed.steps(settings)
     trained = prepare(model, plan, feed, settings)
     job = Job(plan, settings, trained, steps, feed)

@@ -63,7 +63,9 @@ def test_the_loss_moves_as_the_gradient_says(families: dict[str, Case], name: st
     batch = make_rows(case.tiny, model, 1)[0]
     reading = heard(case, model, batch)
     gradient = of_matrix(reading)
-    assert reading.loss == loss_at(case, model, torch.zeros_like(gradient), batch)
+    # A copy's weights lie elsewhere in memory, which can move the last bit of a product.
+    still = loss_at(case, model, torch.zeros_like(gradient), batch)
+    assert reading.loss == pytest.approx(still, rel=1e-6)
     norm = float(gradient.norm())
     slopes = []
     for step in (CHANGE / norm, CHANGE / norm / 2):

@@ -30,6 +30,7 @@ from dcsurgery.training.job import Request
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.training.start import start
 from dcsurgery.training.workspace import MARK
+from dcsurgery.verification import verify_checkpoint
 from tests.surgery import digests
 from tests.training.data import write_data
 
@@ -200,8 +201,50 @@ def test_lora_on_top_of_a_first_training(once: Finetuned, data: Path, place: Pat
         finetune_connector(
             done.output, data, settings=fast(train="lora", lora_rank=4), dry_run=True
         )
-    with pytest.raises(TrainingError, match="has a LoRA adapter of an earlier training"):
-        finetune_connector(done.output, data, settings=fast(train="full"), dry_run=True)
+
+
+def test_full_after_lora_goes_on_from_the_merged_weights(
+    delta: Path, data: Path, place: Path
+) -> None:
+    values: dict[str, Any] = {"batch_size": 8, "micro_batch": 8, "max_steps": 2, "lora_rank": 4}
+    rates = {"lr": 5e-3, "warmup": 0.0, "lora_dropout": 0.0}
+    once = finetune_connector(
+        delta, data, place / "adapted", settings=fast(train="lora", **values, **rates)
+    )
+    still = {"lr": 0.0, "connector_lr": 0.0, "projector_lr": 0.0, "lora_dropout": 0.0}
+    wanted = finetune_connector(
+        once.output, data, place / "still", settings=fast(train="lora", **values, **still)
+    )
+    merged = finetune_connector(
+        once.output, data, place / "merged", settings=fast(train="full", **values, **still)
+    )
+    assert abs(once.record.first_loss - wanted.record.first_loss) > 1e-2
+    for loss in (merged.record.first_loss, merged.record.last_loss):
+        assert loss == pytest.approx(wanted.record.first_loss, rel=1e-5)
+    plan = read_plan(merged.output)
+    assert plan.adapter is None and [item.train for item in plan.training] == ["lora", "full"]
+    assert not (merged.output / "dense_connector" / "lora").exists()
+    # Read again from the files, the adapter's part is in them.
+    again = finetune_connector(
+        merged.output, data, place / "again", settings=fast(**values, **still)
+    )
+    assert again.record.first_loss == pytest.approx(wanted.record.first_loss, rel=1e-5)
+    assert verify_checkpoint(merged.output).passed
+
+
+@pytest.mark.parametrize("train", ["projector", "lora"])
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_a_language_model_in_few_bits_is_trained_on_the_cpu(
+    delta: Path, data: Path, place: Path, bits: Any, train: Any
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    settings = fast(train=train, quantize=bits, max_steps=6, lr=1e-3)
+    done = finetune_connector(delta, data, place / f"{bits}-{train}", settings=settings)
+    assert done.record.last_loss < done.record.first_loss and not done.result.untouched
+    model = start(Request(done.output, "", settings)).model
+    few = {n for n, value in model.named_parameters() if not value.is_floating_point()}
+    assert few and all(".language_model.layers." in name for name in few)
+    assert verify_checkpoint(done.output).passed
 
 
 def test_a_preview_measures_and_writes_nothing(delta: Path, data: Path, place: Path) -> None:
@@ -261,7 +304,7 @@ def test_what_is_trained_starts_from_the_stored_values_whatever_the_base_is_load
         ({"output": "data"}, "is not empty"),
         ({"data": "gone.json"}, "gone.json"),
         ({"resume": True, "overwrite": True}, "--resume goes on"),
-        ({"settings": fast(quantize="4bit")}, "needs a GPU"),
+        ({"settings": fast(quantize="4bit")}, "needs the package bitsandbytes"),
         ({"settings": fast(quantize="4bit", train="full")}, "cannot be trained"),
         ({"output": "foreign"}, "dcsurgery did not make it"),
     ],

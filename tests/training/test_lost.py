@@ -203,7 +203,7 @@ def test_after_a_stop_at_bad_rows_it_goes_on_with_more_allowed(
 
 CHANGES: dict[str, Any] = {
     "save_steps": 2, "report_to": "none", "micro_batch": 1, "grad_checkpointing": True,
-    "max_bad": "5%",
+    "max_bad": "5%", "workers": 1,
 }  # fmt: skip
 
 
