@@ -41,7 +41,8 @@ def test_presets_fill_what_was_left_out(given: dict[str, Any], wanted: dict[str,
     found = TrainingSettings(**given).resolved()
     assert {key: getattr(found, key) for key in wanted} == wanted
     assert found.resolved() == found
-    optional = {"stage", "max_steps", "quantize", "grad_checkpointing", "save_steps", "report_to"}
+    optional = {"stage", "max_steps", "quantize", "grad_checkpointing", "workers", "save_steps",
+                "report_to"}  # fmt: skip
     assert {key for key, value in asdict(found).items() if value is None} <= optional
 
 
