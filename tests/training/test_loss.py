@@ -12,8 +12,8 @@ from torch.nn import functional
 from dcsurgery.connectors.request import Connector
 from dcsurgery.training import loss
 from dcsurgery.training.loss import SupervisedHead, supervised_loss
-from tests.architectures import test_llava
 from tests.architectures.cases import Case, make_case
+from tests.architectures.families import contract
 from tests.closeness import assert_near
 from tests.training.tasks import collate, make_rows, run, settings
 
@@ -81,7 +81,7 @@ def test_logits_that_another_gradient_needs_are_not_overwritten_unnoticed() -> N
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("loss") / "model"
-    return make_case(test_llava.TestClip.tiny(folder, 1), Connector("dci"))
+    return make_case(contract("llava.TestClip").tiny(folder, 1), Connector("dci"))
 
 
 @pytest.mark.parametrize("train", ["projector", "full"])
