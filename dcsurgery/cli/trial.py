@@ -135,7 +135,7 @@ def trial(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Tell whether a connector is worth it, for a model and its rows.
+    """Tell whether a connector is worth it for your model and rows.
 
     A probe chooses states. Then every arm is trained on the same batches with the same seeds, and
     answers the same test. What is done is kept: the same command goes on where it stopped, and a
