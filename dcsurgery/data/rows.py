@@ -183,7 +183,12 @@ def _opened(
 
     Trusted paths may be absolute: a data set's own files.
     """
-    paths = data_files(name)
+    paths, folder = data_files(name), Path(os.path.expanduser(name))
+    if streaming and (paths or folder.is_dir()):
+        raise RequestError(
+            f"{name} is on this machine: --streaming is for data sets of the Hub",
+            hint="leave it out; parquet, arrow and saved data sets are never in memory as a whole",
+        )
     if paths:
         columnar = {path.suffix.lower() in COLUMNAR for path in paths}
         if columnar == {True}:
@@ -193,7 +198,6 @@ def _opened(
                 f"{name} mixes tables of columns with text files", hint="name files of one kind"
             )
         return read_text_files(paths, split), paths[0].parent, False
-    folder = Path(os.path.expanduser(name))
     if folder.is_dir():
         return _from_folder(folder, split)
     if folder.suffix or name.count("/") > 1 or not name.strip():

@@ -199,3 +199,12 @@ def test_a_row_may_point_to_the_picture_of_another(folder: Path) -> None:
     assert first.images[0].open().size == second.images[0].open().size == (8, 8)
     with pytest.raises(RowError, match="image 8 does not exist"):
         lost.images[0].check()
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.parquet", "."])
+def test_streaming_is_refused_for_what_lies_here(tmp_path: Path, name: str) -> None:
+    for path in ("rows.json", "rows.parquet"):
+        (tmp_path / path).write_bytes(b"[]")
+    with pytest.raises(RequestError, match="on this machine: --streaming is for") as caught:
+        read_rows(tmp_path / name, streaming=True)
+    assert "leave it out" in caught.value.hint
