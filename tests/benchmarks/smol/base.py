@@ -204,8 +204,8 @@ def main() -> None:
     parser.add_argument("--emoji", type=Path, required=True)
     parser.add_argument("--tower", default="package", help=f"or {weights.HUB_TOWER}")
     parser.add_argument("--language", default="package", help=f"or {weights.HUB_LANGUAGE}")
-    parser.add_argument("--pictures", type=int, default=512, help="of each training set")
-    parser.add_argument("--test-pictures", type=int, default=150)
+    parser.add_argument("--pictures", type=int, default=400, help="of each training set")
+    parser.add_argument("--test-pictures", type=int, default=120)
     told = parser.parse_args()
     folder: Path = told.folder
     folder.mkdir(parents=True, exist_ok=True)
