@@ -143,11 +143,16 @@ def run(  # noqa: PLR0913 - one parameter per CLI option, by design
                 "a script is for one kind of cluster, and says itself which machine is which",
                 hint="use --slurm or --hf-jobs alone, with --processes and --machines",
             )
+        if dry_run or smoke:
+            raise RequestError(
+                f"a script is of the whole run, and {'--dry-run' if dry_run else '--smoke'} is "
+                "done here",
+                hint="leave out one of the two",
+            )
         words = [name, *(word for change in changes or () for word in ("--set", change))]
         told: dict[str, Any] = {"--work-dir": work_dir, "--data-dir": data_dir, "--until": until}
         told |= {"--main-port": main_port, "--accelerate-config": accelerate_config}
-        words += [word for key, value in told.items() if value for word in (key, str(value))]
-        _print_script(source, [*words, *(["--smoke"] if smoke else [])], launch, out, slurm=slurm)
+        _print_script(source, words, launch, out, told, slurm=slurm)
         return 0
     options: dict[str, Any] = {
         "until": until,
@@ -208,11 +213,29 @@ def adopt(  # noqa: PLR0913 - one parameter per CLI option, by design
 
 
 def _print_script(
-    source: Source, words: list[str], launch: Launch, out: Output, *, slurm: bool
+    source: Source,
+    words: list[str],
+    launch: Launch,
+    out: Output,
+    told: dict[str, Any],
+    *,
+    slurm: bool,
 ) -> None:
+    from dcsurgery.recipes.launch import check_config
+    from dcsurgery.recipes.runner import chosen
     from dcsurgery.recipes.scripts import jobs_script, slurm_script
+    from dcsurgery.recipes.steps import build_steps
+    from dcsurgery.recipes.sweep import expand
 
-    script = (slurm_script if slurm else jobs_script)(source.recipe, words, launch)
+    chosen(build_steps(expand(source.recipe)[0].recipe), told["--until"])
+    words = [*words, *(word for key, value in told.items() if value for word in (key, str(value)))]
+    if slurm:
+        check_config(launch)
+        script = slurm_script(source.recipe, words, launch)
+    else:
+        keys = ("--work-dir", "--data-dir", "--accelerate-config")
+        paths = [words[0], *(str(told[key]) for key in keys if told[key])]
+        script = jobs_script(source.recipe, words, launch, paths)
     if out.as_json:
         out.data({"schema_version": 1, "script": script})
         return

@@ -119,11 +119,16 @@ def check_launch(recipe: Recipe, launch: Launch, name: str) -> None:
             f"there is no machine {launch.machine_rank} of {launch.machines}",
             hint="--machine-rank counts from 0",
         )
-    if launch.config is not None and not launch.config.is_file():
-        raise RequestError(f"there is no file {launch.config}", hint="make it: accelerate config")
+    check_config(launch)
     for number, stage in enumerate(recipe.finetune, start=1):
         if launch.wanted(stage):
             _check_stage(stage, launch, f"finetune-{number}")
+
+
+def check_config(launch: Launch) -> None:
+    """Raise RequestError where the file of `accelerate config` is not there."""
+    if launch.config is not None and not launch.config.is_file():
+        raise RequestError(f"there is no file {launch.config}", hint="make it: accelerate config")
 
 
 def check_share(stage: Finetune, launch: Launch, name: str) -> None:

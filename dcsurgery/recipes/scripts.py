@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 import shlex
 from collections.abc import Sequence
@@ -18,6 +19,11 @@ PER_MACHINE = 8
 FLAVORS = {0: "cpu-upgrade", 1: "a100-large", 4: "a100x4", 8: "a100x8"}
 # The cost of a recipe is an estimate.
 MARGIN = 1.5
+# Where `hf jobs` shows the bucket, and what it installs.
+BUCKET = "/bucket"
+PACKAGES = "'dcsurgery[data] @ git+https://github.com/dcsurgery/dcsurgery' deepspeed"
+# Minutes that every job gets: more than its warning, and time to start.
+SHORTEST = 15
 # Seconds before the end of its time in which a training keeps a checkpoint and ends.
 WARNED = 300
 
@@ -48,13 +54,14 @@ JOBS = Template("""\
 # $title
 # Needs `hf auth login`, and a bucket of yours with the data in it, which gets the run too:
 #   BUCKET=you/bucket bash THIS_FILE
+# Paths begin in the bucket. A recipe that is a FILE must lie in it too, and one of accelerate.
 # Run it again after it stopped: it goes on after its last step and checkpoint.
 # Time is what the recipe says ($cost) and half as much again.
 set -euo pipefail
 : "$${BUCKET:?name your bucket: BUCKET=you/bucket}"
 
 hf jobs run --detach --name $name --flavor $flavor --timeout ${hours}h --secrets HF_TOKEN \\
-  --volume "hf://buckets/$$BUCKET:/bucket" python:3.12 \\
+  --volume "hf://buckets/$$BUCKET:$bucket" python:3.12 \\
   bash -c $inside
 """)
 
@@ -72,7 +79,7 @@ def slurm_script(recipe: Recipe, words: Sequence[str], launch: Launch) -> str:
     run = f"srun {command}"
     if machines > 1:
         run = MANY + shlex.quote(f"exec {command} --machines {machines}{HERE}")
-    minutes = ceil(recipe.cost.hours * MARGIN * 60)
+    minutes = max(SHORTEST, ceil(recipe.cost.hours * MARGIN * 60))
     return SLURM.substitute(
         _told(recipe),
         machines=machines,
@@ -83,11 +90,14 @@ def slurm_script(recipe: Recipe, words: Sequence[str], launch: Launch) -> str:
     )
 
 
-def jobs_script(recipe: Recipe, words: Sequence[str], launch: Launch) -> str:
+def jobs_script(
+    recipe: Recipe, words: Sequence[str], launch: Launch, paths: Sequence[str] = ()
+) -> str:
     """Return a script that submits `dcsurgery recipe run WORDS` with `hf jobs run`.
 
     Data and run lie in a bucket, whose name the script asks for. Raises RequestError for more than
-    one machine, or as many GPUs as no flavour has.
+    one machine, as many GPUs as no flavour has, and those of the words' `paths` that leave the
+    bucket.
     """
     count = _gpus(recipe, launch)
     if launch.machines > 1 or count not in FLAVORS:
@@ -97,10 +107,19 @@ def jobs_script(recipe: Recipe, words: Sequence[str], launch: Launch) -> str:
             hint="--processes 8, or --slurm for several machines",
         )
     command = _command(recipe, words, launch, count)
-    setup = "pip install 'dcsurgery[data]' deepspeed && cd /bucket"
+    for path in paths:
+        place = posixpath.normpath(posixpath.join(BUCKET, path))
+        if place != BUCKET and not place.startswith(f"{BUCKET}/"):
+            raise RequestError(
+                f"{path} is no path in the bucket, and a job sees nothing else",
+                hint="put it into the bucket, and say where it lies there: data, not /home/me/data",
+            )
+    setup = f"pip install {PACKAGES} && cd {BUCKET}"
     hours = ceil(recipe.cost.hours * MARGIN)
     inside = shlex.quote(f"{setup} && exec {command}")
-    return JOBS.substitute(_told(recipe), flavor=FLAVORS[count], hours=hours, inside=inside)
+    return JOBS.substitute(
+        _told(recipe), bucket=BUCKET, flavor=FLAVORS[count], hours=hours, inside=inside
+    )
 
 
 def _gpus(recipe: Recipe, launch: Launch) -> int:

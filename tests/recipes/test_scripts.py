@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from dcsurgery.cli.main import app
 from dcsurgery.recipes.catalog import shipped
 
-STRANGE = ("--set", 'title=it\'s $HOME; "x"', "--work-dir", "/shared/my run")
+ROOT = Path(__file__).parent.parent.parent
+STRANGE = ("--set", 'title=it\'s $HOME; "x"', "--work-dir", "my run")
 # A program that says how it was called, for every program that a script starts.
 ECHO = '#!/bin/bash\nprintf "%s\\0" "$(basename "$0")" "$@" >> "$CALLS"\nprintf "\\n" >> "$CALLS"\n'
 SRUN = """#!/bin/bash
@@ -92,11 +93,13 @@ def test_several_machines_have_a_rank_each_and_know_the_first(tmp_path: Path) ->
         assert found["main_address"] == "one" and found["changes"] == [STRANGE[1]]
 
 
-def test_what_is_told_beats_the_recipe_s_cost() -> None:
+def test_what_is_told_beats_the_recipe_s_cost(tmp_path: Path) -> None:
     text = script("llava-1.5-7b-dci", "--slurm", "--processes", "16", "--machines", "4")
     assert "--nodes=4\n" in text and "--gpus-per-node=4\n" in text
-    config = script("llava-1.5-7b-dci", "--slurm", "--accelerate-config", "mine.yaml")
-    assert "--processes" not in config and "--accelerate-config mine.yaml" in config
+    file = tmp_path / "mine.yaml"
+    file.write_text("{}")
+    config = script("llava-1.5-7b-dci", "--slurm", "--accelerate-config", str(file))
+    assert "--processes" not in config and f"--accelerate-config {file}" in config
     assert "gpus" not in re.sub(r"#.*says.*", "", script("tiny", "--slurm"))
     uneven = CliRunner().invoke(app, ["recipe", "run", "tiny", "--slurm", "--processes", "3"])
     assert uneven.exit_code == 1 and "evenly" in uneven.stderr
@@ -122,10 +125,45 @@ def test_hf_jobs_are_asked_for_with_options_that_hf_has(tmp_path: Path) -> None:
     assert json.loads(told)["script"].startswith("#!/bin/bash")
 
 
-def test_what_the_script_decides_cannot_be_told() -> None:
-    for words in (["--slurm", "--hf-jobs"], ["--slurm", "--main-address", "h"]):
-        done = CliRunner().invoke(app, ["recipe", "run", "tiny", *words])
-        assert done.exit_code == 1 and done.stdout == "" and "hint: " in done.stderr
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_a_job_lasts_longer_than_its_warning(name: str) -> None:
+    text = script(name, "--slurm")
+    hours, minutes = re.findall(r"--time=(\d+):(\d\d):00\n", text)[0]
+    warned = int(re.findall(r"--signal=INT@(\d+)\n", text)[0])
+    assert int(hours) * 3600 + int(minutes) * 60 > 2 * warned
+
+
+def test_a_job_of_the_hub_installs_what_the_readme_does_and_sees_the_bucket_alone(
+    tmp_path: Path,
+) -> None:
+    (words,) = carry_out(script("tiny", "--hf-jobs"), tmp_path, BUCKET="me/run")
+    site = re.findall(r"git clone (\S+)", (ROOT / "README.md").read_text())[0]
+    setup = shlex.split(words[-1].partition(" && ")[0])
+    assert setup == ["pip", "install", f"dcsurgery[data] @ git+{site}", "deepspeed"]
+    for option in ("--data-dir", "--work-dir", "--accelerate-config"):
+        for path in ("/home/me/my data", "../data"):
+            refuse(f"{path} is no path in the bucket", "--hf-jobs", option, path)
+        assert "/bucket/a" in script("tiny", "--hf-jobs", option, "/bucket/a")
+    mine = tmp_path / "mine.yaml"
+    mine.write_text((ROOT / "recipes/tiny.yaml").read_text())
+    refuse(f"{mine} is no path in the bucket", "--hf-jobs", name=str(mine))
+
+
+def refuse(why: str, *words: str, name: str = "tiny") -> None:
+    done = CliRunner().invoke(app, ["recipe", "run", name, *words])
+    assert done.exit_code == 1 and done.stdout == "" and "hint: " in done.stderr
+    assert why in " ".join(done.stderr.split()), done.stderr
+
+
+@pytest.mark.parametrize("kind", ["--slurm", "--hf-jobs"])
+def test_what_the_script_decides_cannot_be_told(kind: str) -> None:
+    refuse("one kind of cluster", "--slurm", "--hf-jobs")
+    refuse("itself which machine is which", kind, "--main-address", "h")
+    refuse("--dry-run is done here", kind, "--dry-run")
+    refuse("--smoke is done here", kind, "--smoke", name="llava-1.5-7b-dci")
+    refuse("there is no step 'nonsense'", kind, "--until", "nonsense")
+    refuse("there is no step 'nonsense'", kind, "--until", "nonsense", name="table-1-ablation")
+    refuse("there is no file nofile.yaml", "--slurm", "--accelerate-config", "nofile.yaml")
 
 
 def test_nothing_is_written_or_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
