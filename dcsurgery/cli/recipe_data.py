@@ -33,8 +33,9 @@ def data(  # noqa: PLR0913 - one parameter per CLI option, by design
         typer.Option("--output", "-o", metavar="ROWS", help="With --convert: the JSONL to write."),
     ] = None,
     split: Annotated[
-        str, typer.Option(metavar="NAME", help="With --convert scienceqa: the split.")
-    ] = "test",
+        str | None,
+        typer.Option(metavar="NAME", help="With --convert scienceqa: the split. Default: test."),
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Count the rows and pictures that a recipe reads; say what to fetch and where it is.
@@ -45,15 +46,22 @@ def data(  # noqa: PLR0913 - one parameter per CLI option, by design
     if convert is not None:
         from dcsurgery.recipes.benchmarks import convert_benchmark
 
-        if output is None or changes:
+        if output is None or changes or data_dir != Path("."):
             raise RequestError(
                 "--convert writes a file, and knows no recipe",
-                hint="say which file, and nothing of a recipe: -o eval/rows.jsonl",
+                hint="say which file, without --set and --data-dir: -o eval/rows.jsonl",
             )
-        out.result(convert_benchmark(convert, name, output, split=split))
+        if split is not None and convert != "scienceqa":
+            raise RequestError(
+                f"--split is of --convert scienceqa; {convert} has none", hint="leave it out"
+            )
+        out.result(convert_benchmark(convert, name, output, split=split or "test"))
         return 0
-    if output is not None:
-        raise RequestError("only --convert writes", hint="leave out -o, or say --convert gqa")
+    for option, value in (("-o", output), ("--split", split)):
+        if value is not None:
+            raise RequestError(
+                f"{option} is of --convert", hint=f"leave out {option}, or say --convert scienceqa"
+            )
     from dcsurgery.recipes.data_check import check_data
     from dcsurgery.recipes.runner import read_source
 

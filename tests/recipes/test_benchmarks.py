@@ -279,6 +279,14 @@ def test_the_command_and_the_page(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*words, "--json"])
     assert done.exit_code == 0 and json.loads(done.stdout)["rows"] == 1
     assert CliRunner().invoke(app, words[:-2]).exit_code == 1
+    words[-1] = str(tmp_path / "more.jsonl")
+    for given in (["--split", "foo"], ["--data-dir", "nowhere"], ["--set", "a=b"]):
+        refused = CliRunner().invoke(app, [*words, *given])
+        assert refused.exit_code == 1 and given[0] in refused.stderr and not refused.stdout
+    for given in (["--split", "x"], ["-o", "x"]):
+        refused = CliRunner().invoke(app, ["recipe", "data", "tiny", *given])
+        assert refused.exit_code == 1 and f"{given[0]} is of --convert" in refused.stderr
+    assert not (tmp_path / "more.jsonl").exists()
     page = PAGES["docs/recipes.md"].section("Benchmark files")
     for name, known in BENCHMARKS.items():
         line = next(line for line in page.splitlines() if line.startswith(f"| {name} "))
