@@ -90,4 +90,5 @@ def pin(
 
     out = Output(as_json=as_json)
     found = pin_recipe(name, output, changes=tuple(changes or ()), data_dir=data_dir)
-    out.result(found, f"\nnext:\n  dcsurgery recipe run {shlex.quote(str(output))}")
+    data = "" if data_dir == Path(".") else f" --data-dir {shlex.quote(str(data_dir))}"
+    out.result(found, f"\nnext:\n  dcsurgery recipe run {shlex.quote(str(output))}{data}")

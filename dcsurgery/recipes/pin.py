@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ ADDRESS = re.compile(
     rf"(?P<site>https://(?:huggingface|hf)\.co/)(?:(?P<data>datasets/{_NAME})(?:{_AT})?"
     rf"|(?P<model>(?!datasets/|spaces/){_NAME}){_AT.replace('rev', 'own')})"
 )
+# The recipe of a command in a comment: a word as a shell reads it, quoted or not.
+RUN = re.compile(r"""(dcsurgery recipe run) ((?:'[^']*'|"[^"]*"|\S)+)""")
+OTHER = re.compile(r"https?://[^\s,;)]*[^\s,;).]")
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,9 @@ def pin_recipe(
         left.append(f"the tower {tower}: recipes name no revision of towers; the lock has it")
     for name, text in recipe.needs.items():
         found["needs"][name] = ADDRESS.sub(lambda match: _address(match, commits), text)
+        others = OTHER.findall(ADDRESS.sub("", text)) or [text] * (not ADDRESS.search(text))
+        if others:
+            left.append(f"{name}: no commit of the Hub: {', '.join(others)}")
     if not commits:
         raise RequestError(f"{name_or_file} names nothing on the Hub", hint="; ".join(left))
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -144,5 +151,5 @@ def _opening(path: Path, place: Path) -> str:
     for line in read_text(path).splitlines():
         if not line.startswith("#"):
             break
-        lines.append(re.sub(r"(dcsurgery recipe run) \S+", rf"\1 {place}", line))
+        lines.append(RUN.sub(lambda found: f"{found[1]} {shlex.quote(str(place))}", line))
     return "".join(f"{line}\n" for line in lines)

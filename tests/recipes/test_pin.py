@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from dcsurgery.cli.main import app
 from dcsurgery.errors import OutputExistsError, RequestError
 from dcsurgery.recipes.catalog import load_recipe
 from dcsurgery.recipes.pin import ADDRESS, pin_recipe
@@ -99,6 +104,46 @@ def test_the_commits_of_today_are_what_a_run_uses_tomorrow(
     again = run("pin", "pinned.yaml", "-o", "twice.yaml")
     assert again.returncode == 0, again.stderr
     assert load_recipe(str(tmp_path / "twice.yaml")).base.revision == today, "a commit stays"
+
+
+@pytest.fixture
+def stubbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    info = SimpleNamespace(sha="0" * 40)
+    for name in ("model_info", "dataset_info"):
+        monkeypatch.setattr(f"huggingface_hub.HfApi.{name}", lambda *words, **more: info)
+
+
+@pytest.mark.usefixtures("stubbed")
+@pytest.mark.parametrize("place", ["a\\q.yaml", "C:\\1\\new.yaml", "sp ace/p.yaml", "it's a.yaml"])
+def test_any_path_is_a_word_of_the_commands_that_are_shown(place: str) -> None:
+    words = ["recipe", "pin", "llava-1.5-7b-dci", "-o", place, "--data-dir", "my data"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    run = ["dcsurgery", "recipe", "run", place, "--data-dir"]
+    assert shlex.split(done.stderr.partition("next:\n")[2]) == [*run, "my data"]
+    again = ["recipe", "pin", place, "-o", "again.yaml"]
+    assert CliRunner().invoke(app, again).exit_code == 0
+    for file in (place, "again.yaml"):
+        (line,) = re.findall("# Command: (.*)", Path(file).read_text())
+        assert shlex.split(line) == [*run[:3], file, "--data-dir", "DATA"]
+
+
+@pytest.mark.usefixtures("stubbed")
+def test_every_address_that_is_not_pinned_is_named(tmp_path: Path) -> None:
+    found = pin_recipe("llava-1.5-7b-dci", tmp_path / "pinned.yaml")
+    needs = load_recipe("llava-1.5-7b-dci").needs
+    assert found.left and {line.partition(":")[0] for line in found.left} == {
+        name for name, text in needs.items() if "huggingface.co/datasets" not in text
+    }
+    for place in ("images.cocodataset.org", "cs.stanford.edu", "dl.fbaipublicfiles.com"):
+        assert any(place in line for line in found.left)
+    Path("mine.yaml").write_text(RECIPE)
+    (line,) = pin_recipe("mine.yaml", "mine-pinned.yaml").left
+    assert "train2017.zip" in line
+    told = pin_recipe("mine.yaml", "told.yaml", changes=("needs.x=by a script",)).left
+    assert told[-1] == "x: no commit of the Hub: by a script"
 
 
 @pytest.mark.slow
