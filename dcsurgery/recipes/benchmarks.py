@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dcsurgery.checkpoint.destination import check_output
 from dcsurgery.data.rows import data_files
 from dcsurgery.errors import OutputExistsError, RequestError
 from dcsurgery.printing.sheet import Printed, Sheet
@@ -61,7 +62,8 @@ def convert_benchmark(
 
     `data` is one file, several with commas between them, or a folder (mme). `split` is of files
     that hold several (scienceqa). Raises RequestError for a benchmark that is not known or read as
-    it is, and for files of another layout; OutputExistsError. Nothing is half-written.
+    it is, for files of another layout and an output that cannot be written; OutputExistsError.
+    Nothing is half-written.
     """
     place, known = Path(output), BENCHMARKS.get(name)
     if known is None:
@@ -75,8 +77,12 @@ def convert_benchmark(
         )
     if os.path.lexists(place):
         raise OutputExistsError(f"{place} exists", hint="choose another -o, or move it away")
+    check_output(place, overwrite=False)
     folder = Path(os.path.expanduser(str(data)))
     files = [folder] if folder.is_dir() and known.rows is published.mme else data_files(data)
+    if not files and not folder.exists():
+        kind = "folder" if known.rows is published.mme else "file"
+        raise RequestError(f"there is no {kind} {data}", hint=f"{name} is made of {known.file}")
     if not files or (folder.is_file() and known.rows is published.mme):
         raise RequestError(
             f"{data} is not what {name} comes in", hint=f"{name} is made of {known.file}"

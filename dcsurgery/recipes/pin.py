@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from dcsurgery.checkpoint.destination import check_output
 from dcsurgery.checkpoint.hub import hub_errors
 from dcsurgery.errors import CheckpointNotFoundError, OutputExistsError, RequestError
 from dcsurgery.printing.sheet import Printed, Sheet
@@ -61,8 +62,8 @@ def pin_recipe(
     """Write a recipe with the commit of its model, and of each Hub address in its `needs`.
 
     A branch or tag that the recipe names is asked for its commit, else main. Raises RequestError
-    for a recipe with nothing to pin or without network, OutputExistsError, CheckpointError for
-    what the Hub does not have.
+    for a recipe with nothing to pin, without network and for an output that cannot be written,
+    OutputExistsError, CheckpointError for what the Hub does not have.
     """
     place, path = Path(output), find_recipe(name_or_file)
     values = read_yaml(path)
@@ -72,6 +73,7 @@ def pin_recipe(
     recipe = parse_recipe(values, name_or_file)
     if os.path.lexists(place):
         raise OutputExistsError(f"{place} exists", hint="choose another -o, or move it away")
+    check_output(place, overwrite=False)
     _refuse(recipe)
     commits: dict[str, str] = {}
     found = copy.deepcopy(values)

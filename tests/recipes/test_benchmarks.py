@@ -264,8 +264,12 @@ def test_other_files_and_outputs_that_exist_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(RequestError, match=words):
             convert_benchmark(name, file, tmp_path / "rows.jsonl")
-    with pytest.raises(RequestError, match=r"there is no data file|not what gqa comes in"):
-        convert_benchmark("gqa", tmp_path / "absent.json", tmp_path / "rows.jsonl")
+    for name, kind in (("gqa", "file"), ("mme", "folder")):
+        with pytest.raises(RequestError, match=rf"there is no {kind} .*absent\.json"):
+            convert_benchmark(name, tmp_path / "absent.json", tmp_path / "rows.jsonl")
+    for below in ("rows.jsonl", "deeper/rows.jsonl"):
+        with pytest.raises(RequestError, match=r"d\.json is not a folder"):
+            convert_benchmark("gqa", file, file / below)
     with pytest.raises(RequestError, match="not what gqa comes in"):
         convert_benchmark("gqa", tmp_path, tmp_path / "rows.jsonl")
     with pytest.raises(OutputExistsError):

@@ -170,6 +170,9 @@ def test_it_refuses_what_it_cannot_pin(tmp_path: Path) -> None:
         pin_recipe(str(mine), tmp_path / "p.yaml", changes=("sweep={base.model: [a/b, a/c]}",))
     with pytest.raises(OutputExistsError):
         pin_recipe(str(mine), mine)
+    for below in ("p.yaml", "deeper/p.yaml"):
+        with pytest.raises(RequestError, match=r"mine\.yaml is not a folder"):
+            pin_recipe(str(mine), mine / below)
     mine.write_text("lock_version: 1\n")
     with pytest.raises(RequestError, match="pinned already"):
         pin_recipe(str(mine), tmp_path / "pinned.yaml")
