@@ -25,7 +25,7 @@ from dcsurgery.surgery.plan_file import ADAPTED, DELTA_FOLDER, TrainingRecord
 from dcsurgery.training.advice import advice
 from dcsurgery.training.estimate import estimate
 from dcsurgery.training.feeding import micro_batches, processes, rank
-from dcsurgery.training.finetuned import Finetuned, TrainingPlan
+from dcsurgery.training.finetuned import Finetuned, TrainingPlan, told_merged
 from dcsurgery.training.job import Job, Request, open_feed, open_rows
 from dcsurgery.training.logs import PLOT_FILE, Watch, draw
 from dcsurgery.training.lora import add_adapters, save_adapters
@@ -122,7 +122,7 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
         # All processes have measured the same rows, and the first one has made the folder.
         job.feed.dataset.collect_bad(workspace.bad_rows, old=rank() == 0)
     if tell is not None and rank() == 0:
-        for line in (*held, *advice(job)):
+        for line in (*held, *told_merged(begun.merged), *advice(job)):
             tell(line)
     identity = _identity(begun, asked, job)
     run = Run(workspace.folder, workspace.resumes, identity, _watch(progress, watch))
@@ -137,7 +137,8 @@ def finetune_connector(  # noqa: PLR0913 - one keyword per CLI option, by design
         conversion = _write(target, job, begun, workspace, record, asked.overwrite, leave)
         workspace.clear()
     census = job.feed.dataset.census
-    return Finetuned(target, result, record, _bad(job), census, conversion, advice(job))
+    told = (advice(job), begun.merged)
+    return Finetuned(target, result, record, _bad(job), census, conversion, *told)
 
 
 def _request(
@@ -179,6 +180,7 @@ def _plan(model: str, job: Job, begun: Start) -> TrainingPlan:
         batch=(size, count, processes()),
         measured=dataset.measured,
         advice=advice(job),
+        merged=begun.merged,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class TrainingPlan(Printed):
     """What a training would do, and would need.
 
     `measured` is what became of a sample of rows, None for a stream; `advice` is for people.
+    `merged` are the weights that LoRA of an earlier training is added to.
     """
 
     model: str
@@ -42,6 +44,7 @@ class TrainingPlan(Printed):
     batch: tuple[int, int, int]
     measured: Measured | None = None
     advice: tuple[str, ...] = ()
+    merged: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; keys only ever get added."""
@@ -56,6 +59,7 @@ class TrainingPlan(Printed):
             **self.census.facts(),
             "measured": None if self.measured is None else asdict(self.measured),
             "advice": list(self.advice),
+            "merged": list(self.merged),
             "samples": [asdict(sample) for sample in self.samples],
             "estimate": {**asdict(self.estimate), "memory": self.estimate.memory},
         }
@@ -82,6 +86,7 @@ class TrainingPlan(Printed):
         out.facts(
             [
                 *_groups(self.trained),
+                *[("merged", line) for line in told_merged(self.merged)],
                 ("rates", "\n".join(lines)),
                 ("rows", f"{self.rows:,}{self._looked_at()}{_skipped(self.bad)}"),
                 ("images", self.census.pictures()),
@@ -118,7 +123,10 @@ class TrainingPlan(Printed):
 
 @dataclass(frozen=True)
 class Finetuned(Printed):
-    """A finished finetune_connector: what was trained, how it went, and what was written."""
+    """A finished finetune_connector: what was trained, how it went, and what was written.
+
+    `merged` are the weights that LoRA of an earlier training was added to before the first step.
+    """
 
     output: Path
     result: TrainingResult
@@ -127,6 +135,7 @@ class Finetuned(Printed):
     census: Census
     conversion: Conversion | None
     advice: tuple[str, ...] = ()
+    merged: tuple[str, ...] = ()
 
     @property
     def untouched(self) -> dict[str, list[str]]:
@@ -148,6 +157,7 @@ class Finetuned(Printed):
             "record": self.record.model_dump(mode="json"),
             "untouched": self.untouched,
             "advice": list(self.advice),
+            "merged": list(self.merged),
             "bad_rows": [asdict(bad) for bad in self.bad],
             "plan": None if conversion is None else conversion.plan.model_dump(mode="json"),
         }
@@ -166,6 +176,7 @@ class Finetuned(Printed):
         resumed = f", resumed at step {result.resumed_at}" if result.resumed_at else ""
         rows = [
             *_groups(result.trained),
+            *[("merged", line) for line in told_merged(self.merged)],
             *([("untrained", untouched)] if untouched else []),
             ("data", f"{record.data}: {units.plural(record.rows, 'row')}{_skipped(self.bad)}"),
             ("images", self.census.pictures()),
@@ -178,6 +189,12 @@ class Finetuned(Printed):
         if self.conversion is not None:
             rows.append(("loads with", self.conversion.plan.loader))
         out.facts(rows)
+
+
+def told_merged(merged: Sequence[str]) -> list[str]:
+    """Return a line on LoRA that was added to weights, none where it was not."""
+    weights = units.plural(len(merged), "weight")
+    return [f"LoRA of the earlier training is added to {weights}"] if merged else []
 
 
 def _trained(trained: Trained) -> dict[str, Any]:

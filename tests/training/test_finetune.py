@@ -215,9 +215,19 @@ def test_full_after_lora_goes_on_from_the_merged_weights(
     wanted = finetune_connector(
         once.output, data, place / "still", settings=fast(train="lora", **values, **still)
     )
+    full, said = fast(train="full", **values, **still), list[str]()
+    planned = finetune_connector(once.output, data, settings=full, dry_run=True)
     merged = finetune_connector(
-        once.output, data, place / "merged", settings=fast(train="full", **values, **still)
+        once.output, data, place / "merged", settings=full, tell=said.append
     )
+    assert once.to_dict()["merged"] == [] and "is added to" not in str(once)
+    adapted = read_plan(once.output).adapter
+    assert adapted is not None
+    line = f"LoRA of the earlier training is added to {len(adapted.targets)} weights"
+    for told in (planned, merged):
+        assert len(told.to_dict()["merged"]) == len(adapted.targets)
+        assert line in " ".join(str(told).split())
+    assert line in said
     assert abs(once.record.first_loss - wanted.record.first_loss) > 1e-2
     for loss in (merged.record.first_loss, merged.record.last_loss):
         assert loss == pytest.approx(wanted.record.first_loss, rel=1e-5)
