@@ -31,7 +31,7 @@ SLURM = Template("""\
 #!/bin/bash
 # $title
 # Submit it with sbatch, and again after it stopped: it goes on after its last step and checkpoint.
-# Time is what the recipe says ($cost) and half as much again.
+# Time is what the recipe says ($cost) and half as much again, 15 minutes at least.
 # Add your partition and account. All machines must see the work folder and the data.
 #SBATCH --job-name=$name
 #SBATCH --nodes=$machines
@@ -56,7 +56,7 @@ JOBS = Template("""\
 #   BUCKET=you/bucket bash THIS_FILE
 # Paths begin in the bucket. A recipe that is a FILE must lie in it too, and one of accelerate.
 # Run it again after it stopped: it goes on after its last step and checkpoint.
-# Time is what the recipe says ($cost) and half as much again.
+# Time is what the recipe says ($cost) and half as much again, in whole hours.
 set -euo pipefail
 : "$${BUCKET:?name your bucket: BUCKET=you/bucket}"
 
