@@ -147,7 +147,7 @@ def run(  # noqa: PLR0913 - one parameter per CLI option, by design
             raise RequestError(
                 f"a script is of the whole run, and {'--dry-run' if dry_run else '--smoke'} is "
                 "done here",
-                hint="leave out one of the two",
+                hint="leave it out, or --slurm and --hf-jobs",
             )
         words = [name, *(word for change in changes or () for word in ("--set", change))]
         told: dict[str, Any] = {"--work-dir": work_dir, "--data-dir": data_dir, "--until": until}
