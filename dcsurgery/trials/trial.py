@@ -6,20 +6,22 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dcsurgery.architectures import find_architecture
 from dcsurgery.checkpoint.contents import Checkpoint
+from dcsurgery.checkpoint.digests import digest
 from dcsurgery.checkpoint.model_ref import local_folder
 from dcsurgery.connectors.request import Connector, Layers
 from dcsurgery.data.rows import data_digest
 from dcsurgery.errors import OutputExistsError, PlanError, RequestError
 from dcsurgery.evaluation.metrics import check_metric
-from dcsurgery.evaluation.trial_report import TrialReport, is_trial
+from dcsurgery.evaluation.trial_report import TrialReport, is_trial, read_trial
 from dcsurgery.originals import open_model, told
 from dcsurgery.probing.probe_report import is_answer, write_file
 from dcsurgery.recipes.steps import Say
 from dcsurgery.surgery.plan import describe_base
-from dcsurgery.surgery.plan_file import PLAN_FILE, read_plan
+from dcsurgery.surgery.plan_file import PLAN_FILE, BaseRecord, read_plan
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.trials.arms import TITLES, Arm, build_arms, check_arms
 from dcsurgery.trials.chosen import PROBE_FILE, asked_for, probe, recommended
@@ -29,6 +31,7 @@ from dcsurgery.trials.plan import TrialPlan, make_trial_plan
 from dcsurgery.trials.units import Asked, Unit, Workshop, held
 
 REPORT_FILE, PAGE_FILE, PICTURE_FILE = "trial.json", "trial.html", "trial.png"
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
@@ -97,8 +100,12 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
     work = Path(work_dir or f"{Path(str(model)).name}.trial")
     check_ours(work)
     checkpoint = _open(asked)
-    shop = _shop(work, asked, checkpoint, say)
+    architecture = find_architecture(checkpoint.config)
+    anatomy = architecture.dissect(checkpoint.config, checkpoint.tensors)
+    projector = {n: digest(checkpoint.tensor_chunks(n)) for n in anatomy.projector.tensors}
+    shop = _shop(work, asked, checkpoint, projector, say)
     record = describe_base(checkpoint)
+    check_base(work, record, projector)
     wanted = asked_for(connector, layers, record)
     probed = probe(shop, probe_rows, dry_run) if wanted is None and "chosen" in names else None
     chosen, left = wanted or recommended(probed), {}
@@ -107,8 +114,6 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
         without = [name for name in names if name != "base"] if heeded else ["chosen"]
         left = dict.fromkeys(without, probed.verdict)
         names = ("base",) if heeded else tuple(name for name in names if name not in left)
-    architecture = find_architecture(checkpoint.config)
-    anatomy = architecture.dissect(checkpoint.config, checkpoint.tensors)
     built, reasons = build_arms(names, checkpoint, anatomy, chosen)
     left |= reasons
     for name, why in left.items():
@@ -134,12 +139,18 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
     return report
 
 
-def _shop(work: Path, asked: Asked, checkpoint: Checkpoint, say: Say) -> Workshop:
+def _shop(
+    work: Path, asked: Asked, checkpoint: Checkpoint, projector: Mapping[str, str], say: Say
+) -> Workshop:
     record = describe_base(checkpoint)
     kept = record.model_dump(mode="json", exclude={"id", "folder", "revision", "template"})
     folder = checkpoint.ref.folder
-    # A folder has no commit that stands for its values.
-    content = None if record.commit or folder is None else data_digest(folder)
+    content: Any = None
+    if folder is not None and not record.commit:
+        # Nothing short stands for a folder's values: its digest reads both ends of every file.
+        weights = [path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHTS]
+        written = [(path.stat().st_size, path.stat().st_mtime_ns) for path in weights]
+        content = [data_digest(folder), projector, written]
     shared = shared_pictures(asked)
     if shared:
         say(f"warning: {MEMORY.format(shared)}")
@@ -157,6 +168,25 @@ def check_ours(work: Path) -> None:
                 f"{path} exists, and no trial wrote it",
                 hint="move it away, or choose another --work-dir",
             )
+
+
+def check_base(work: Path, base: BaseRecord, projector: Mapping[str, str]) -> None:
+    """Raise OutputExistsError where a work folder holds the trial of another model."""
+    try:
+        found = read_trial(work / REPORT_FILE)
+    except RequestError:  # none, or one of another version
+        return
+    ours, theirs = ((b.config_sha256, b.files, b.commit) for b in (base, found.base))
+    same = ours == theirs and all(projector.get(k) == v for k, v in found.projector_sha256.items())
+    folders = [Path(b.folder) for b in (base, found.base) if b.folder]
+    # What was moved is the same model; a second one beside the first is not.
+    if len(folders) == 2 and folders[1].is_dir():
+        same = same and folders[0].samefile(folders[1])
+    if not same:
+        raise OutputExistsError(
+            f"{work} is a trial of {found.model}, another model",
+            hint="choose another --work-dir",
+        )
 
 
 def _write(shop: Workshop, report: TrialReport) -> None:

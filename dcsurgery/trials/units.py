@@ -26,6 +26,7 @@ from dcsurgery.recipes.stamps import (
     describe_output,
     hash_inputs,
     is_done,
+    read_stamp,
     write_stamp,
 )
 from dcsurgery.recipes.steps import Say, often
@@ -164,8 +165,11 @@ class Workshop:
         if found is not None:
             self.say(f"{label}: done before")
             return found
-        self.say(f"{label} ...")
         wanted = self._hash(step)
+        before = read_stamp(self.work, step.name)
+        if before is not None and before.inputs_sha256 != wanted:
+            self.say(f"{label}: done before with other settings, data or model: done again")
+        self.say(f"{label} ...")
         goes_on = begin(self.work, step.name, wanted, step.unfinished)
         restart_peak()
         started = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from html import escape
@@ -15,10 +16,12 @@ import dcsurgery
 from dcsurgery.demo.lesson import write_lesson
 from dcsurgery.errors import OutputExistsError, PlanError, RequestError
 from dcsurgery.evaluation.trial_report import TrialReport, read_trial
+from dcsurgery.surgery.convert import plan_conversion
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.trials.plan import TrialPlan
 from tests.training.data import write_data
 from tests.trials.planted import write_model, write_rows
+from tests.trials.reports import trial_of
 
 SETTINGS = TrainingSettings(
     max_steps=15, batch_size=8, micro_batch=8, connector_lr=1e-2, projector_lr=1e-2, save_steps=5
@@ -217,6 +220,54 @@ def test_a_converted_model_is_told_its_base(place: Path, tmp_path: Path) -> None
     with pytest.raises(PlanError, match="has a dci connector already") as found:
         dcsurgery.trial(tmp_path / "converted", place / "train.json", place / "test.json")
     assert str(place / "model") in found.value.hint
+
+
+def scaled(model: Path, folder: Path) -> Path:
+    """A copy of a model in which only values of the projector, in the middle of a file, differ."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, folder)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if "multi_modal_projector.linear_2.weight" in name)
+    tensors[name] = tensors[name] * 1.5
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    save_file(tensors, path, metadata={"format": "pt"})
+    os.utime(path, ns=times)
+    return folder
+
+
+@pytest.mark.slow
+def test_another_projector_is_another_model(tmp_path: Path) -> None:
+    lesson = write_lesson(tmp_path / "lesson")
+    other = scaled(lesson / "model", tmp_path / "other")
+    said: list[str] = []
+    given: dict[str, Any] = {
+        "arms": ("control",), "seeds": 1, "limit": 2, "max_new_tokens": 2,
+        "settings": TrainingSettings(max_steps=1, batch_size=2), "say": said.append,
+    }  # fmt: skip
+    data = (lesson / "train.json", lesson / "test.json", tmp_path / "work")
+    dcsurgery.trial(lesson / "model", *data, **given)
+    with pytest.raises(OutputExistsError, match=r"is a trial of .*model, another model") as found:
+        dcsurgery.trial(other, *data, **given)
+    assert "--work-dir" in found.value.hint
+    (tmp_path / "work/trial.json").unlink()
+    said.clear()
+    dcsurgery.trial(other, *data, **given)
+    assert not any(line.endswith(": done before") for line in said)
+    assert any("training: done before with other settings, data or model" in s for s in said)
+
+
+def test_the_work_folder_of_another_model_is_refused(place: Path, tmp_path: Path) -> None:
+    plan = plan_conversion(place / "model", form="delta").plan
+    (tmp_path / "trial.json").write_text(trial_of(plan).model_dump_json())
+    assert isinstance(tried(place, work_dir=tmp_path, dry_run=True), TrialPlan)
+    shutil.copytree(place / "model", tmp_path / "copy")
+    for folder in (tmp_path / "copy", scaled(place / "model", tmp_path / "scaled")):
+        with pytest.raises(OutputExistsError, match="a trial of /home/me/llava, another model"):
+            dcsurgery.trial(
+                folder, place / "train.json", place / "test.json", tmp_path, dry_run=True
+            )
 
 
 @pytest.mark.parametrize("name", ["trial.json", "trial.html", "trial.png", "probe.json"])
