@@ -40,8 +40,9 @@ def require_trial(path: Path, plan: SurgeryPlan, *, anyway: bool = False) -> Tri
     """Return a trial of the model that is pushed.
 
     Raises PublishError for a trial of another base or without this connector, for a model that was
-    not trained, and, but for `anyway`, where the arm does not beat its control or loses on a type
-    of questions; RequestError for a file that is no trial.
+    not trained, and, but for `anyway`, where the arm does not beat its control, loses on a type of
+    questions or is surely below the base; RequestError for a file that is no trial. An arm that
+    beats its control is let through where the trial says "not shown", which becomes a note.
     """
     report = read_trial(path)
     ours, theirs = ((b.config_sha256, b.files) for b in (plan.base, report.base))
@@ -114,11 +115,18 @@ def _problem(versus: Versus, report: TrialReport) -> str | None:
         return f"does not beat its control: {span}"
     if not versus.beats:
         return f"does not beat its control with every seed: {span}"
+    base = report.versus(versus.arm, "base")
+    if base is not None and base.gain.high < 0:
+        return f"is below the base after this training, by {-base.gain.mean:.4f} in {report.metric}"
+    if report.decision == "do not" and versus.arm == report.judged:
+        return f"is advised against: {report.verdict}"
     return None
 
 
 def _notes(report: TrialReport, arm: TrialArm, plan: SurgeryPlan) -> Iterable[str]:
-    """Say what of the pushed model's training the trial did not try."""
+    """Say what the trial did not show, and what of the pushed model's training it did not try."""
+    if report.decision == "not shown" and report.judged == arm.name:
+        yield f"the trial's decision about {arm.name} is 'not shown'"
     weights = {item.name: item.sha256 for item in plan.delta}
     if any(run.weights and run.weights == weights for run in arm.runs):
         return
