@@ -176,13 +176,7 @@ def check_fairness(shop: Workshop, done: Outcome) -> None:
 
 def rows_of_test(asked: Asked) -> dict[int, Row]:
     """Return the rows of the test that can be read, by place."""
-    rows = read_rows(
-        asked.test,
-        images=asked.test_images or asked.images,
-        split=asked.test_split,
-        columns=asked.columns,
-    )
-    return {at: row for at, row in enumerate(rows) if not isinstance(row, BadRow)}
+    return {at: row for at, row in enumerate(asked.read_test()) if not isinstance(row, BadRow)}
 
 
 def _settings(asked: Asked) -> dict[str, Any]:

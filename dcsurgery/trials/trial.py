@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,32 @@ from dcsurgery.checkpoint.digests import digest
 from dcsurgery.checkpoint.model_ref import local_folder
 from dcsurgery.connectors.request import Connector, Layers
 from dcsurgery.data.rows import data_digest
-from dcsurgery.errors import OutputExistsError, PlanError, RequestError
-from dcsurgery.evaluation.metrics import check_metric
-from dcsurgery.evaluation.trial_report import TrialReport, is_trial, read_trial
+from dcsurgery.errors import PlanError
+from dcsurgery.evaluation.trial_report import TrialReport
 from dcsurgery.originals import open_model, told
-from dcsurgery.probing.probe_report import is_answer, write_file
+from dcsurgery.probing.probe_report import write_file
 from dcsurgery.recipes.steps import Say
 from dcsurgery.surgery.plan import describe_base
-from dcsurgery.surgery.plan_file import PLAN_FILE, BaseRecord, read_plan
+from dcsurgery.surgery.plan_file import PLAN_FILE, read_plan
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.trials.arms import TITLES, Arm, build_arms, check_arms
-from dcsurgery.trials.chosen import PROBE_FILE, asked_for, probe, recommended
+from dcsurgery.trials.checks import (
+    PAGE_FILE,
+    PICTURE_FILE,
+    REPORT_FILE,
+    check_asked,
+    check_base,
+    check_ours,
+    check_places,
+    check_settings,
+)
+from dcsurgery.trials.chosen import asked_for, probe, recommended
 from dcsurgery.trials.outcome import MEMORY, Outcome, make_report, rows_of_test, shared_pictures
-from dcsurgery.trials.page import draw_gains, is_page, render_page
+from dcsurgery.trials.page import draw_gains, render_page
 from dcsurgery.trials.plan import TrialPlan, make_trial_plan
 from dcsurgery.trials.units import Asked, Unit, Workshop, held
+from dcsurgery.trials.verdict import no_verdict
 
-REPORT_FILE, PAGE_FILE, PICTURE_FILE = "trial.json", "trial.html", "trial.png"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -79,7 +89,7 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
         model=str(model),
         data=str(data),
         test=str(test),
-        settings=_settings(settings),
+        settings=check_settings(settings),
         metrics=tuple(dict.fromkeys((metric, "loss"))),
         images=None if images is None else Path(images),
         test_images=None if test_images is None else Path(test_images),
@@ -96,7 +106,7 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
     )
     started = time.perf_counter()
     names = check_arms(arms)
-    _check(asked, seeds)
+    check_asked(asked, seeds)
     work = Path(work_dir or f"{Path(str(model)).name}.trial")
     check_ours(work)
     checkpoint = _open(asked)
@@ -122,10 +132,16 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
         raise PlanError("no arm is left to try", hint="choose others: --arms control,dci")
     numbers = [asked.settings.seed + index for index in range(seeds)]
     units = list_units(built, numbers)
+    check_places(shop, units)
+    unknown = ["chosen"] * ("chosen" in names and chosen is None)
+    silent = "" if heeded else no_verdict([*(arm.name for arm in built), *unknown])
+    if silent:
+        say(f"warning: {silent}")
     if dry_run:
-        unknown = ["chosen"] * ("chosen" in names and chosen is None)
         todo = [unit for unit in units if not shop.done(unit)]
-        return make_trial_plan(shop, built, numbers, todo, left, unknown)
+        return replace(
+            make_trial_plan(shop, built, numbers, todo, left, unknown), no_verdict=silent
+        )
     do_units(shop, units)
     report = make_report(
         shop,
@@ -157,38 +173,6 @@ def _shop(
     return Workshop(work, asked, {**kept, "content": content}, say, shared)
 
 
-def check_ours(work: Path) -> None:
-    """Raise OutputExistsError where a file of ours would replace somebody else's."""
-    ours = {PROBE_FILE: is_answer, REPORT_FILE: is_trial, PAGE_FILE: is_page}
-    ours[PICTURE_FILE] = lambda path: is_trial(path.with_name(REPORT_FILE))
-    for name, known in ours.items():
-        path = work / name
-        if path.is_symlink() or (path.exists() and not (path.is_file() and known(path))):
-            raise OutputExistsError(
-                f"{path} exists, and no trial wrote it",
-                hint="move it away, or choose another --work-dir",
-            )
-
-
-def check_base(work: Path, base: BaseRecord, projector: Mapping[str, str]) -> None:
-    """Raise OutputExistsError where a work folder holds the trial of another model."""
-    try:
-        found = read_trial(work / REPORT_FILE)
-    except RequestError:  # none, or one of another version
-        return
-    ours, theirs = ((b.config_sha256, b.files, b.commit) for b in (base, found.base))
-    same = ours == theirs and all(projector.get(k) == v for k, v in found.projector_sha256.items())
-    folders = [Path(b.folder) for b in (base, found.base) if b.folder]
-    # What was moved is the same model; a second one beside the first is not.
-    if len(folders) == 2 and folders[1].is_dir():
-        same = same and folders[0].samefile(folders[1])
-    if not same:
-        raise OutputExistsError(
-            f"{work} is a trial of {found.model}, another model",
-            hint="choose another --work-dir",
-        )
-
-
 def _write(shop: Workshop, report: TrialReport) -> None:
     """Write trial.json, trial.png and trial.html, each whole."""
     write_file(shop.work / REPORT_FILE, report.model_dump_json(indent=2) + "\n")
@@ -205,33 +189,6 @@ def _write(shop: Workshop, report: TrialReport) -> None:
         for item in examples
     }
     write_file(shop.work / PAGE_FILE, render_page(report, pictures, figure))
-
-
-def _settings(settings: TrainingSettings | None) -> TrainingSettings:
-    chosen = (settings or TrainingSettings()).resolved()
-    if chosen.train == "connector":
-        raise RequestError(
-            "with --train connector the control would train nothing", hint="leave out --train"
-        )
-    if chosen.connector_lr == 0:
-        raise RequestError(
-            "with a rate of 0 the connector stays at zero", hint="leave out --connector-lr"
-        )
-    return chosen
-
-
-def _check(asked: Asked, seeds: int) -> None:
-    check_metric(asked.metrics[0])
-    if seeds < 1:
-        raise RequestError(f"--seeds {seeds} is too few", hint="use 1 or more, better 3")
-    for metric in asked.metrics:
-        asked.evaluation(metric).check()
-    same = asked.digests["data"] == asked.digests["test"]
-    if same and asked.split == asked.test_split:
-        raise RequestError(
-            "the test is the training data: every model would look better than it is",
-            hint="give rows of other pictures with --test, or --test-split",
-        )
 
 
 def _open(asked: Asked) -> Checkpoint:

@@ -270,6 +270,46 @@ def test_the_work_folder_of_another_model_is_refused(place: Path, tmp_path: Path
             )
 
 
+@pytest.mark.parametrize(
+    ("metric", "spoilt", "told"),
+    [("choice", "answer", "is not a letter"), ("exact", "", "no reference answer")],
+)
+def test_a_test_that_the_metric_cannot_use_is_refused_before_a_training(
+    place: Path, tmp_path: Path, metric: str, spoilt: str, told: str
+) -> None:
+    rows = json.loads((place / "test.json").read_text())
+    test = place / f"spoilt-{metric}.json"
+    test.write_text(json.dumps([{**row, "answer": spoilt and "a red one"} for row in rows]))
+    with pytest.raises(RequestError, match=told):
+        tried(place, test=test, work_dir=tmp_path / "work", metric=metric, dry_run=True)
+    with pytest.raises(RequestError, match=told):
+        tried(place, test=test, work_dir=tmp_path / "work", metric=metric)
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("name", ["dci-0/mine.txt", "dci-0.training/mine.txt"])
+def test_files_of_others_in_an_arms_folder_are_found_before_a_training(
+    place: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputExistsError, match=name.split("/")[0]):
+        tried(place, work_dir=tmp_path, arms=("control", "dci"))
+    assert [path.name for path in tmp_path.iterdir()] == [name.split("/")[0]]
+
+
+@pytest.mark.parametrize(("arms", "none"), [(("dci",), True), (("control", "chosen"), False),
+                                            (("base", "control"), True)])  # fmt: skip
+def test_arms_of_which_no_verdict_can_come_are_said_at_once(
+    place: Path, tmp_path: Path, arms: tuple[str, ...], none: bool
+) -> None:
+    said: list[str] = []
+    plan = tried(place, work_dir=tmp_path / "work", arms=arms, dry_run=True, said=said)
+    told = "no verdict will come of these arms"
+    assert any(told in line for line in said) is none and (told in str(plan)) is none
+    assert bool(plan.no_verdict) is none
+
+
 @pytest.mark.parametrize("name", ["trial.json", "trial.html", "trial.png", "probe.json"])
 def test_files_of_others_are_not_replaced(place: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
