@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,8 @@ def require_trial(path: Path, plan: SurgeryPlan, *, anyway: bool = False) -> Tri
     if ours != theirs or values != report.projector_sha256:
         raise PublishError(
             f"{path} is the trial of another model, {report.base.id}; {NOTHING}",
-            hint=f"try this one's base: dcsurgery trial {plan.base.id} --data DATA --test TEST",
+            hint=f"try this one's base: dcsurgery trial {shlex.quote(plan.base.id)} --data DATA "
+            "--test TEST",
         )
     if not plan.training:
         raise PublishError(

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from dcsurgery.checkpoint.destination import check_output
 from dcsurgery.checkpoint.model_ref import local_folder
+from dcsurgery.connectors.request import Connector, Layers
 from dcsurgery.data.tally import BadRows
 from dcsurgery.errors import OutputExistsError, RequestError
 from dcsurgery.evaluation.answers import check_folder
 from dcsurgery.evaluation.metrics import check_metric
 from dcsurgery.evaluation.questions import usable_rows
 from dcsurgery.evaluation.trial_report import is_trial, read_trial
+from dcsurgery.probing.probe import LEAST_ROWS
 from dcsurgery.probing.probe_report import is_answer
 from dcsurgery.recipes.stamps import FOLDER as STAMPS
 from dcsurgery.surgery.plan_file import BaseRecord
@@ -39,9 +41,47 @@ def check_settings(settings: TrainingSettings | None) -> TrainingSettings:
     return chosen
 
 
+def work_folder(model: str | Path, work_dir: str | Path | None) -> Path:
+    """Return where a trial is made: NAME.trial where nothing is said."""
+    return Path(work_dir or f"{Path(str(model)).resolve().name}.trial")
+
+
+def check_choice(
+    names: Sequence[str],
+    connector: Connector | str | None,
+    layers: Layers | None,
+    *,
+    probe_rows: int,
+    heed_probe: bool,
+) -> None:
+    """Raise RequestError for options of the chosen arm or of the probe that nothing would heed."""
+    given = {"--connector": connector, "--layers": layers}
+    said = [f"{name} {value}" for name, value in given.items() if value is not None]
+    if said and "chosen" not in names:
+        raise RequestError(
+            f"{', '.join(said)} is said of the chosen arm, which is not tried",
+            hint=f"add it: --arms {','.join(names)},chosen",
+        )
+    if heed_probe and (said or "chosen" not in names):
+        raise RequestError(
+            "--heed-probe is said of a probe, and none runs: it chooses states for the chosen arm",
+            hint="leave it out, or leave out --layers and --connector and try the arm chosen",
+        )
+    if probe_rows < LEAST_ROWS:
+        raise RequestError(
+            f"--probe-rows {probe_rows} is too few", hint=f"use {LEAST_ROWS} or more"
+        )
+
+
 def check_asked(asked: Asked, seeds: int) -> None:
     """Raise RequestError for what cannot be meant, and for a test without what metrics need."""
     check_metric(asked.metrics[0])
+    if asked.eval_batch < 1:
+        raise RequestError(f"--eval-batch {asked.eval_batch} is too small", hint="use 1 or more")
+    if asked.test_images is not None and not asked.test_images.is_dir():
+        raise RequestError(
+            f"--test-images {asked.test_images} is not a folder", hint="name the pictures' folder"
+        )
     if seeds < 1:
         raise RequestError(f"--seeds {seeds} is too few", hint="use 1 or more, better 3")
     for metric in asked.metrics:
@@ -60,7 +100,9 @@ def check_asked(asked: Asked, seeds: int) -> None:
 def check_ours(work: Path) -> None:
     """Raise OutputExistsError where a file of ours would replace somebody else's."""
     ours = {PROBE_FILE: is_answer, REPORT_FILE: is_trial, PAGE_FILE: is_page}
-    ours[PICTURE_FILE] = lambda path: is_trial(path.with_name(REPORT_FILE))
+    ours[PICTURE_FILE] = lambda path: (
+        is_trial(path.with_name(REPORT_FILE)) or is_page(path.with_name(PAGE_FILE))
+    )
     for name, known in ours.items():
         path = work / name
         if path.is_symlink() or (path.exists() and not (path.is_file() and known(path))):
@@ -68,6 +110,16 @@ def check_ours(work: Path) -> None:
                 f"{path} exists, and no trial wrote it",
                 hint="move it away, or choose another --work-dir",
             )
+
+
+def check_outside(work: Path, model: Path) -> None:
+    """Raise RequestError for a work folder that is in the model's or is it."""
+    place, folder = work.resolve(), model.resolve()
+    if folder in (place, *place.parents):
+        raise RequestError(
+            f"the work folder {work} would be inside the model {model}",
+            hint="choose another place with --work-dir",
+        )
 
 
 def check_base(work: Path, base: BaseRecord, projector: Mapping[str, str]) -> None:

@@ -70,7 +70,7 @@ class TrialPlan(Printed):
             ("test", f"{self.test_rows:,} rows, {units.seconds(self.seconds_per_row)} a row"),
             ("memory", f"{units.size(self.memory)} for a training"),
             ("time", f"about {units.seconds(self.seconds)} on this machine, estimated from a "
-             "micro-batch and a few rows; the probe comes on top"),
+             "micro-batch and a few rows" + "; the probe comes on top" * bool(self.unknown)),
         ]  # fmt: skip
         if self.shared_pictures:
             facts.append(("warning", f"{self.shared_pictures} pictures of the test are in the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,9 +31,12 @@ from dcsurgery.trials.checks import (
     REPORT_FILE,
     check_asked,
     check_base,
+    check_choice,
     check_ours,
+    check_outside,
     check_places,
     check_settings,
+    work_folder,
 )
 from dcsurgery.trials.chosen import asked_for, probe, recommended
 from dcsurgery.trials.outcome import MEMORY, Outcome, make_report, rows_of_test, shared_pictures
@@ -106,10 +110,11 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
     )
     started = time.perf_counter()
     names = check_arms(arms)
+    check_choice(names, connector, layers, probe_rows=probe_rows, heed_probe=heed_probe)
     check_asked(asked, seeds)
-    work = Path(work_dir or f"{Path(str(model)).name}.trial")
+    work = work_folder(model, work_dir)
     check_ours(work)
-    checkpoint = _open(asked)
+    checkpoint = _open(asked, work)
     architecture = find_architecture(checkpoint.config)
     anatomy = architecture.dissect(checkpoint.config, checkpoint.tensors)
     projector = {n: digest(checkpoint.tensor_chunks(n)) for n in anatomy.projector.tensors}
@@ -191,14 +196,15 @@ def _write(shop: Workshop, report: TrialReport) -> None:
     write_file(shop.work / PAGE_FILE, render_page(report, pictures, figure))
 
 
-def _open(asked: Asked) -> Checkpoint:
+def _open(asked: Asked, work: Path) -> Checkpoint:
     folder = local_folder(asked.model, asked.revision)
+    check_outside(work, folder)
     if (folder / PLAN_FILE).is_file():
         plan = read_plan(folder)
+        base = shlex.quote(plan.base.folder or plan.base.id)
         raise PlanError(
             f"{asked.model} has a {plan.kind} connector already",
-            hint=f"try its base: dcsurgery trial {plan.base.folder or plan.base.id} --data DATA "
-            "--test TEST",
+            hint=f"try its base: dcsurgery trial {base} --data DATA --test TEST",
         )
     return open_model(asked.model, asked.revision, hints=told(**asked.hints))
 

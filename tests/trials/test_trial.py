@@ -18,6 +18,8 @@ from dcsurgery.errors import OutputExistsError, PlanError, RequestError
 from dcsurgery.evaluation.trial_report import TrialReport, read_trial
 from dcsurgery.surgery.convert import plan_conversion
 from dcsurgery.training.settings import TrainingSettings
+from dcsurgery.trials.checks import check_ours, work_folder
+from dcsurgery.trials.page import render_page
 from dcsurgery.trials.plan import TrialPlan
 from tests.training.data import write_data
 from tests.trials.planted import write_model, write_rows
@@ -124,7 +126,7 @@ def test_it_goes_on_inside_a_training_that_was_stopped(
 
         return train(*arguments, **{**options, "progress": progress})
 
-    options = {"work_dir": work, "arms": ("control",), "connector": "dci"}
+    options = {"work_dir": work, "arms": ("control",)}
     monkeypatch.setattr(units, "finetune_connector", stop)
     with pytest.raises(KeyboardInterrupt):
         tried(place, **options)
@@ -187,7 +189,9 @@ def test_a_dry_run_writes_nothing(place: Path) -> None:
         "repeated": "3;3",
     }
     assert plan.test_rows == 80 and plan.seconds > 0
-    assert "the probe's" in str(plan)
+    assert "the probe's" in str(plan) and "the probe comes on top" in str(plan)
+    plan = tried(place, work_dir=place / "dry", dry_run=True, layers="2")
+    assert "the probe" not in str(plan)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +207,13 @@ def test_a_dry_run_writes_nothing(place: Path) -> None:
         ({"settings": TrainingSettings(train="connector")}, RequestError, "--train connector"),
         ({"settings": TrainingSettings(connector_lr=0)}, RequestError, "rate of 0"),
         ({"limit": 0}, RequestError, "--limit 0"),
+        ({"eval_batch": 0}, RequestError, "--eval-batch 0"),
+        ({"probe_rows": 0}, RequestError, "--probe-rows 0"),
+        ({"test_images": "nowhere"}, RequestError, "--test-images nowhere"),
+        ({"arms": ("control", "dci"), "layers": "1"}, RequestError, "--layers 1"),
+        ({"arms": ("control", "dci"), "connector": "sci"}, RequestError, "--connector sci"),
+        ({"arms": ("control", "dci"), "heed_probe": True}, RequestError, "--heed-probe"),
+        ({"layers": "2", "heed_probe": True}, RequestError, "--heed-probe"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_runs(
@@ -216,10 +227,38 @@ def test_what_cannot_be_meant_is_refused_before_anything_runs(
 
 
 def test_a_converted_model_is_told_its_base(place: Path, tmp_path: Path) -> None:
-    dcsurgery.convert(place / "model", tmp_path / "converted", form="delta")
+    base = shutil.copytree(place / "model", tmp_path / "my model")
+    dcsurgery.convert(base, tmp_path / "converted", form="delta")
     with pytest.raises(PlanError, match="has a dci connector already") as found:
         dcsurgery.trial(tmp_path / "converted", place / "train.json", place / "test.json")
-    assert str(place / "model") in found.value.hint
+    assert f"'{base}'" in found.value.hint
+
+
+def test_nothing_is_made_inside_the_model(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shutil.copytree(place / "model", tmp_path / "model")
+    before = sorted(path.name for path in model.iterdir())
+    monkeypatch.chdir(model)
+    with pytest.raises(RequestError, match=r"work folder model\.trial would be inside") as found:
+        dcsurgery.trial(".", place / "train.json", place / "test.json")
+    assert "--work-dir" in found.value.hint
+    assert sorted(path.name for path in model.iterdir()) == before
+    monkeypatch.chdir(tmp_path)
+    assert work_folder("model/", None) == work_folder("./model", None) == Path("model.trial")
+    assert work_folder("org/name", None) == Path("name.trial")
+
+
+def test_after_a_damaged_report_is_moved_away_the_picture_is_still_known(
+    place: Path, tmp_path: Path
+) -> None:
+    report = trial_of(plan_conversion(place / "model", form="delta").plan, differences=[])
+    (tmp_path / "trial.png").write_bytes(b"png")
+    (tmp_path / "trial.html").write_text(render_page(report, {}, None))
+    check_ours(tmp_path)
+    (tmp_path / "trial.html").unlink()
+    with pytest.raises(OutputExistsError, match=r"trial\.png exists"):
+        check_ours(tmp_path)
 
 
 def scaled(model: Path, folder: Path) -> Path:
