@@ -17,6 +17,7 @@ from dcsurgery.evaluation.trial_report import is_trial, read_trial
 from dcsurgery.probing.probe import LEAST_ROWS
 from dcsurgery.probing.probe_report import is_answer
 from dcsurgery.recipes.stamps import FOLDER as STAMPS
+from dcsurgery.recipes.steps import Say
 from dcsurgery.surgery.plan_file import BaseRecord
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.training.workspace import check_workspace
@@ -25,6 +26,7 @@ from dcsurgery.trials.page import is_page
 from dcsurgery.trials.units import Asked, Unit, Workshop
 
 REPORT_FILE, PAGE_FILE, PICTURE_FILE = "trial.json", "trial.html", "trial.png"
+PROBE_ROWS = 500
 
 
 def check_settings(settings: TrainingSettings | None) -> TrainingSettings:
@@ -53,6 +55,7 @@ def check_choice(
     *,
     probe_rows: int,
     heed_probe: bool,
+    say: Say,
 ) -> None:
     """Raise RequestError for options of the chosen arm or of the probe that nothing would heed."""
     given = {"--connector": connector, "--layers": layers}
@@ -71,6 +74,8 @@ def check_choice(
         raise RequestError(
             f"--probe-rows {probe_rows} is too few", hint=f"use {LEAST_ROWS} or more"
         )
+    if probe_rows != PROBE_ROWS and (said or "chosen" not in names):
+        say(f"warning: --probe-rows {probe_rows} is not used: no probe runs")
 
 
 def check_asked(asked: Asked, seeds: int) -> None:

@@ -28,6 +28,7 @@ from dcsurgery.trials.arms import TITLES, Arm, build_arms, check_arms
 from dcsurgery.trials.checks import (
     PAGE_FILE,
     PICTURE_FILE,
+    PROBE_ROWS,
     REPORT_FILE,
     check_asked,
     check_base,
@@ -59,7 +60,7 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
     metric: str = "exact",
     connector: Connector | str | None = None,
     layers: Layers | None = None,
-    probe_rows: int = 500,
+    probe_rows: int = PROBE_ROWS,
     heed_probe: bool = False,
     settings: TrainingSettings | None = None,
     images: str | Path | None = None,
@@ -110,7 +111,7 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
     )
     started = time.perf_counter()
     names = check_arms(arms)
-    check_choice(names, connector, layers, probe_rows=probe_rows, heed_probe=heed_probe)
+    check_choice(names, connector, layers, probe_rows=probe_rows, heed_probe=heed_probe, say=say)
     check_asked(asked, seeds)
     work = work_folder(model, work_dir)
     check_ours(work)

@@ -190,8 +190,10 @@ def test_a_dry_run_writes_nothing(place: Path) -> None:
     }
     assert plan.test_rows == 80 and plan.seconds > 0
     assert "the probe's" in str(plan) and "the probe comes on top" in str(plan)
-    plan = tried(place, work_dir=place / "dry", dry_run=True, layers="2")
+    said: list[str] = []
+    plan = tried(place, work_dir=place / "dry", dry_run=True, layers="2", said=said)
     assert "the probe" not in str(plan)
+    assert "warning: --probe-rows 100 is not used: no probe runs" in said
 
 
 @pytest.mark.parametrize(
