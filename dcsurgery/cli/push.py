@@ -67,7 +67,7 @@ class PushOptions:
         typer.Option(
             metavar="FILE",
             help="The trial.json of `dcsurgery trial`: refuse a model that does not beat its "
-            "control there, or loses on a question type. The card shows it.",
+            "control there, loses on a question type or is below the base. The card shows it.",
         ),
     ] = None
     require_anyway: Annotated[

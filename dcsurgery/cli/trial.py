@@ -144,6 +144,7 @@ def trial(
     out = Output(as_json=as_json, quiet=quiet)
     with out.working(f"trying {model}", fetches=True):
         from dcsurgery.data.columns import parse_columns
+        from dcsurgery.trials.checks import work_folder
         from dcsurgery.trials.plan import TrialPlan
         from dcsurgery.trials.trial import try_model
 
@@ -151,7 +152,12 @@ def trial(
         given["arms"] = [name.strip() for name in options.arms.split(",") if name.strip()]
         given["columns"] = parse_columns(options.columns)
         given["towers"] = read_towers(given.pop("tower"))
-        report = try_model(model, settings=settings, say=out.tell, **given)
+        try:
+            report = try_model(model, settings=settings, say=out.tell, **given)
+        except (KeyboardInterrupt, SystemExit):
+            if not options.dry_run:
+                out.tell("stopped: the same command goes on")
+            raise
     if isinstance(report, TrialPlan):
         out.result(report, "\ndry run: nothing was trained or written")
         return
@@ -159,11 +165,11 @@ def trial(
         out.data(report.model_dump(mode="json"))
         return
     show_trial(report, out)
-    work = options.work_dir or f"{Path(model).name}.trial"
+    work = work_folder(model, options.work_dir)
     out.tell(f"\n{work}: trial.html, trial.json, trial.png, and what was trained")
     if report.decision == "worth it":
         run = next(arm for arm in report.arms if arm.name == report.judged).runs[0]
-        place = shlex.quote(str(Path(str(work)) / "trial.json"))
+        place = shlex.quote(str(work / "trial.json"))
         out.tell(f"next:\n  dcsurgery export {shlex.quote(run.folder)} -o OUT\n"
                  f"  dcsurgery push OUT NAME/REPO --require {place}")  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,9 @@ def require_trial(path: Path, plan: SurgeryPlan, *, anyway: bool = False) -> Tri
     """Return a trial of the model that is pushed.
 
     Raises PublishError for a trial of another base or without this connector, for a model that was
-    not trained, and, but for `anyway`, where the arm does not beat its control or loses on a type
-    of questions; RequestError for a file that is no trial.
+    not trained, and, but for `anyway`, where the arm does not beat its control, loses on a type of
+    questions or is surely below the base; RequestError for a file that is no trial. An arm that
+    beats its control is let through where the trial says "not shown", which becomes a note.
     """
     report = read_trial(path)
     ours, theirs = ((b.config_sha256, b.files) for b in (plan.base, report.base))
@@ -49,7 +51,8 @@ def require_trial(path: Path, plan: SurgeryPlan, *, anyway: bool = False) -> Tri
     if ours != theirs or values != report.projector_sha256:
         raise PublishError(
             f"{path} is the trial of another model, {report.base.id}; {NOTHING}",
-            hint=f"try this one's base: dcsurgery trial {plan.base.id} --data DATA --test TEST",
+            hint=f"try this one's base: dcsurgery trial {shlex.quote(plan.base.id)} --data DATA "
+            "--test TEST",
         )
     if not plan.training:
         raise PublishError(
@@ -114,11 +117,18 @@ def _problem(versus: Versus, report: TrialReport) -> str | None:
         return f"does not beat its control: {span}"
     if not versus.beats:
         return f"does not beat its control with every seed: {span}"
+    base = report.versus(versus.arm, "base")
+    if base is not None and base.gain.high < 0:
+        return f"is below the base after this training, by {-base.gain.mean:.4f} in {report.metric}"
+    if report.decision == "do not" and versus.arm == report.judged:
+        return f"is advised against: {report.verdict}"
     return None
 
 
 def _notes(report: TrialReport, arm: TrialArm, plan: SurgeryPlan) -> Iterable[str]:
-    """Say what of the pushed model's training the trial did not try."""
+    """Say what the trial did not show, and what of the pushed model's training it did not try."""
+    if report.decision == "not shown" and report.judged == arm.name:
+        yield f"the trial's decision about {arm.name} is 'not shown'"
     weights = {item.name: item.sha256 for item in plan.delta}
     if any(run.weights and run.weights == weights for run in arm.runs):
         return

@@ -19,6 +19,7 @@ from dcsurgery.evaluation.trial_report import (
     TrialReport,
     TrialRun,
 )
+from dcsurgery.printing import units
 from dcsurgery.probing.probe_report import ProbeReport
 from dcsurgery.recipes.resolve import installed
 from dcsurgery.trials.arms import RETROFITS, TITLES, Arm
@@ -107,7 +108,7 @@ def make_report(shop: Workshop, done: Outcome, checkpoint: Checkpoint, **facts: 
             "comparisons": versus,
             "settings": _settings(asked),
             "versions": installed(),
-            "warnings": _warnings(shop, done, first),
+            "warnings": [*tell_untyped(results), *_warnings(shop, done, first)],
             **facts,
         }
     )
@@ -138,6 +139,15 @@ def _warnings(shop: Workshop, done: Outcome, evaluated: Mapping[str, Any]) -> li
     for counts in evaluated["dropped"].values():
         found += Losses(dropped=counts).lines(0)
     return list(dict.fromkeys([*found, *evaluated["warnings"]]))
+
+
+def tell_untyped(results: Results) -> list[str]:
+    """Say how many rows have no question type where others have."""
+    count = sum(results.rows[at].kind is None for at in results.places)
+    if not results.kinds or not count:
+        return []
+    verb = "has" if count == 1 else "have"
+    return [f"{units.plural(count, 'row')} {verb} no type: no question type's scores tell of them"]
 
 
 def _differences(results: Results, done: Outcome) -> list[Differences]:
@@ -176,13 +186,7 @@ def check_fairness(shop: Workshop, done: Outcome) -> None:
 
 def rows_of_test(asked: Asked) -> dict[int, Row]:
     """Return the rows of the test that can be read, by place."""
-    rows = read_rows(
-        asked.test,
-        images=asked.test_images or asked.images,
-        split=asked.test_split,
-        columns=asked.columns,
-    )
-    return {at: row for at, row in enumerate(rows) if not isinstance(row, BadRow)}
+    return {at: row for at, row in enumerate(asked.read_test()) if not isinstance(row, BadRow)}
 
 
 def _settings(asked: Asked) -> dict[str, Any]:

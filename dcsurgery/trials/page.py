@@ -30,6 +30,8 @@ Pictures = Mapping[int, Sequence[Any]]
 
 def is_page(path: Path) -> bool:
     """Return whether a file is the page of a trial."""
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         return MARK.encode() in file.read(1000)
 

@@ -24,7 +24,7 @@ class TrialPlan(Printed):
     """What a trial would do. Seconds are estimates for this machine, of what is left to do.
 
     `arms` has the states that each arm's connector reads; `left_out` why others cannot be built;
-    `unknown` arms wait for the probe.
+    `unknown` arms wait for the probe. `no_verdict` says that none can come of these arms, if so.
     """
 
     model: str
@@ -42,6 +42,7 @@ class TrialPlan(Printed):
     test_rows: int
     seconds_per_row: float
     shared_pictures: int = 0
+    no_verdict: str = ""
 
     @property
     def seconds(self) -> float:
@@ -69,11 +70,13 @@ class TrialPlan(Printed):
             ("test", f"{self.test_rows:,} rows, {units.seconds(self.seconds_per_row)} a row"),
             ("memory", f"{units.size(self.memory)} for a training"),
             ("time", f"about {units.seconds(self.seconds)} on this machine, estimated from a "
-             "micro-batch and a few rows; the probe comes on top"),
+             "micro-batch and a few rows" + "; the probe comes on top" * bool(self.unknown)),
         ]  # fmt: skip
         if self.shared_pictures:
             facts.append(("warning", f"{self.shared_pictures} pictures of the test are in the "
                           "training data too"))  # fmt: skip
+        if self.no_verdict:
+            facts.append(("warning", self.no_verdict))
         out.facts(facts)
 
 

@@ -3,32 +3,50 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dcsurgery.architectures import find_architecture
 from dcsurgery.checkpoint.contents import Checkpoint
+from dcsurgery.checkpoint.digests import digest
 from dcsurgery.checkpoint.model_ref import local_folder
 from dcsurgery.connectors.request import Connector, Layers
 from dcsurgery.data.rows import data_digest
-from dcsurgery.errors import OutputExistsError, PlanError, RequestError
-from dcsurgery.evaluation.metrics import check_metric
-from dcsurgery.evaluation.trial_report import TrialReport, is_trial
+from dcsurgery.errors import PlanError
+from dcsurgery.evaluation.trial_report import TrialReport
 from dcsurgery.originals import open_model, told
-from dcsurgery.probing.probe_report import is_answer, write_file
+from dcsurgery.probing.probe_report import write_file
 from dcsurgery.recipes.steps import Say
 from dcsurgery.surgery.plan import describe_base
 from dcsurgery.surgery.plan_file import PLAN_FILE, read_plan
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.trials.arms import TITLES, Arm, build_arms, check_arms
-from dcsurgery.trials.chosen import PROBE_FILE, asked_for, probe, recommended
+from dcsurgery.trials.checks import (
+    PAGE_FILE,
+    PICTURE_FILE,
+    PROBE_ROWS,
+    REPORT_FILE,
+    check_asked,
+    check_base,
+    check_choice,
+    check_ours,
+    check_outside,
+    check_places,
+    check_settings,
+    work_folder,
+)
+from dcsurgery.trials.chosen import asked_for, probe, recommended
 from dcsurgery.trials.outcome import MEMORY, Outcome, make_report, rows_of_test, shared_pictures
-from dcsurgery.trials.page import draw_gains, is_page, render_page
+from dcsurgery.trials.page import draw_gains, render_page
 from dcsurgery.trials.plan import TrialPlan, make_trial_plan
 from dcsurgery.trials.units import Asked, Unit, Workshop, held
+from dcsurgery.trials.verdict import no_verdict
 
-REPORT_FILE, PAGE_FILE, PICTURE_FILE = "trial.json", "trial.html", "trial.png"
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
@@ -42,7 +60,7 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
     metric: str = "exact",
     connector: Connector | str | None = None,
     layers: Layers | None = None,
-    probe_rows: int = 500,
+    probe_rows: int = PROBE_ROWS,
     heed_probe: bool = False,
     settings: TrainingSettings | None = None,
     images: str | Path | None = None,
@@ -76,7 +94,7 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
         model=str(model),
         data=str(data),
         test=str(test),
-        settings=_settings(settings),
+        settings=check_settings(settings),
         metrics=tuple(dict.fromkeys((metric, "loss"))),
         images=None if images is None else Path(images),
         test_images=None if test_images is None else Path(test_images),
@@ -93,12 +111,17 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
     )
     started = time.perf_counter()
     names = check_arms(arms)
-    _check(asked, seeds)
-    work = Path(work_dir or f"{Path(str(model)).name}.trial")
+    check_choice(names, connector, layers, probe_rows=probe_rows, heed_probe=heed_probe, say=say)
+    check_asked(asked, seeds)
+    work = work_folder(model, work_dir)
     check_ours(work)
-    checkpoint = _open(asked)
-    shop = _shop(work, asked, checkpoint, say)
+    checkpoint = _open(asked, work)
+    architecture = find_architecture(checkpoint.config)
+    anatomy = architecture.dissect(checkpoint.config, checkpoint.tensors)
+    projector = {n: digest(checkpoint.tensor_chunks(n)) for n in anatomy.projector.tensors}
+    shop = _shop(work, asked, checkpoint, projector, say)
     record = describe_base(checkpoint)
+    check_base(work, record, projector)
     wanted = asked_for(connector, layers, record)
     probed = probe(shop, probe_rows, dry_run) if wanted is None and "chosen" in names else None
     chosen, left = wanted or recommended(probed), {}
@@ -107,8 +130,6 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
         without = [name for name in names if name != "base"] if heeded else ["chosen"]
         left = dict.fromkeys(without, probed.verdict)
         names = ("base",) if heeded else tuple(name for name in names if name not in left)
-    architecture = find_architecture(checkpoint.config)
-    anatomy = architecture.dissect(checkpoint.config, checkpoint.tensors)
     built, reasons = build_arms(names, checkpoint, anatomy, chosen)
     left |= reasons
     for name, why in left.items():
@@ -117,10 +138,16 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
         raise PlanError("no arm is left to try", hint="choose others: --arms control,dci")
     numbers = [asked.settings.seed + index for index in range(seeds)]
     units = list_units(built, numbers)
+    check_places(shop, units)
+    unknown = ["chosen"] * ("chosen" in names and chosen is None)
+    silent = "" if heeded else no_verdict([*(arm.name for arm in built), *unknown])
+    if silent:
+        say(f"warning: {silent}")
     if dry_run:
-        unknown = ["chosen"] * ("chosen" in names and chosen is None)
         todo = [unit for unit in units if not shop.done(unit)]
-        return make_trial_plan(shop, built, numbers, todo, left, unknown)
+        return replace(
+            make_trial_plan(shop, built, numbers, todo, left, unknown), no_verdict=silent
+        )
     do_units(shop, units)
     report = make_report(
         shop,
@@ -134,29 +161,22 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
     return report
 
 
-def _shop(work: Path, asked: Asked, checkpoint: Checkpoint, say: Say) -> Workshop:
+def _shop(
+    work: Path, asked: Asked, checkpoint: Checkpoint, projector: Mapping[str, str], say: Say
+) -> Workshop:
     record = describe_base(checkpoint)
     kept = record.model_dump(mode="json", exclude={"id", "folder", "revision", "template"})
     folder = checkpoint.ref.folder
-    # A folder has no commit that stands for its values.
-    content = None if record.commit or folder is None else data_digest(folder)
+    content: Any = None
+    if folder is not None and not record.commit:
+        # Nothing short stands for a folder's values: its digest reads both ends of every file.
+        weights = [path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHTS]
+        written = [(path.stat().st_size, path.stat().st_mtime_ns) for path in weights]
+        content = [data_digest(folder), projector, written]
     shared = shared_pictures(asked)
     if shared:
         say(f"warning: {MEMORY.format(shared)}")
     return Workshop(work, asked, {**kept, "content": content}, say, shared)
-
-
-def check_ours(work: Path) -> None:
-    """Raise OutputExistsError where a file of ours would replace somebody else's."""
-    ours = {PROBE_FILE: is_answer, REPORT_FILE: is_trial, PAGE_FILE: is_page}
-    ours[PICTURE_FILE] = lambda path: is_trial(path.with_name(REPORT_FILE))
-    for name, known in ours.items():
-        path = work / name
-        if path.is_symlink() or (path.exists() and not (path.is_file() and known(path))):
-            raise OutputExistsError(
-                f"{path} exists, and no trial wrote it",
-                hint="move it away, or choose another --work-dir",
-            )
 
 
 def _write(shop: Workshop, report: TrialReport) -> None:
@@ -177,41 +197,15 @@ def _write(shop: Workshop, report: TrialReport) -> None:
     write_file(shop.work / PAGE_FILE, render_page(report, pictures, figure))
 
 
-def _settings(settings: TrainingSettings | None) -> TrainingSettings:
-    chosen = (settings or TrainingSettings()).resolved()
-    if chosen.train == "connector":
-        raise RequestError(
-            "with --train connector the control would train nothing", hint="leave out --train"
-        )
-    if chosen.connector_lr == 0:
-        raise RequestError(
-            "with a rate of 0 the connector stays at zero", hint="leave out --connector-lr"
-        )
-    return chosen
-
-
-def _check(asked: Asked, seeds: int) -> None:
-    check_metric(asked.metrics[0])
-    if seeds < 1:
-        raise RequestError(f"--seeds {seeds} is too few", hint="use 1 or more, better 3")
-    for metric in asked.metrics:
-        asked.evaluation(metric).check()
-    same = asked.digests["data"] == asked.digests["test"]
-    if same and asked.split == asked.test_split:
-        raise RequestError(
-            "the test is the training data: every model would look better than it is",
-            hint="give rows of other pictures with --test, or --test-split",
-        )
-
-
-def _open(asked: Asked) -> Checkpoint:
+def _open(asked: Asked, work: Path) -> Checkpoint:
     folder = local_folder(asked.model, asked.revision)
+    check_outside(work, folder)
     if (folder / PLAN_FILE).is_file():
         plan = read_plan(folder)
+        base = shlex.quote(plan.base.folder or plan.base.id)
         raise PlanError(
             f"{asked.model} has a {plan.kind} connector already",
-            hint=f"try its base: dcsurgery trial {plan.base.folder or plan.base.id} --data DATA "
-            "--test TEST",
+            hint=f"try its base: dcsurgery trial {base} --data DATA --test TEST",
         )
     return open_model(asked.model, asked.revision, hints=told(**asked.hints))
 

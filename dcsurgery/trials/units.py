@@ -14,7 +14,7 @@ from typing import Any
 
 from dcsurgery.checkpoint.copying import make_folder
 from dcsurgery.checkpoint.model_ref import local_folder
-from dcsurgery.data.rows import data_digest, read_rows
+from dcsurgery.data.rows import Rows, data_digest, read_rows
 from dcsurgery.errors import OutputExistsError, VerificationError
 from dcsurgery.evaluation.answers import FILE, REPORT, Answer
 from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
@@ -26,6 +26,7 @@ from dcsurgery.recipes.stamps import (
     describe_output,
     hash_inputs,
     is_done,
+    read_stamp,
     write_stamp,
 )
 from dcsurgery.recipes.steps import Say, often
@@ -77,14 +78,18 @@ class Asked:
         """SHA-256 of the training data and of the test."""
         return {"data": data_digest(self.data), "test": data_digest(self.test)}
 
-    def count_test(self) -> int:
-        """Return how many rows of the test are asked."""
-        rows = read_rows(
+    def read_test(self) -> Rows:
+        """Open the test."""
+        return read_rows(
             self.test,
             images=self.test_images or self.images,
             split=self.test_split,
             columns=self.columns,
         )
+
+    def count_test(self) -> int:
+        """Return how many rows of the test are asked."""
+        rows = self.read_test()
         return len(rows) if self.limit is None else min(self.limit, len(rows))
 
     def evaluation(self, metric: str) -> EvalSettings:
@@ -164,8 +169,11 @@ class Workshop:
         if found is not None:
             self.say(f"{label}: done before")
             return found
-        self.say(f"{label} ...")
         wanted = self._hash(step)
+        before = read_stamp(self.work, step.name)
+        if before is not None and before.inputs_sha256 != wanted:
+            self.say(f"{label}: done before with other settings, data or model: done again")
+        self.say(f"{label} ...")
         goes_on = begin(self.work, step.name, wanted, step.unfinished)
         restart_peak()
         started = time.perf_counter()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from dcsurgery.evaluation.trial_report import Decision, Gain, Versus
 from dcsurgery.printing import units
+from dcsurgery.trials.arms import RETROFITS
 
 Found = Mapping[str, Versus]
+NEEDED = "it needs the control and an arm with new states"
 
 
 def decide(judged: str | None, versus: Found, metric: str, seeds: int) -> tuple[Decision, str]:
@@ -19,7 +21,7 @@ def decide(judged: str | None, versus: Found, metric: str, seeds: int) -> tuple[
     """
     control = versus.get("control")
     if judged is None or control is None:
-        return "no verdict", "no verdict: it needs the control and an arm with new states"
+        return "no verdict", f"no verdict: {NEEDED}"
     gain, base = control.gain, versus.get("base")
     where = f"({metric}, {units.plural(gain.rows, 'row')}, {units.plural(seeds, 'seed')})"
     said = f"{judged} minus control {write_gain(gain, metric)} {where}"
@@ -37,6 +39,13 @@ def decide(judged: str | None, versus: Found, metric: str, seeds: int) -> tuple[
         return "worth it", f"worth it: {said}{more}"
     size = "; today's feature again, in a matrix of the same size, does as much" * as_good
     return "not shown", f"not shown: {said}{size * control.beats}{_why(control, metric)}"
+
+
+def no_verdict(names: Sequence[str]) -> str:
+    """Say that no verdict can come of arms; nothing where one can."""
+    if "control" in names and not {*names}.isdisjoint(RETROFITS):
+        return ""
+    return f"no verdict will come of these arms: {NEEDED}"
 
 
 def write_gain(gain: Gain, metric: str) -> str:

@@ -89,6 +89,21 @@ def test_lost_types_and_left_out_arms_are_shown(
     assert "seed 0: dci won 9 and lost 4 of 500 rows against control" in shown
 
 
+def test_a_stop_says_how_it_goes_on(
+    run: Run, tiny_clip: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dcsurgery.trials import trial
+
+    def stop(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trial, "try_model", stop)
+    result = run("trial", tiny_clip, *words_of(place))
+    assert result.exit_code == 130 and "the same command goes on" in result.stderr
+    result = run("trial", tiny_clip, *words_of(place), "--dry-run")
+    assert result.exit_code == 130 and "goes on" not in result.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

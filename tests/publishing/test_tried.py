@@ -51,6 +51,7 @@ def test_a_model_that_beats_its_control_may_go(plan: SurgeryPlan, tmp_path: Path
         ({"found": gain(-0.05, -0.07, -0.03)}, "does not beat its control"),
         ({"found": gain(0.05, 0.03, 0.07, [0.11, -0.01])}, "with every seed"),
         ({"lost": ["colour", "size"]}, "loses on colour, size"),
+        ({"decision": "do not", "verdict": "do not: below"}, "dci is advised against: do not: be"),
     ],
 )
 def test_what_is_not_shown_is_refused_unless_told_otherwise(
@@ -62,6 +63,21 @@ def test_what_is_not_shown_is_refused_unless_told_otherwise(
     assert told in found.value.message and "nothing was committed" in found.value.message
     assert "--require-anyway" in found.value.hint
     assert require_trial(path, plan, anyway=True).arm == "dci"
+
+
+def test_an_arm_below_the_base_is_refused_judged_or_not(plan: SurgeryPlan, tmp_path: Path) -> None:
+    report = trial_of(plan, judged="chosen")
+    (versus,) = report.comparisons
+    below = versus.model_copy(update={"against": "base", "gain": gain(-0.05, -0.07, -0.03)})
+    report = report.model_copy(update={"comparisons": [versus, below]})
+    with pytest.raises(PublishError, match=r"dci is below the base after this training, by 0\.05"):
+        require_trial(written(tmp_path, report), plan)
+
+
+def test_what_does_not_beat_its_size_goes_with_a_note(plan: SurgeryPlan, tmp_path: Path) -> None:
+    report = trial_of(plan, decision="not shown", verdict="not shown: made up")
+    tried = require_trial(written(tmp_path, report), plan)
+    assert tried.notes == ("the trial's decision about dci is 'not shown'",)
 
 
 def test_a_trial_of_something_else_is_refused_in_any_case(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from dcsurgery.evaluation.answers import Answer
 from dcsurgery.evaluation.trial_report import Gain, Versus
 from dcsurgery.trials.compare import Results, fallen
 from dcsurgery.trials.differences import count_differences
+from dcsurgery.trials.outcome import tell_untyped
 from dcsurgery.trials.verdict import decide
 from tests.training.pictures import answer, user
 
@@ -187,3 +189,13 @@ def test_all_differences_are_counted_and_one_of_each_kind_is_drawn() -> None:
     assert lost.kind == "lost" and lost.id == "row-2" and lost.question == "which?"
     drawn = {count_differences(found, "dci", [seed, 0])[0].examples[0].place for seed in range(20)}
     assert drawn == {0, 1}
+
+
+def test_rows_without_a_type_beside_typed_ones_are_told() -> None:
+    found = results({"control": [[0, 1, 1]], "dci": [[1, 1, 0]]})
+    assert tell_untyped(found) == []
+    untyped = {**found.rows, 0: replace(found.rows[0], kind=None)}
+    (told,) = tell_untyped(replace(found, rows=untyped))
+    assert told.startswith("1 row has no type")
+    bare = {at: replace(row, kind=None) for at, row in found.rows.items()}
+    assert tell_untyped(replace(found, rows=bare)) == []

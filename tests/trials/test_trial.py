@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from html import escape
@@ -15,10 +16,14 @@ import dcsurgery
 from dcsurgery.demo.lesson import write_lesson
 from dcsurgery.errors import OutputExistsError, PlanError, RequestError
 from dcsurgery.evaluation.trial_report import TrialReport, read_trial
+from dcsurgery.surgery.convert import plan_conversion
 from dcsurgery.training.settings import TrainingSettings
+from dcsurgery.trials.checks import check_ours, work_folder
+from dcsurgery.trials.page import render_page
 from dcsurgery.trials.plan import TrialPlan
 from tests.training.data import write_data
 from tests.trials.planted import write_model, write_rows
+from tests.trials.reports import trial_of
 
 SETTINGS = TrainingSettings(
     max_steps=15, batch_size=8, micro_batch=8, connector_lr=1e-2, projector_lr=1e-2, save_steps=5
@@ -121,7 +126,7 @@ def test_it_goes_on_inside_a_training_that_was_stopped(
 
         return train(*arguments, **{**options, "progress": progress})
 
-    options = {"work_dir": work, "arms": ("control",), "connector": "dci"}
+    options = {"work_dir": work, "arms": ("control",)}
     monkeypatch.setattr(units, "finetune_connector", stop)
     with pytest.raises(KeyboardInterrupt):
         tried(place, **options)
@@ -184,7 +189,11 @@ def test_a_dry_run_writes_nothing(place: Path) -> None:
         "repeated": "3;3",
     }
     assert plan.test_rows == 80 and plan.seconds > 0
-    assert "the probe's" in str(plan)
+    assert "the probe's" in str(plan) and "the probe comes on top" in str(plan)
+    said: list[str] = []
+    plan = tried(place, work_dir=place / "dry", dry_run=True, layers="2", said=said)
+    assert "the probe" not in str(plan)
+    assert "warning: --probe-rows 100 is not used: no probe runs" in said
 
 
 @pytest.mark.parametrize(
@@ -200,6 +209,13 @@ def test_a_dry_run_writes_nothing(place: Path) -> None:
         ({"settings": TrainingSettings(train="connector")}, RequestError, "--train connector"),
         ({"settings": TrainingSettings(connector_lr=0)}, RequestError, "rate of 0"),
         ({"limit": 0}, RequestError, "--limit 0"),
+        ({"eval_batch": 0}, RequestError, "--eval-batch 0"),
+        ({"probe_rows": 0}, RequestError, "--probe-rows 0"),
+        ({"test_images": "nowhere"}, RequestError, "--test-images nowhere"),
+        ({"arms": ("control", "dci"), "layers": "1"}, RequestError, "--layers 1"),
+        ({"arms": ("control", "dci"), "connector": "sci"}, RequestError, "--connector sci"),
+        ({"arms": ("control", "dci"), "heed_probe": True}, RequestError, "--heed-probe"),
+        ({"layers": "2", "heed_probe": True}, RequestError, "--heed-probe"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_runs(
@@ -213,10 +229,126 @@ def test_what_cannot_be_meant_is_refused_before_anything_runs(
 
 
 def test_a_converted_model_is_told_its_base(place: Path, tmp_path: Path) -> None:
-    dcsurgery.convert(place / "model", tmp_path / "converted", form="delta")
+    base = shutil.copytree(place / "model", tmp_path / "my model")
+    dcsurgery.convert(base, tmp_path / "converted", form="delta")
     with pytest.raises(PlanError, match="has a dci connector already") as found:
         dcsurgery.trial(tmp_path / "converted", place / "train.json", place / "test.json")
-    assert str(place / "model") in found.value.hint
+    assert f"'{base}'" in found.value.hint
+
+
+def test_nothing_is_made_inside_the_model(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shutil.copytree(place / "model", tmp_path / "model")
+    before = sorted(path.name for path in model.iterdir())
+    monkeypatch.chdir(model)
+    with pytest.raises(RequestError, match=r"work folder model\.trial would be inside") as found:
+        dcsurgery.trial(".", place / "train.json", place / "test.json")
+    assert "--work-dir" in found.value.hint
+    assert sorted(path.name for path in model.iterdir()) == before
+    monkeypatch.chdir(tmp_path)
+    assert work_folder("model/", None) == work_folder("./model", None) == Path("model.trial")
+    assert work_folder("org/name", None) == Path("name.trial")
+
+
+def test_after_a_damaged_report_is_moved_away_the_picture_is_still_known(
+    place: Path, tmp_path: Path
+) -> None:
+    report = trial_of(plan_conversion(place / "model", form="delta").plan, differences=[])
+    (tmp_path / "trial.png").write_bytes(b"png")
+    (tmp_path / "trial.html").write_text(render_page(report, {}, None))
+    check_ours(tmp_path)
+    (tmp_path / "trial.html").unlink()
+    with pytest.raises(OutputExistsError, match=r"trial\.png exists"):
+        check_ours(tmp_path)
+
+
+def scaled(model: Path, folder: Path) -> Path:
+    """A copy of a model in which only values of the projector, in the middle of a file, differ."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, folder)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if "multi_modal_projector.linear_2.weight" in name)
+    tensors[name] = tensors[name] * 1.5
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    save_file(tensors, path, metadata={"format": "pt"})
+    os.utime(path, ns=times)
+    return folder
+
+
+@pytest.mark.slow
+def test_another_projector_is_another_model(tmp_path: Path) -> None:
+    lesson = write_lesson(tmp_path / "lesson")
+    other = scaled(lesson / "model", tmp_path / "other")
+    said: list[str] = []
+    given: dict[str, Any] = {
+        "arms": ("control",), "seeds": 1, "limit": 2, "max_new_tokens": 2,
+        "settings": TrainingSettings(max_steps=1, batch_size=2), "say": said.append,
+    }  # fmt: skip
+    data = (lesson / "train.json", lesson / "test.json", tmp_path / "work")
+    dcsurgery.trial(lesson / "model", *data, **given)
+    with pytest.raises(OutputExistsError, match=r"is a trial of .*model, another model") as found:
+        dcsurgery.trial(other, *data, **given)
+    assert "--work-dir" in found.value.hint
+    (tmp_path / "work/trial.json").unlink()
+    said.clear()
+    dcsurgery.trial(other, *data, **given)
+    assert not any(line.endswith(": done before") for line in said)
+    assert any("training: done before with other settings, data or model" in s for s in said)
+
+
+def test_the_work_folder_of_another_model_is_refused(place: Path, tmp_path: Path) -> None:
+    plan = plan_conversion(place / "model", form="delta").plan
+    (tmp_path / "trial.json").write_text(trial_of(plan).model_dump_json())
+    assert isinstance(tried(place, work_dir=tmp_path, dry_run=True), TrialPlan)
+    shutil.copytree(place / "model", tmp_path / "copy")
+    for folder in (tmp_path / "copy", scaled(place / "model", tmp_path / "scaled")):
+        with pytest.raises(OutputExistsError, match="a trial of /home/me/llava, another model"):
+            dcsurgery.trial(
+                folder, place / "train.json", place / "test.json", tmp_path, dry_run=True
+            )
+
+
+@pytest.mark.parametrize(
+    ("metric", "spoilt", "told"),
+    [("choice", "answer", "is not a letter"), ("exact", "", "no reference answer")],
+)
+def test_a_test_that_the_metric_cannot_use_is_refused_before_a_training(
+    place: Path, tmp_path: Path, metric: str, spoilt: str, told: str
+) -> None:
+    rows = json.loads((place / "test.json").read_text())
+    test = place / f"spoilt-{metric}.json"
+    test.write_text(json.dumps([{**row, "answer": spoilt and "a red one"} for row in rows]))
+    with pytest.raises(RequestError, match=told):
+        tried(place, test=test, work_dir=tmp_path / "work", metric=metric, dry_run=True)
+    with pytest.raises(RequestError, match=told):
+        tried(place, test=test, work_dir=tmp_path / "work", metric=metric)
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("name", ["dci-0/mine.txt", "dci-0.training/mine.txt"])
+def test_files_of_others_in_an_arms_folder_are_found_before_a_training(
+    place: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputExistsError, match=name.split("/")[0]):
+        tried(place, work_dir=tmp_path, arms=("control", "dci"))
+    assert [path.name for path in tmp_path.iterdir()] == [name.split("/")[0]]
+
+
+@pytest.mark.parametrize(("arms", "none"), [(("dci",), True), (("control", "chosen"), False),
+                                            (("base", "control"), True)])  # fmt: skip
+def test_arms_of_which_no_verdict_can_come_are_said_at_once(
+    place: Path, tmp_path: Path, arms: tuple[str, ...], none: bool
+) -> None:
+    said: list[str] = []
+    plan = tried(place, work_dir=tmp_path / "work", arms=arms, dry_run=True, said=said)
+    told = "no verdict will come of these arms"
+    assert any(told in line for line in said) is none and (told in str(plan)) is none
+    assert bool(plan.no_verdict) is none
 
 
 @pytest.mark.parametrize("name", ["trial.json", "trial.html", "trial.png", "probe.json"])
