@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,8 @@ def test_hf_jobs_are_asked_for_with_options_that_hf_has(tmp_path: Path) -> None:
     assert subprocess.run(["bash", "-c", text], capture_output=True).returncode, "without a bucket"
     (words,) = carry_out(text, tmp_path, BUCKET="me/run", NODES="1")
     assert words[:3] == ["hf", "jobs", "run"]
-    helped = subprocess.run(["hf", "jobs", "run", "--help"], capture_output=True, text=True)
+    hf = Path(sys.executable).with_name("hf")
+    helped = subprocess.run([hf, "jobs", "run", "--help"], capture_output=True, text=True)
     asked = {word for word in words[: words.index("python:3.12")] if word.startswith("--")}
     assert asked <= set(re.findall(r"--[a-z-]+", helped.stdout)) and "--secrets" in asked
     flavors = re.sub(r"\s", "", helped.stdout)
