@@ -131,7 +131,8 @@ def waited(pids: list[int]) -> list[int]:
         codes[pid] = os.waitstatus_to_exitcode(status)
         if codes[pid] not in (0, 130):
             for other in set(pids) - set(codes):
-                os.kill(other, signal.SIGKILL)
+                # Not SIGKILL, by which the one that was to be killed is known.
+                os.kill(other, signal.SIGUSR1)
     return [codes[pid] for pid in pids]
 
 

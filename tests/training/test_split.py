@@ -94,7 +94,8 @@ def carry_out(folder: Path, *trainings: dict[str, Any]) -> list[list[int]]:
     assert done.returncode == 0, done.stderr[-3000:]
     codes: list[list[int]] = json.loads(done.stdout.splitlines()[-1])
     assert len(codes) == len(trainings)
-    if any(1 in found for found in codes):
+    # One whose peer was killed may find that out before it is ended.
+    if any(1 in found and -9 not in found for found in codes):
         pytest.fail(done.stderr[-6000:])
     return codes
 
