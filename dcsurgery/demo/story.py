@@ -52,8 +52,8 @@ def run_demo(
     say("\nYour own model and rows are next: which states, is it worth it, then do it")
     say("  dcsurgery probe llava-hf/llava-1.5-7b-hf --data yours.json -o probe.json")
     say("  dcsurgery trial llava-hf/llava-1.5-7b-hf --data yours.json --test others.json")
-    say("  dcsurgery finetune llava-hf/llava-1.5-7b-hf --layers @probe.json \\")
-    say("    --data yours.json -o tuned")
+    say("  dcsurgery finetune llava-hf/llava-1.5-7b-hf --connector dci \\")
+    say("    --layers @probe.json --data yours.json -o tuned")
     return trained
 
 

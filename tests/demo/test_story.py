@@ -74,6 +74,8 @@ def test_the_story_names_what_it_made(told: tuple[Path, Path, list[str]]) -> Non
     ):
         assert line in text.split("\n")
     assert str(work) in text and trained.name in text and "FAILED" not in text
+    # --layers alone is refused.
+    assert "dcsurgery finetune llava-hf/llava-1.5-7b-hf --connector dci" in text
     named = ("Not shown to move", "curves.png", "layers.png", "finetune", "do not operate")
     for word in (*STORY, *KINDS, *named):
         assert word in text
