@@ -185,11 +185,16 @@ def write_file(target: Path, chunks: Iterable[bytes]) -> int:
 
 
 def replace_text(path: Path, text: str) -> None:
+    """Write a small UTF-8 file as replace_bytes does. Raises OSError."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
     """Write a small file whole or not at all, in place of an older one. Raises OSError."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         os.replace(partial, path)
     except OSError:
         with suppress(OSError):

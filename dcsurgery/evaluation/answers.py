@@ -85,6 +85,12 @@ class AnswerFile:
         return {row: found for (at, row), found in self.found.items() if at == model}
 
 
+def read_answers(folder: Path) -> dict[int, Answer]:
+    """Return the answers of a finished evaluation of one model, by the places of their rows."""
+    lines = (folder / FILE).read_text(encoding="utf-8").splitlines()[1:]
+    return {answer.row: answer for answer in (Answer(**json.loads(line)) for line in lines)}
+
+
 def check_folder(folder: Path) -> None:
     """Refuse a folder whose files of our names are somebody else's. Raises OutputExistsError."""
     if folder.exists() and not folder.is_dir():

@@ -12,6 +12,8 @@ from dcsurgery.errors import RequestError
 from dcsurgery.evaluation.eval_report import Metric, Score
 from dcsurgery.surgery.plan_file import BaseRecord
 
+# Arms with new states, the one that a verdict is about first.
+RETROFITS = ("chosen", "dci")
 Decision = Literal["worth it", "not shown", "do not", "no verdict"]
 
 

@@ -10,7 +10,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dcsurgery.errors import PublishError
-from dcsurgery.evaluation.trial_report import Gain, TrialArm, TrialReport, Versus, read_trial
+from dcsurgery.evaluation.trial_report import (
+    RETROFITS,
+    Gain,
+    TrialArm,
+    TrialReport,
+    Versus,
+    read_trial,
+)
 from dcsurgery.markdown import table
 from dcsurgery.publishing.failures import NOTHING
 from dcsurgery.publishing.privacy import without_paths
@@ -18,7 +25,6 @@ from dcsurgery.surgery.plan_file import DELTA_FOLDER, SurgeryPlan
 from dcsurgery.training.settings import FREE
 
 TRIAL_FILE = f"{DELTA_FOLDER}/trial.json"
-RETROFITS = ("chosen", "dci")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dcsurgery.checkpoint.copying import replace_text
 from dcsurgery.checkpoint.destination import check_output
 from dcsurgery.data.rows import data_files
 from dcsurgery.errors import OutputExistsError, RequestError
@@ -88,13 +89,7 @@ def convert_benchmark(
             f"{data} is not what {name} comes in", hint=f"{name} is made of {known.file}"
         )
     made, left = _made(name, known.file, known.rows(files, split))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    staged = place.with_name(f"{place.name}.partial")
-    try:
-        staged.write_text("".join(f"{json.dumps(row)}\n" for row in made), encoding="utf-8")
-        os.replace(staged, place)
-    finally:
-        staged.unlink(missing_ok=True)
+    replace_text(place, "".join(f"{json.dumps(row)}\n" for row in made))
     return Converted(name, str(place), len(made), dict(left), known.images, known.metric)
 
 

@@ -10,6 +10,7 @@ from dcsurgery.anatomy import Anatomy
 from dcsurgery.checkpoint.contents import Checkpoint
 from dcsurgery.connectors.request import Connector
 from dcsurgery.errors import PlanError, RequestError
+from dcsurgery.evaluation.trial_report import RETROFITS
 from dcsurgery.surgery.plan import make_plan
 from dcsurgery.surgery.plan_file import SurgeryPlan
 from dcsurgery.training.settings import TrainingSettings
@@ -22,7 +23,6 @@ TITLES = {
     "dci": "dense connector (dci), its default states",
     "chosen": "the chosen states",
 }
-RETROFITS = ("chosen", "dci")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dcsurgery.data.tally import Losses
 from dcsurgery.errors import VerificationError
 from dcsurgery.evaluation.intervals import TEST
 from dcsurgery.evaluation.trial_report import (
+    RETROFITS,
     Differences,
     Probed,
     TrialArm,
@@ -22,7 +23,7 @@ from dcsurgery.evaluation.trial_report import (
 from dcsurgery.printing import units
 from dcsurgery.probing.probe_report import ProbeReport
 from dcsurgery.recipes.resolve import installed
-from dcsurgery.trials.arms import RETROFITS, TITLES, Arm
+from dcsurgery.trials.arms import TITLES, Arm
 from dcsurgery.trials.compare import Results
 from dcsurgery.trials.cost import Log, estimate_a100
 from dcsurgery.trials.differences import count_differences

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from dcsurgery.architectures import find_architecture
 from dcsurgery.checkpoint.contents import Checkpoint
+from dcsurgery.checkpoint.copying import replace_bytes
 from dcsurgery.checkpoint.digests import digest
 from dcsurgery.checkpoint.model_ref import local_folder
 from dcsurgery.connectors.request import Connector, Layers
@@ -22,7 +22,7 @@ from dcsurgery.originals import open_model, told
 from dcsurgery.probing.probe_report import write_file
 from dcsurgery.recipes.steps import Say
 from dcsurgery.surgery.plan import describe_base
-from dcsurgery.surgery.plan_file import PLAN_FILE, read_plan
+from dcsurgery.surgery.plan_file import PLAN_FILE, BaseRecord, read_plan
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.trials.arms import TITLES, Arm, build_arms, check_arms
 from dcsurgery.trials.checks import (
@@ -119,8 +119,8 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
     architecture = find_architecture(checkpoint.config)
     anatomy = architecture.dissect(checkpoint.config, checkpoint.tensors)
     projector = {n: digest(checkpoint.tensor_chunks(n)) for n in anatomy.projector.tensors}
-    shop = _shop(work, asked, checkpoint, projector, say)
     record = describe_base(checkpoint)
+    shop = _shop(work, asked, checkpoint.ref.folder, record, projector, say)
     check_base(work, record, projector)
     wanted = asked_for(connector, layers, record)
     probed = probe(shop, probe_rows, dry_run) if wanted is None and "chosen" in names else None
@@ -162,11 +162,14 @@ def try_model(  # noqa: PLR0913 - one keyword per CLI option, by design
 
 
 def _shop(
-    work: Path, asked: Asked, checkpoint: Checkpoint, projector: Mapping[str, str], say: Say
+    work: Path,
+    asked: Asked,
+    folder: Path | None,
+    record: BaseRecord,
+    projector: Mapping[str, str],
+    say: Say,
 ) -> Workshop:
-    record = describe_base(checkpoint)
     kept = record.model_dump(mode="json", exclude={"id", "folder", "revision", "template"})
-    folder = checkpoint.ref.folder
     content: Any = None
     if folder is not None and not record.commit:
         # Nothing short stands for a folder's values: its digest reads both ends of every file.
@@ -184,9 +187,7 @@ def _write(shop: Workshop, report: TrialReport) -> None:
     write_file(shop.work / REPORT_FILE, report.model_dump_json(indent=2) + "\n")
     figure = draw_gains(report)
     if figure is not None:
-        partial = shop.work / f"{PICTURE_FILE}.partial"
-        partial.write_bytes(figure)
-        os.replace(partial, shop.work / PICTURE_FILE)
+        replace_bytes(shop.work / PICTURE_FILE, figure)
     rows = rows_of_test(shop.asked)
     examples = [item for found in report.differences for item in found.examples]
     orientation = shop.asked.settings.orientation

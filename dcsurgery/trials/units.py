@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,7 @@ from dcsurgery.checkpoint.copying import make_folder
 from dcsurgery.checkpoint.model_ref import local_folder
 from dcsurgery.data.rows import Rows, data_digest, read_rows
 from dcsurgery.errors import OutputExistsError, VerificationError
-from dcsurgery.evaluation.answers import FILE, REPORT, Answer
+from dcsurgery.evaluation.answers import REPORT, Answer, read_answers
 from dcsurgery.evaluation.runner import EvalSettings, evaluate_checkpoints
 from dcsurgery.recipes.resolve import installed
 from dcsurgery.recipes.stamps import FOLDER as STAMPS
@@ -276,9 +275,7 @@ class Workshop:
 
     def read_answers(self, unit: Unit, metric: str) -> dict[int, Answer]:
         """Return what a unit answered, by the places of the rows."""
-        lines = (self.answers(unit, metric) / FILE).read_text(encoding="utf-8").splitlines()[1:]
-        answers = (Answer(**json.loads(line)) for line in lines)
-        return {answer.row: answer for answer in answers}
+        return read_answers(self.answers(unit, metric))
 
     def log(self, unit: Unit) -> list[dict[str, Any]]:
         """Return the steps of a unit's training."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dcsurgery.evaluation.trial_report import Decision, Gain, Versus
+from dcsurgery.evaluation.trial_report import RETROFITS, Decision, Gain, Versus
 from dcsurgery.printing import units
-from dcsurgery.trials.arms import RETROFITS
 
 Found = Mapping[str, Versus]
 NEEDED = "it needs the control and an arm with new states"

@@ -15,7 +15,7 @@ from typing import Any
 
 from dcsurgery.data.conversations import BadRow
 from dcsurgery.data.rows import read_rows
-from dcsurgery.evaluation.answers import FILE, Answer
+from dcsurgery.evaluation.answers import FILE, Answer, read_answers
 from dcsurgery.evaluation.trial_report import Gain
 from dcsurgery.training.settings import TrainingSettings
 from dcsurgery.trials.compare import Results
@@ -55,12 +55,9 @@ def read(folder: Path) -> dict[str, dict[str, list[dict[int, Answer]]]]:
             twin = "dci" if arm == "chosen" and "dci arm again" in left.get(arm, "") else arm
             for metric in METRICS:
                 name = twin if arm == "base" else f"{twin}-{seed}"
-                path = work / "answers" / f"{name}-{metric}" / FILE
-                if path.exists():
-                    lines = path.read_text(encoding="utf-8").splitlines()[1:]
-                    answers = [Answer(**json.loads(line)) for line in lines]
-                    by_row = {answer.row: answer for answer in answers}
-                    found.setdefault(arm, defaultdict(list))[metric].append(by_row)
+                place = work / "answers" / f"{name}-{metric}"
+                if (place / FILE).exists():
+                    found.setdefault(arm, defaultdict(list))[metric].append(read_answers(place))
     return found
 
 
